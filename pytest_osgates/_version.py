@@ -1,0 +1,3 @@
+"""The version, read by the build without importing the rest."""
+
+VERSION = "0.1.0"

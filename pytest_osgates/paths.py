@@ -12,7 +12,7 @@ def cache_dir(*parts: str) -> Path:
     Nothing in it is needed for correctness: whatever is read from it is checked by digest first.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     path = root.joinpath("osgates", *parts)
     path.mkdir(parents=True, exist_ok=True)
     return path

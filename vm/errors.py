@@ -56,9 +56,7 @@ class MissingTool(HostError):
 class CommandFailed(HostError):
     """A host program ended with another status than expected."""
 
-    def __init__(
-        self, command: Sequence[str], returncode: int, output: str, *, remedy: str | None = None
-    ) -> None:
+    def __init__(self, command: Sequence[str], returncode: int, output: str, *, remedy: str | None = None) -> None:
         tail = "\n".join(f"  | {line}" for line in output.strip().splitlines()[-12:])
         name = command[0].rsplit("/", 1)[-1] if command else "?"
         how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with status {returncode}"

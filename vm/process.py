@@ -157,9 +157,7 @@ def run(
                 if await_exit(process, min(0.5, timeout - elapsed)):
                     break
                 if time.monotonic() - begun >= timeout:
-                    raise HostTimeout(
-                        f"{argv[0]} did not end within {timeout:.0f} s and was killed", remedy=remedy
-                    )
+                    raise HostTimeout(f"{argv[0]} did not end within {timeout:.0f} s and was killed", remedy=remedy)
         finally:
             returncode = end(process)
         out.seek(0)

@@ -1,0 +1,22 @@
+"""A small Debian live distribution, built from locked packages: what the gates are tried on."""
+
+from pytest_osgates.demo.build import BuiltIso, ProgressCallback, build_demo_iso
+
+from pytest_osgates.demo.definition import Definition, load_definition
+
+from pytest_osgates.demo.lock import Lock, read_lock
+
+__all__ = [
+    "BuiltIso",
+    "Definition",
+    "Fault",
+    "Lock",
+    "ProgressCallback",
+    "add_fault",
+    "build_demo_iso",
+    "cached_demo_iso",
+    "fault_names",
+    "load_definition",
+    "load_fault",
+    "read_lock",
+]

@@ -1,0 +1,229 @@
+"""The definition of a live distribution (``definition.toml`` and ``tree/``), checked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import tomllib
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from pytest_osgates.debian.model import NAME, Archive, Suite
+from pytest_osgates.vm.errors import UsageError
+
+DEFINITION = Path(__file__).resolve().parent / "definition.toml"
+_UNIT = r"^[A-Za-z0-9:_.\\@\-]+\.(?:service|timer|socket|target|path|mount)$"
+
+
+def relative_path(value: str) -> str:
+    """A path below a root: no leading slash, nothing that climbs."""
+    parts = PurePosixPath(value).parts
+    if not parts or value.startswith("/") or ".." in parts or "\n" in value or value != "/".join(parts):
+        raise ValueError(f"not a path below a root: {value!r}")
+    return value
+
+
+def one_parameter(value: str) -> str:
+    """One kernel parameter: no white space, nothing that GRUB or ISOLINUX would expand."""
+    if not value or any(not 0x21 <= ord(c) <= 0x7E or c in "\"'\\$;{}#@" for c in value):
+        raise ValueError(f"not one kernel parameter: {value!r}")
+    return value
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+RelativePath = Annotated[str, AfterValidator(relative_path)]
+Parameter = Annotated[str, AfterValidator(one_parameter)]
+Unit = Annotated[str, Field(pattern=_UNIT)]
+PackageName = Annotated[str, Field(pattern=rf"^{NAME}$")]
+Mode = Annotated[int, Field(ge=0, le=0o7777)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors: a typing mistake must not be a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SuiteEntry(Strict):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")
+    archive: Archive = Archive.DEBIAN
+    components: tuple[str, ...] = ("main",)
+    optional: bool = False
+
+    def suite(self) -> Suite:
+        return Suite(self.name, self.archive, self.components, self.optional)
+
+
+class PackageGroup(Strict):
+    group: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+    names: tuple[PackageName, ...] = Field(min_length=1)
+
+
+class MediaPackage(Strict):
+    """Files of a package that go to the medium; an empty destination: only used in building."""
+
+    package: PackageName
+    reason: str = Field(min_length=1)
+    files: dict[RelativePath, Literal[""] | RelativePath] = Field(min_length=1)
+
+
+class KernelParameter(Strict):
+    text: Parameter
+    reason: str = Field(min_length=1)
+
+
+class Dpkg(Strict):
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+
+
+class Units(Strict):
+    enable: tuple[Unit, ...] = ()
+    disable: tuple[Unit, ...] = ()
+    mask: tuple[Unit, ...] = ()
+
+
+class Hooks(Strict):
+    customize: str = ""
+
+
+class Squashfs(Strict):
+    compression: Literal["zstd"] = "zstd"
+    level: int = Field(15, ge=1, le=22)
+    block_size: int = Field(262144, ge=4096, le=1 << 20)
+
+
+class Boot(Strict):
+    kernel: RelativePath
+    initrd: RelativePath
+    grub_cfg: str
+    isolinux_cfg: str
+
+
+class Definition(Strict):
+    """A live distribution, as data."""
+
+    version: Literal[1] = Field(alias="schema")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9\-]*$")
+    title: str = Field(pattern=r"^[A-Za-z0-9 .\-]+$")
+    label: str = Field(pattern=r"^[A-Z0-9_]{1,32}$")
+    architecture: Literal["amd64"]
+    source_date_epoch: int = Field(gt=0, lt=1 << 32)
+    suites: tuple[SuiteEntry, ...] = Field(min_length=1)
+    packages: tuple[PackageGroup, ...] = Field(min_length=1)
+    media: tuple[MediaPackage, ...]
+    parameters: tuple[KernelParameter, ...]
+    dpkg: Dpkg = Dpkg()
+    units: Units = Units()
+    modes: dict[RelativePath, Mode] = {}
+    symlinks: dict[RelativePath, str] = {}
+    hooks: Hooks = Hooks()
+    squashfs: Squashfs = Squashfs()
+    boot: Boot
+
+    @property
+    def package_names(self) -> tuple[str, ...]:
+        """All packages asked for, sorted."""
+        return tuple(sorted({name for group in self.packages for name in group.names}))
+
+    @property
+    def command_line(self) -> str:
+        return " ".join(parameter.text for parameter in self.parameters)
+
+    def boot_configs(self, extra: str = "") -> dict[str, str]:
+        """The boot loaders' configurations by their path on the medium."""
+        line = f"{self.command_line} {extra}".strip()
+        return {
+            path: text.lstrip("\n").replace("@TITLE@", self.title).replace("@PARAMETERS@", line)
+            for path, text in (
+                ("boot/grub/grub.cfg", self.boot.grub_cfg),
+                ("isolinux/isolinux.cfg", self.boot.isolinux_cfg),
+            )
+        }
+
+
+def load_definition(path: Path = DEFINITION) -> Definition:
+    """:raise UsageError: it is not there, not TOML, or not a definition."""
+    return load_toml(path, Definition)
+
+
+def load_toml(path: Path, model: type[ModelT]) -> ModelT:
+    """The checked contents of a TOML file.
+
+    :raise UsageError: it is not there, not TOML, or does not fit `model`; says where.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return model.model_validate(data)
+    except FileNotFoundError:
+        raise UsageError(f"{path} is not there") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
+        )
+        raise UsageError(f"{path}: {faults}") from None
+
+
+def tree_files(tree: Path) -> list[str]:
+    """All regular files below `tree`, as sorted relative paths.
+
+    :raise UsageError: there is something else: symbolic links do not survive packaging, they belong in the TOML.
+    """
+    found = []
+    for path in sorted(tree.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path}: only files and directories; write links into the TOML file")
+        if path.is_file():
+            found.append(path.relative_to(tree).as_posix())
+    return found
+
+
+def tree_digest(definition: Path) -> str:
+    """SHA-256 over a TOML file and the ``tree/`` beside it: names and contents, nothing else."""
+    digest = hashlib.sha256(definition.read_bytes())
+    tree = definition.parent / "tree"
+    for name in tree_files(tree) if tree.is_dir() else ():
+        content = (tree / name).read_bytes()
+        digest.update(f"\n{name}\n{len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def tree_tar(tree: Path, modes: dict[str, int], symlinks: dict[str, str], epoch: int) -> bytes:
+    """`tree` as a tar archive: owner root, modes from `modes` (else 0644, directories 0755), times `epoch`.
+
+    Nothing of it comes from the files' own metadata: a clone made under another umask gives the same bytes.
+
+    :raise UsageError: a mode is given for a file that is not there.
+    """
+    files = tree_files(tree) if tree.is_dir() else []
+    directories = {
+        parent.as_posix()
+        for name in (*files, *symlinks)
+        for parent in PurePosixPath(name).parents
+        if parent.as_posix() != "."
+    }
+    unknown = sorted(set(modes) - set(files) - directories)
+    if unknown:
+        raise UsageError(f"modes are given for what is not in {tree}: {', '.join(unknown)}")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name in sorted({*files, *directories, *symlinks}):
+            info = tarfile.TarInfo(name)
+            info.mtime = epoch
+            if name in symlinks:
+                info.type, info.linkname, info.mode = tarfile.SYMTYPE, symlinks[name], 0o777
+                archive.addfile(info)
+            elif name in directories:
+                info.type, info.mode = tarfile.DIRTYPE, modes.get(name, 0o755)
+                archive.addfile(info)
+            else:
+                content = (tree / name).read_bytes()
+                info.size, info.mode = len(content), modes.get(name, 0o644)
+                archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()

@@ -1,0 +1,64 @@
+"""From an observation to a verdict: the judge, then the controls that prove that the judge can fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_osgates.model import AnyGate, Control, Finding, Observation, Policy, Severity, Verdict
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """Whether a sabotage was noticed, and why not."""
+
+    name: str
+    caught: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The outcome of one row of a gate."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    controls: tuple[ControlResult, ...]
+    considered: int | None = None
+
+    @property
+    def accepted(self) -> int:
+        """How many violations the profile accepts."""
+        return sum(1 for finding in self.findings if finding.severity is Severity.ACCEPTED)
+
+
+def judge(gate: AnyGate, observation: Observation, policy: Policy) -> Judgement:
+    """Judge `observation` and run the gate's controls on it. Pure.
+
+    A violation is a FAIL even where a control went uncaught: what was seen was seen.
+    """
+    findings = tuple(gate.judge(observation, policy))
+    before = {finding.key for finding in findings if finding.severity is not Severity.REMARK}
+    controls = tuple(_control(gate, control, observation, policy, before) for control in gate.controls)
+    severities = {finding.severity for finding in findings}
+    if Severity.VIOLATION in severities:
+        verdict = Verdict.FAIL
+    elif Severity.UNPROVEN in severities or not controls or not all(result.caught for result in controls):
+        verdict = Verdict.NOT_PROVEN
+    else:
+        verdict = Verdict.PASS
+    return Judgement(verdict, findings, controls, observation.considered)
+
+
+def _control(
+    gate: AnyGate, control: Control[Any], observation: Observation, policy: Policy, before: set[tuple[str, str]]
+) -> ControlResult:
+    wanted = (control.rule, control.subject)
+    if wanted in before:
+        return ControlResult(
+            control.name, False, f"{control.rule} on {control.subject} was there before the sabotage"
+        )
+    after = gate.judge(control.sabotage(observation), policy)
+    if any(finding.key == wanted and finding.severity is control.severity for finding in after):
+        return ControlResult(control.name, True)
+    return ControlResult(control.name, False, f"the judge did not report {control.rule} on {control.subject}")

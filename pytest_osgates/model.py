@@ -1,0 +1,122 @@
+"""The words that everything else is said in: observations, policies, findings, controls, verdicts, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Verdict(StrEnum):
+    """What a gate says. Nothing skipped, empty, timed out or unobservable is a PASS."""
+
+    PASS = "PASS"  # noqa: S105  (a verdict, not a password)
+    FAIL = "FAIL"
+    NOT_PROVEN = "NOT PROVEN"
+
+
+class State(StrEnum):
+    """How far a machine has come."""
+
+    IMAGE = "image"
+    LIVE = "live"
+    INSTALLED = "installed"
+    TAMPERED = "tampered"
+
+
+class Severity(StrEnum):
+    """What a finding does to the verdict."""
+
+    VIOLATION = "violation"  # FAIL
+    UNPROVEN = "unproven"  # NOT PROVEN
+    ACCEPTED = "accepted"  # a violation that the profile accepts, with its reason
+    REMARK = "remark"  # nothing: for the reader
+
+
+class Model(BaseModel):
+    """Frozen data that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Finding(Model):
+    """One violation or remark: what was seen, what was wanted, where the evidence is, how to mend it."""
+
+    rule: str
+    subject: str
+    seen: str
+    wanted: str
+    evidence: str = ""
+    hint: str = ""
+    severity: Severity = Severity.VIOLATION
+    reason: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """By which a control, a fault image or a baseline names it."""
+        return (self.rule, self.subject)
+
+
+class Observation(Model):
+    """What was seen, free of opinion."""
+
+    schema_version: int = 1
+
+    @property
+    def considered(self) -> int | None:
+        """How many things were looked at, where a gate counts them."""
+        return None
+
+
+class Policy(Model):
+    """What a distro profile demands of one gate."""
+
+
+class Acceptance(Model):
+    """A documented deviation. An empty reason counts as none."""
+
+    reason: str = ""
+
+    @property
+    def documented(self) -> bool:
+        """Whether somebody gave a reason."""
+        return bool(self.reason.strip())
+
+
+O = TypeVar("O", bound=Observation)  # noqa: E741
+P = TypeVar("P", bound=Policy)
+
+
+@dataclass(frozen=True)
+class Control(Generic[O]):
+    """A sabotage of the observation, and the finding that it must add."""
+
+    name: str
+    sabotage: Callable[[O], O]
+    rule: str
+    subject: str
+    severity: Severity = Severity.VIOLATION
+
+
+@dataclass(frozen=True)
+class Gate(Generic[O, P]):
+    """One gate: everything but how its observation is made.
+
+    `cases` gives the names of the rows that together make the gate, from a policy and the machine's firmwares; each
+    row is a test of its own, and the gate passes only when all rows pass.
+    """
+
+    name: str
+    title: str
+    states: tuple[State, ...]
+    observation: type[O]
+    policy: type[P]
+    judge: Callable[[O, P], list[Finding]]
+    controls: tuple[Control[O], ...]
+    cases: Callable[[P, tuple[str, ...]], tuple[str, ...]] = field(default=lambda policy, firmwares: ("",))
+
+
+AnyGate = Gate[Any, Any]

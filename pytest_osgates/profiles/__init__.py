@@ -1,0 +1,1 @@
+"""Distro profiles: one TOML file per distribution."""

@@ -1,0 +1,198 @@
+"""Reads distro profiles, and says what is wrong with one in words that name the key and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pytest_osgates.checks.registry import GATES
+from pytest_osgates.model import Policy, State
+from pytest_osgates.profiles.schema import (
+    GATE_NAME,
+    KNOWN_GATES,
+    SCHEMA,
+    GateCommon,
+    GateSection,
+    Profile,
+    ProfileFile,
+)
+from pytest_osgates.vm.errors import UsageError
+
+MAX_SIZE = 1 << 20
+
+
+def built_in() -> dict[str, Path]:
+    """Names and files of the profiles that come along."""
+    folder = Path(str(files("pytest_osgates.profiles")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a built-in profile, or `name` itself where it is a path.
+
+    :raise UsageError: there is none; the nearest name is given.
+    """
+    known = built_in()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix == ".toml" or "/" in name:
+        if path.is_file():
+            return path
+        raise UsageError(f"no distro profile at {name}", remedy="give a TOML file or one of: " + ", ".join(known))
+    raise UsageError(
+        f"no distro profile {name!r}{_nearest(name, known)}",
+        remedy=f"use one of {', '.join(known)}, or a path to a TOML file",
+    )
+
+
+def detect(os_release: Mapping[str, str]) -> Path:
+    """The built-in profile whose ``os_release`` fits that of the image.
+
+    :raise UsageError: none or several fit.
+    """
+    fitting = []
+    for path in built_in().values():
+        wanted = load(path).os_release
+        if wanted and all(os_release.get(key) == value for key, value in wanted.items()):
+            fitting.append(path)
+    if len(fitting) == 1:
+        return fitting[0]
+    named = f"ID={os_release.get('ID', '?')!r}" if os_release else "no os-release"
+    how = "several built-in profiles fit" if fitting else "no built-in profile fits"
+    raise UsageError(
+        f"{how} an image with {named}",
+        remedy=f"name one: --iso-distro NAME|FILE.toml ({', '.join(built_in())})",
+    )
+
+
+def load(path: Path) -> Profile:
+    """Read and check one profile.
+
+    :raise UsageError: not TOML, an unknown key (with the nearest known one), a wrong value.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the distro profile {path} cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_SIZE:
+        raise UsageError(f"the distro profile {path} is larger than {MAX_SIZE} bytes")
+    try:
+        data = tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the distro profile {path} is not TOML: {error}") from error
+    parsed = _validated(ProfileFile, data, path, "")
+    if parsed.schema_ != SCHEMA:
+        raise UsageError(
+            f"{path}: schema is {parsed.schema_}, this version knows {SCHEMA}", remedy="upgrade pytest-osgates"
+        )
+    gates = {name: _gate(name, table, path) for name, table in parsed.gates.items()}
+    if not any(gate.required for gate in gates.values()):
+        raise UsageError(f"{path}: no gate is required", remedy="list the project's gates as [gates.NAME]")
+    return Profile(
+        name=parsed.name,
+        title=parsed.title,
+        os_release=parsed.os_release,
+        machine=parsed.machine,
+        boot=parsed.boot,
+        login=parsed.login,
+        gates=gates,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        source=str(path),
+    )
+
+
+def _gate(name: str, table: dict[str, Any], path: Path) -> GateSection:
+    where = f"gates.{name}"
+    if not GATE_NAME.match(name):
+        raise UsageError(f"{path}: {name!r} is not a gate's name", remedy="use lower case letters, digits and dashes")
+    shared = {key: value for key, value in table.items() if key in GateCommon.model_fields}
+    own = {key: value for key, value in table.items() if key not in GateCommon.model_fields}
+    common = _validated(GateCommon, shared, path, where)
+    gate = GATES.get(name)
+    if gate is None:
+        if own:
+            hint = "" if name in KNOWN_GATES else _nearest(name, KNOWN_GATES)
+            raise UsageError(
+                f"{path}: [{where}] has {', '.join(sorted(own))}, but this version has no gate {name!r}{hint}",
+                remedy="until it has, only required, state and promise can be said of it",
+            )
+        return GateSection(
+            name=name,
+            required=common.required,
+            state=common.state or State.LIVE,
+            promise=common.promise,
+            policy=None,
+        )
+    state = common.state or gate.states[0]
+    if state not in gate.states:
+        raise UsageError(
+            f"{path}: [{where}] state is {state}, but this gate judges {' or '.join(gate.states)}",
+            remedy="set another state",
+        )
+    policy: Policy = _validated(gate.policy, own, path, where, also=GateCommon)
+    return GateSection(
+        name=name,
+        required=common.required,
+        state=state,
+        promise=common.promise or gate.title,
+        policy=policy,
+    )
+
+
+M = typing.TypeVar("M", bound=BaseModel)
+
+
+def _validated(
+    model: type[M], data: dict[str, Any], path: Path, where: str, also: type[BaseModel] | None = None
+) -> M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = []
+        for entry in error.errors(include_url=False):
+            location = [where] if where else []
+            location += [str(part) for part in entry["loc"]]
+            key = ".".join(location)
+            if entry["type"] == "extra_forbidden":
+                names = set(_fields_at(model, entry["loc"][:-1]))
+                if also is not None and len(entry["loc"]) == 1:
+                    names |= set(also.model_fields)
+                problems.append(f"unknown key {key}{_nearest(str(entry['loc'][-1]), names)}")
+            else:
+                problems.append(f"{key}: {entry['msg']}")
+        raise UsageError(
+            f"{path}: " + "; ".join(problems), remedy="see docs/profiles.md for every key and its meaning"
+        ) from error
+
+
+def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    """Names that are known at `location` inside `model`."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = _model_in(field.annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in typing.get_args(annotation):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""

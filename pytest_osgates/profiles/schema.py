@@ -1,0 +1,136 @@
+"""What a distro profile may say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, SerializeAsAny
+
+from pytest_osgates.model import Model, Policy, State
+from pytest_osgates.vm.spec import Firmware
+
+SCHEMA = 1
+# The gates that are planned or built; a profile may name others, which its project brings along.
+KNOWN_GATES = (
+    *("boot", "kconfig", "lynis", "settings", "reproducible", "telemetry", "luks", "tpm", "secureboot"),
+    *("apparmor", "firewall", "selinux", "install", "updates", "amnesic", "packages", "dns", "vpn", "allocator"),
+    *("sandbox", "privacy-review", "signing", "firstboot", "first-login", "suspend", "kernel-upgrade"),
+    *("usbguard", "firewalld-mesh", "skel", "install-logs", "container-lint"),
+    *("mesh-dns-block", "mesh-protocol-block", "mesh-offline"),
+)
+GATE_NAME = re.compile(r"^[a-z][a-z0-9-]{1,40}$")
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return pattern
+
+
+Regex = Annotated[str, AfterValidator(_compiles)]
+
+
+class MachineSection(Model):
+    """``[machine]``: what the image is booted on. The first firmware is the one that states are made with."""
+
+    firmware: tuple[Firmware, ...] = Field(default=(Firmware.UEFI, Firmware.BIOS), min_length=1)
+    memory_mib: int = Field(default=2048, ge=128)
+    cpus: int = Field(default=2, ge=1, le=255)
+    cpu_model: str | None = None
+    tpm: bool = True
+
+
+class KeyStep(Model):
+    """``[[boot.keys]]``: keys for a boot menu.
+
+    ``text``: press once the screen shows this; empty: once the picture stands still and the CD is quiet. ``keys``:
+    QKeyCode names; ``"ctrl-x"`` presses both together.
+    """
+
+    keys: tuple[str, ...]
+    text: Regex = ""
+    why: str
+
+
+class BootSection(Model):
+    """``[boot]``: how a boot gets on, and how to tell that it is ready.
+
+    ``ready_target``: a systemd unit; empty: the guest's default target. ``ready_text``: what the serial console or a
+    text screen shows once it is ready, for boots without the guest channel. ``keys`` None: one Enter, if the machine
+    waits before any kernel has spoken.
+    """
+
+    ready_target: str = ""
+    ready_text: Regex = r"(?:^|\s)login: ?$|[$#] ?$"
+    keys: tuple[KeyStep, ...] | None = None
+
+
+class LoginSection(Model):
+    """``[login]``: used on the serial console where systemd's credentials cannot carry the channel in."""
+
+    user: str
+    password: str = ""
+    become: str = ""
+
+
+class GateSection(Model):
+    """One ``[gates.NAME]``: what every gate has, and its own policy (None: this version lacks the gate)."""
+
+    name: str
+    required: bool
+    state: State
+    promise: str
+    policy: SerializeAsAny[Policy] | None
+
+
+class Profile(Model):
+    """A distro profile."""
+
+    name: str
+    title: str
+    os_release: Mapping[str, str]
+    machine: MachineSection
+    boot: BootSection
+    login: LoginSection | None
+    gates: Mapping[str, GateSection]
+    sha256: str
+    source: str
+
+    @property
+    def firmwares(self) -> tuple[str, ...]:
+        """Names of the firmwares."""
+        return tuple(str(firmware) for firmware in self.machine.firmware)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Names of the gates without which there is no launch."""
+        return tuple(name for name, gate in self.gates.items() if gate.required)
+
+    def policy(self, gate: str) -> Any:  # noqa: ANN401  (each gate's own type)
+        """The policy of a gate that this version has."""
+        return self.gates[gate].policy
+
+
+class ProfileFile(Model):
+    """The file as it is written, gates not yet split."""
+
+    schema_: int = Field(alias="schema")
+    name: str
+    title: str = ""
+    os_release: dict[str, str] = Field(default_factory=dict)
+    machine: MachineSection = Field(default_factory=MachineSection)
+    boot: BootSection = Field(default_factory=BootSection)
+    login: LoginSection | None = None
+    gates: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class GateCommon(Model):
+    """The keys that every ``[gates.NAME]`` has."""
+
+    required: bool = True
+    state: State | None = None
+    promise: str = ""

@@ -1,0 +1,83 @@
+"""Where no credential can carry the channel in: log in on the serial console and start it from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pexpect
+
+from pytest_osgates.vm.console import Console, ConsoleSpawn
+from pytest_osgates.vm.errors import LoginFailed
+from pytest_osgates.vm.guest.injection import Injection
+from pytest_osgates.vm.text import one_line
+
+LOGIN_PROMPT = r"(?:^|[\r\n])[^\r\n]{0,80}login: ?$"
+HIDDEN_PROMPT = r"[Pp]assword[^\r\n]{0,40}: ?$"
+SHELL_PROMPT = r"[$#] ?(?:\x1b\[[0-9;?]*[a-zA-Z])*$"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A user of the image and how it becomes root: `become` is typed once logged in, empty for root itself."""
+
+    user: str
+    password: str = field(default="", repr=False)
+    become: str = ""
+
+
+def start_channel(
+    console: Console, credentials: Credentials, injection: Injection, timeout: float, alive: Callable[[], None]
+) -> None:
+    """Log in on `console` as the profile says and leave the channel's shell running in the background.
+
+    :raise LoginFailed: no prompt, or the credentials were refused; the console's last lines are in the message.
+    """
+    deadline = time.monotonic() + timeout
+    spawn = ConsoleSpawn(console, timeout=2.0)
+    shell = "sh" if not credentials.become else credentials.become
+    # setsid: the shell must outlive the login, and must not have the console as its terminal.
+    start = f"{shell} -c '(setsid sh -c \"{injection.shell_command()}\" &)' ; echo osgates-''started"
+    spawn.sendline()
+    _expect(spawn, LOGIN_PROMPT, deadline, alive, "a login prompt", nudge=True)
+    spawn.sendline(credentials.user)
+    seen = _expect(spawn, [HIDDEN_PROMPT, SHELL_PROMPT], deadline, alive, "a password prompt or a shell")
+    if seen == 0:
+        spawn.sendline(credentials.password)
+        if _expect(spawn, [SHELL_PROMPT, "incorrect|denied"], deadline, alive, "a shell") == 1:
+            raise LoginFailed(
+                f"the image refuses the profile's login {credentials.user!r}",
+                remedy="correct [login] in the distro profile",
+            )
+    spawn.sendline(start)
+    if _expect(spawn, [r"osgates-started", HIDDEN_PROMPT], deadline, alive, "the channel to start") == 1:
+        spawn.sendline(credentials.password)
+        _expect(spawn, r"osgates-started", deadline, alive, "the channel to start")
+
+
+def _expect(
+    spawn: ConsoleSpawn,
+    patterns: str | list[str],
+    deadline: float,
+    alive: Callable[[], None],
+    what: str,
+    *,
+    nudge: bool = False,
+) -> int:
+    wanted: list[Any] = [patterns] if isinstance(patterns, str) else list(patterns)
+    while time.monotonic() < deadline:
+        alive()
+        try:
+            return int(spawn.expect(wanted, timeout=2.0))
+        except pexpect.TIMEOUT:
+            if nudge:
+                spawn.sendline()
+        except pexpect.EOF:
+            break
+    last = one_line(str(spawn.before or "")[-300:])
+    raise LoginFailed(
+        f"no {what} on the serial console; its last text: {last!r}",
+        remedy="check that the image has a serial console (console=ttyS0) and [login] in the distro profile",
+    )

@@ -1,0 +1,301 @@
+"""One virtual machine from power-on to removal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from pytest_osgates.vm import argv, process, workdir
+from pytest_osgates.vm.console import Console
+from pytest_osgates.vm.errors import GuestFailed, HostError, LaunchFailed, MachineDied, OsgatesError, QmpFailed
+from pytest_osgates.vm.guest.channel import GuestShell
+from pytest_osgates.vm.guest.injection import Injection
+from pytest_osgates.vm.host import Host, create_overlay, find_firmware, memory_available_mib
+from pytest_osgates.vm.qmp import Event, Qmp
+from pytest_osgates.vm.screen import Frame, Screen
+from pytest_osgates.vm.spec import FirmwareFiles, FlashImage, MachineSpec
+from pytest_osgates.vm.swtpm import Swtpm
+from pytest_osgates.vm.text import one_line
+from pytest_osgates.vm.watch import Pattern, Watcher
+
+T = TypeVar("T")
+
+MEMORY_RESERVE_MIB = 512
+CONNECT_SECONDS = 30.0
+
+
+class Machine:
+    """A context manager: entering powers the machine on, leaving removes every trace of it but `records`.
+
+    `records` receives ``qemu.json`` (arguments), ``qemu.log``, ``serial.log``, ``kmsg.log``, ``events.jsonl`` and
+    ``swtpm.log``; they stay whatever happens.
+
+    :raise LaunchFailed: QEMU did not come up; its own words are in the message.
+    """
+
+    def __init__(self, spec: MachineSpec, host: Host, records: Path, patterns: Sequence[Pattern] = ()) -> None:
+        self.spec = spec
+        self.host = host
+        self.records = records
+        self.watcher = Watcher(patterns)
+        self.resets = 0
+        self.ended: str | None = None
+        self.arguments: tuple[str, ...] = ()
+        self._unlit = ""
+        self._qmp: Qmp | None = None
+        self._serial: Console | None = None
+        self._kernel_log: Console | None = None
+        self._shell: GuestShell | None = None
+        self._swtpm: Swtpm | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._work: Path | None = None
+        self._epoch = time.monotonic()
+        self._closing: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- launch ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        free = memory_available_mib()
+        if free < self.spec.memory_mib + MEMORY_RESERVE_MIB:
+            raise HostError(
+                f"machine {self.spec.name} needs {self.spec.memory_mib} MiB of memory and {MEMORY_RESERVE_MIB} spare;"
+                f" {free} MiB are available",
+                remedy="end other programs, or lower memory_mib in [machine] of the distro profile",
+            )
+        self.records.mkdir(parents=True, exist_ok=True)
+        work = self._work = workdir.make(self.spec.name)
+        self._closing.append(lambda: workdir.remove(work))
+        firmware = find_firmware(self.spec.firmware)
+        wiring, theirs = self._wire(work, firmware)
+        self.arguments = (
+            self.host.qemu.path,
+            *argv.build(self.spec, self.host.accelerator, firmware, wiring),
+        )
+        self._record_arguments()
+        log = self.records / "qemu.log"
+        try:
+            with log.open("wb") as sink:
+                child = self._process = process.spawn(
+                    self.arguments,
+                    stdout=sink,
+                    stderr=sink,
+                    pass_fds=[sock.fileno() for sock in theirs],
+                )
+        finally:
+            for sock in theirs:
+                sock.close()
+        self._closing.append(lambda: self._note_end(process.end(child)))
+        self._power_on()
+
+    def _wire(self, work: Path, firmware: FirmwareFiles | None) -> tuple[argv.Wiring, list[socket.socket]]:
+        theirs: list[socket.socket] = []
+
+        def pair() -> tuple[socket.socket, int]:
+            ours, qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            theirs.append(qemu)
+            return ours, qemu.fileno()
+
+        def console(name: str) -> tuple[Console, int]:
+            ours, number = pair()
+            made = Console(ours, name, self.records / f"{name}.log", self.watcher)
+            self._closing.append(made.close)
+            return made, number
+
+        monitor, qmp_fd = pair()
+        self._qmp = qmp = Qmp(monitor, self.spec.name, self._on_event)
+        self._closing.append(qmp.close)
+        self._serial, serial_fd = console("serial")
+        channel_fd = log_fd = None
+        if self.spec.channel is not None:
+            ours, channel_fd = pair()
+            self._shell = shell = GuestShell(ours, Injection(self.spec.channel).directory, self.check)
+            self._closing.append(shell.close)
+            self._kernel_log, log_fd = console("kmsg")
+        variables = None
+        if firmware is not None:
+            variables = FlashImage(work / "variables.fd", firmware.variables.format)
+            shutil.copyfile(firmware.variables.path, variables.path)
+        overlays = []
+        for index, disk in enumerate(self.spec.disks):
+            overlays.append(work / f"disk{index}.qcow2")
+            create_overlay(disk, overlays[-1])
+        swtpm_fd = None
+        if self.spec.tpm:
+            self._swtpm = swtpm = Swtpm(work / "tpm", self.records / "swtpm.log")
+            self._closing.append(swtpm.stop)
+            theirs.append(swtpm.start())
+            swtpm_fd = theirs[-1].fileno()
+        wiring = argv.Wiring(qmp_fd, serial_fd, channel_fd, log_fd, variables, tuple(overlays), swtpm_fd)
+        return wiring, theirs
+
+    def _record_arguments(self) -> None:
+        record = {
+            "qemu": self.host.qemu.banner,
+            "accelerator": self.host.accelerator.kind,
+            "arguments": list(self.arguments),
+        }
+        (self.records / "qemu.json").write_text(json.dumps(record, indent=1) + "\n")
+
+    def _power_on(self) -> None:
+        for console in (self._serial, self._kernel_log):
+            if console is not None:
+                console.start()
+        try:
+            self.qmp.connect(CONNECT_SECONDS)
+            # What QEMU draws as long as no firmware has set a video mode.
+            self._unlit = self.screen.grab().digest
+            self.qmp.execute("cont")
+        except QmpFailed as error:
+            self._raise_if_dead()
+            raise LaunchFailed(
+                f"QEMU did not come up: {error}", remedy="see qemu.log in the evidence; run: osgates doctor"
+            ) from error
+        self._epoch = time.monotonic()
+        self.watcher.power_on()
+        for console in (self._serial, self._kernel_log):
+            if console is not None:
+                console.power_on()
+
+    # -- while it runs --------------------------------------------------------------------------------------------
+
+    @property
+    def qmp(self) -> Qmp:
+        """The monitor. :raise HostError: not powered on."""
+        return _needed(self._qmp, "monitor", self.spec)
+
+    @property
+    def serial(self) -> Console:
+        """The serial console. :raise HostError: not powered on."""
+        return _needed(self._serial, "serial console", self.spec)
+
+    @property
+    def shell(self) -> GuestShell:
+        """The framed root shell. :raise HostError: the machine has no guest channel."""
+        return _needed(self._shell, "guest channel", self.spec)
+
+    @property
+    def kernel_log(self) -> Console | None:
+        """The kernel log over the channel, None without one."""
+        return self._kernel_log
+
+    @property
+    def screen(self) -> Screen:
+        """The display."""
+        return Screen(self.qmp, _needed(self._work, "work directory", self.spec))
+
+    def lit(self, frame: Frame) -> bool:
+        """Whether `frame` shows anything that the guest drew."""
+        return frame.digest != self._unlit and any(frame.rgb)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since power-on."""
+        return time.monotonic() - self._epoch
+
+    def _on_event(self, event: Event) -> None:
+        name = str(event.get("event", ""))
+        data = event.get("data") or {}
+        with (self.records / "events.jsonl").open("a") as log:
+            log.write(json.dumps({"at": round(self.elapsed, 3), "event": name, "data": data}) + "\n")
+        if name == "VSERPORT_CHANGE" and data.get("id") == "channel" and self._shell is not None:
+            self._shell.port_changed(bool(data.get("open")))
+        elif name == "GUEST_PANICKED":
+            self.watcher.raise_alarm("kernel-panic", "pvpanic", "the guest's kernel reported a panic", fatal=True)
+        elif name == "RESET" and data.get("guest"):
+            self.resets += 1
+        elif name == "SHUTDOWN":
+            self.ended = str(data.get("reason", "shutdown"))
+
+    def check(self) -> None:
+        """That QEMU and swtpm live.
+
+        :raise MachineDied: one of them ended.
+        """
+        self._raise_if_dead()
+        if self._swtpm is not None:
+            self._swtpm.check()
+
+    def _raise_if_dead(self) -> None:
+        child = self._process
+        if child is None:
+            raise HostError(f"machine {self.spec.name} is not running")
+        if not process.await_exit(child, 0):
+            return
+        self._note_end(process.end(child))
+        status = child.returncode
+        if status == 0 and self.ended is not None:
+            raise GuestFailed(f"the machine was powered off by its guest after {self.elapsed:.0f} s ({self.ended})")
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        said = one_line((self.records / "qemu.log").read_text(errors="replace")[-2000:], 600)
+        raise MachineDied(
+            f"QEMU {how} {self.elapsed:.1f} s after power-on: {said or 'it said nothing'}",
+            remedy="see qemu.log and qemu.json in the evidence; run: osgates doctor",
+        )
+
+    def check_guest(self) -> None:
+        """`check`, and that nothing known as fatal was seen.
+
+        :raise GuestFailed: a panic, an emergency shell, ...
+        """
+        self.check()
+        alarm = self.watcher.fatal
+        if alarm is not None:
+            raise GuestFailed(f"{alarm.name} after {alarm.at:.1f} s on {alarm.source}: {one_line(alarm.line)}")
+
+    def send_keys(self, *keys: str) -> None:
+        """Press and release keys together (QMP ``send-key``, QKeyCode names such as ``ret``)."""
+        self.qmp.execute("send-key", keys=[{"type": "qcode", "data": key} for key in keys])
+
+    def cd_operations(self) -> int:
+        """How many read operations the CD drive has served."""
+        for device in self.qmp.execute("query-blockstats"):
+            if device.get("device") == "cd":
+                return int(device["stats"]["rd_operations"])
+        return 0
+
+    def power_off(self, timeout: float = 60.0) -> bool:
+        """Press the power button and wait; whether the guest went down by itself."""
+        self.qmp.execute("system_powerdown")
+        child = self._process
+        return child is not None and process.await_exit(child, timeout)
+
+    def _note_end(self, status: int) -> None:
+        if self.ended is None:
+            self.ended = f"status {status}"
+
+    def close(self) -> None:
+        """End QEMU and swtpm, close all, delete the private directory. Never raises; safe to call twice."""
+        while self._closing:
+            # QEMU goes first, its peers after it: the newest entry is the newest resource.
+            closer = self._closing.pop()
+            try:
+                closer()
+            except (OSError, OsgatesError) as error:
+                with (self.records / "close.log").open("a") as log:
+                    log.write(f"{type(error).__name__}: {error}\n")
+
+
+def _needed(value: T | None, what: str, spec: MachineSpec) -> T:
+    if value is None:
+        raise HostError(f"machine {spec.name} has no {what}")
+    return value

@@ -1,0 +1,155 @@
+"""What the machine shows: screenshots, whether the picture stands still, and the text on a text console.
+
+The text is read cell by cell by comparing each 8x16 (framebuffer console) or 9x16 (VGA text mode) cell with a
+table of glyphs. That is exact for the fonts in the table and reads nothing anywhere else: it never guesses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import tomllib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pytest_osgates.vm.errors import QmpFailed
+from pytest_osgates.vm.qmp import Qmp
+
+MAX_PIXELS = 64 << 20
+_UNKNOWN = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture: `rgb` holds 3 bytes per pixel, row by row."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of size and pixels."""
+        return hashlib.sha256(f"{self.width}x{self.height}".encode() + self.rgb).hexdigest()
+
+    def png(self) -> bytes:
+        """The picture as PNG (W3C PNG, third edition): colour type 2, no filter."""
+        stride = self.width * 3
+        rows = b"".join(b"\0" + self.rgb[at : at + stride] for at in range(0, len(self.rgb), stride))
+        header = struct.pack(">IIBBBBB", self.width, self.height, 8, 2, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 3)), (b"IEND", b""))
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+
+    def text(self) -> str:
+        """The text on it, trailing blanks removed; empty where no known font is used."""
+        best = ""
+        for cell_width in (8, 9):
+            if self.width % cell_width == 0 or cell_width == 8:
+                text = _read_cells(self, cell_width)
+                if _legible(text) > _legible(best):
+                    best = text
+        return best
+
+
+def _legible(text: str) -> int:
+    return sum(1 for char in text if char not in "\n " + _UNKNOWN) - 3 * text.count(_UNKNOWN)
+
+
+def parse_ppm(data: bytes) -> Frame:
+    """A binary PPM (P6, 8 bits per sample) as QEMU writes it.
+
+    :raise QmpFailed: it is none.
+    """
+    parts = data[:64].split(maxsplit=4)
+    if len(parts) < 4 or parts[0] != b"P6" or parts[3] != b"255":
+        raise QmpFailed("QEMU's screenshot is not a PPM file")
+    width, height = int(parts[1]), int(parts[2])
+    start = data.index(b"255", data.index(parts[2])) + 4
+    if width * height > MAX_PIXELS or len(data) - start < width * height * 3:
+        raise QmpFailed(f"QEMU's screenshot is cut short or too large ({width}x{height})")
+    return Frame(width, height, data[start : start + width * height * 3])
+
+
+@cache
+def glyphs() -> Mapping[bytes, str]:
+    """Cell bitmaps (16 rows, one byte each, most significant bit left) to characters."""
+    table = tomllib.loads((Path(__file__).parent / "console_fonts.toml").read_text())
+    return {bytes.fromhex(bitmap): char for font in table["font"] for char, bitmap in font["glyphs"].items()}
+
+
+def cell_bitmap(rows: list[bytes]) -> tuple[bytes, bytes] | None:
+    """The bitmap of a cell of two colours and its inverse; None where there are more colours.
+
+    `rows`: 16 rows of RGB bytes. Of a 9 pixel wide cell the ninth column is left out (VGA repeats or blanks it).
+    """
+    colours: list[bytes] = []
+    bits = bytearray()
+    for row in rows:
+        value = 0
+        for at in range(0, 24, 3):
+            pixel = row[at : at + 3]
+            if pixel not in colours:
+                if len(colours) == 2:
+                    return None
+                colours.append(pixel)
+            value = value << 1 | colours.index(pixel)
+        bits.append(value)
+    return bytes(bits), bytes(bit ^ 0xFF for bit in bits)
+
+
+_cells: dict[bytes, str] = {}
+
+
+def _read_cells(frame: Frame, cell_width: int) -> str:
+    stride = frame.width * 3
+    step = cell_width * 3
+    known = glyphs()
+    lines = []
+    for top in range(0, frame.height - 15, 16):
+        rows = [frame.rgb[(top + y) * stride : (top + y + 1) * stride] for y in range(16)]
+        line = []
+        if all(row == rows[0][:3] * frame.width for row in rows):
+            lines.append("")
+            continue
+        for left in range(0, stride - 23, step):
+            cell = [row[left : left + 24] for row in rows]
+            key = b"".join(cell)
+            char = _cells.get(key)
+            if char is None:
+                bitmaps = cell_bitmap(cell)
+                char = _UNKNOWN
+                if bitmaps is not None:
+                    char = known.get(bitmaps[0]) or known.get(bitmaps[1]) or _UNKNOWN
+                if len(_cells) > 50_000:
+                    _cells.clear()
+                _cells[key] = char
+            line.append(char)
+        lines.append("".join(line).rstrip())
+    return "\n".join(lines).strip("\n")
+
+
+class Screen:
+    """The display of one machine, looked at through QMP ``screendump``."""
+
+    def __init__(self, qmp: Qmp, scratch: Path) -> None:
+        self._qmp = qmp
+        self._path = scratch / "screen.ppm"
+
+    def grab(self) -> Frame:
+        """The picture now.
+
+        :raise QmpFailed: QEMU gives none.
+        """
+        self._qmp.execute("screendump", filename=str(self._path))
+        try:
+            return parse_ppm(self._path.read_bytes())
+        except OSError as error:
+            raise QmpFailed(f"QEMU's screenshot cannot be read: {error}") from error
+        finally:
+            self._path.unlink(missing_ok=True)

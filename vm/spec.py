@@ -1,0 +1,95 @@
+"""What a machine is made of: frozen data, without a path that only exists once it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from pytest_osgates.vm.errors import UsageError
+
+
+class Firmware(StrEnum):
+    """How the machine starts. ``UEFI_SECUREBOOT``: Secure Boot on, with the firmware vendor's keys enrolled."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+    UEFI_SECUREBOOT = "uefi-secureboot"
+
+
+class AccelKind(StrEnum):
+    """Who runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """An accelerator and the CPU model that was probed with it."""
+
+    kind: AccelKind
+    cpu: str
+
+    @property
+    def argument(self) -> str:
+        """The value of ``-accel``."""
+        return "tcg,thread=multi" if self.kind is AccelKind.TCG else "kvm"
+
+
+@dataclass(frozen=True)
+class FlashImage:
+    """One firmware file and its QEMU block format (``raw`` or ``qcow2``)."""
+
+    path: Path
+    format: str
+
+
+@dataclass(frozen=True)
+class FirmwareFiles:
+    """The pair of flash images of one UEFI build, from QEMU's firmware descriptors (docs/interop/firmware.json)."""
+
+    code: FlashImage
+    variables: FlashImage
+    requires_smm: bool
+    descriptor: Path
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """One machine.
+
+    ``cdrom`` is attached read-only. ``disks`` are never written: the machine works on overlays of them.
+    ``channel`` is the nonce of the guest channel, None for a machine without one. ``smbios_strings`` are SMBIOS
+    type 11 (OEM) strings, by which systemd credentials enter (systemd.system-credentials(7)).
+    """
+
+    name: str
+    firmware: Firmware
+    cdrom: Path | None = None
+    disks: tuple[Path, ...] = ()
+    memory_mib: int = 2048
+    cpus: int = 2
+    cpu_model: str | None = None
+    tpm: bool = True
+    nic: bool = True
+    channel: str | None = None
+    smbios_strings: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.cdrom is None and not self.disks:
+            raise UsageError(f"machine {self.name}: neither an ISO nor a disk to boot from")
+        if not 128 <= self.memory_mib <= 1 << 20:
+            raise UsageError(f"machine {self.name}: {self.memory_mib} MiB of memory is not between 128 MiB and 1 TiB")
+        if not 1 <= self.cpus <= 255:
+            raise UsageError(f"machine {self.name}: {self.cpus} CPUs is not between 1 and 255")
+
+
+def port_name(nonce: str) -> str:
+    """The virtio-serial port of the framed shell, under ``/dev/virtio-ports/`` in the guest."""
+    return f"org.osgates.{nonce}"
+
+
+def log_port_name(nonce: str) -> str:
+    """The virtio-serial port on which the guest's kernel log arrives."""
+    return f"org.osgates.{nonce}.kmsg"

@@ -1,0 +1,62 @@
+"""A software TPM 2.0 for one machine: its own process, state directory and log."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+from pytest_osgates.vm import process
+from pytest_osgates.vm.errors import LaunchFailed, MachineDied
+from pytest_osgates.vm.host import INSTALL_SWTPM
+
+
+class Swtpm:
+    """Runs ``swtpm`` on one end of a socket pair; QEMU gets the other.
+
+    The state directory is private: two swtpm on one directory do not start.
+    """
+
+    def __init__(self, state: Path, log: Path) -> None:
+        self._state = state
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> socket.socket:
+        """Start it; QEMU's end, which the caller closes once QEMU has it, so that each side notices when one dies.
+
+        :raise MissingTool: swtpm is not installed.
+        """
+        process.which("swtpm", remedy=INSTALL_SWTPM)
+        self._state.mkdir(mode=0o700)
+        ours, qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours:
+            self._process = process.spawn(
+                [
+                    *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self._state}", "--terminate"),
+                    *("--ctrl", f"type=unixio,clientfd={ours.fileno()}", "--log", f"file={self._log},level=1"),
+                ],
+                pass_fds=[ours.fileno()],
+            )
+        return qemu
+
+    def check(self) -> None:
+        """:raise MachineDied: swtpm ended."""
+        if self._process is not None and process.await_exit(self._process, 0):
+            raise MachineDied(
+                f"swtpm ended while the machine was running:\n{self.said()}",
+                remedy="see swtpm.log in the evidence; run: osgates doctor",
+            )
+
+    def said(self) -> str:
+        """The end of its log."""
+        try:
+            return self._log.read_text(errors="replace")[-1000:]
+        except OSError as error:
+            raise LaunchFailed(f"the log of swtpm cannot be read: {error}") from error
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process is not None:
+            process.end(self._process)
+            self._process = None

@@ -32,6 +32,7 @@ class Wiring:
     variables: FlashImage | None = None
     overlays: tuple[Path, ...] = ()
     swtpm_fd: int | None = None
+    nic_fd: int | None = None
 
 
 def quote(path: Path) -> str:
@@ -81,8 +82,12 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-device", f"virtio-blk-pci,drive=disk{index},bootindex={index}"),
         ]
     if spec.nic:
-        # A hub with this one port: frames are taken and lead nowhere, not even to this host.
-        args += ["-netdev", "hubport,id=net0,hubid=0", "-device", "virtio-net-pci,netdev=net0,romfile="]
+        if wiring.nic_fd is None:
+            raise UsageError(f"machine {spec.name}: a network card without a peer")
+        args += [
+            *("-netdev", f"stream,id=net0,server=off,addr.type=fd,addr.str={wiring.nic_fd}"),
+            *("-device", "virtio-net-pci,netdev=net0,romfile="),
+        ]
     if spec.tpm:
         if wiring.swtpm_fd is None:
             raise UsageError(f"machine {spec.name}: a TPM without a swtpm")

@@ -18,6 +18,7 @@ from pytest_osgates.vm.errors import GuestFailed, HostError, LaunchFailed, Machi
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.host import Host, create_overlay, find_firmware, memory_available_mib
+from pytest_osgates.vm.network.nowhere import Nowhere
 from pytest_osgates.vm.qmp import Event, Qmp
 from pytest_osgates.vm.screen import Frame, Screen
 from pytest_osgates.vm.spec import FirmwareFiles, FlashImage, MachineSpec
@@ -54,6 +55,7 @@ class Machine:
         self._kernel_log: Console | None = None
         self._shell: GuestShell | None = None
         self._swtpm: Swtpm | None = None
+        self._link: Nowhere | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._work: Path | None = None
         self._epoch = time.monotonic()
@@ -145,7 +147,13 @@ class Machine:
             self._closing.append(swtpm.stop)
             theirs.append(swtpm.start())
             swtpm_fd = theirs[-1].fileno()
-        wiring = argv.Wiring(qmp_fd, serial_fd, channel_fd, log_fd, variables, tuple(overlays), swtpm_fd)
+        nic_fd = None
+        if self.spec.nic:
+            ours, nic_fd = pair()
+            self._link = Nowhere(ours)
+            self._closing.append(self._link.close)
+            self._link.start()
+        wiring = argv.Wiring(qmp_fd, serial_fd, channel_fd, log_fd, variables, tuple(overlays), swtpm_fd, nic_fd)
         return wiring, theirs
 
     def _record_arguments(self) -> None:
@@ -197,6 +205,11 @@ class Machine:
     def kernel_log(self) -> Console | None:
         """The kernel log over the channel, None without one."""
         return self._kernel_log
+
+    @property
+    def frames_sent(self) -> int:
+        """How many Ethernet frames the guest sent."""
+        return 0 if self._link is None else self._link.frames
 
     @property
     def screen(self) -> Screen:

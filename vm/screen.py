@@ -46,6 +46,18 @@ class Frame:
             for kind, data in chunks
         )
 
+    def drawn(self) -> int:
+        """About how many pixels differ from the background, which is taken from the top left corner."""
+        background = self.rgb[:3]
+        # Rows of one colour, most of them, are counted without looking at each pixel.
+        stride = self.width * 3
+        count = 0
+        for at in range(0, len(self.rgb), stride):
+            row = self.rgb[at : at + stride]
+            if row != background * self.width:
+                count += sum(row[x : x + 3] != background for x in range(0, stride, 3))
+        return count
+
     def text(self) -> str:
         """The text on it, trailing blanks removed; empty where no known font is used."""
         best = ""

@@ -223,7 +223,7 @@ def _not_ready(seen: BootObservation) -> Finding:
 def _units(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
     accepted = {entry.unit: entry for entry in policy.accept_units if entry.documented}
     findings = []
-    units = {}
+    units: dict[tuple[bool, str], UnitFailure] = {}
     for failure in seen.failures:
         if failure.unit not in seen.injected:
             units.setdefault((failure.user, failure.unit), failure)

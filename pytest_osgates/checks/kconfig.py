@@ -1,4 +1,4 @@
-"""Gate `kconfig`: kernel config, command line and sysctls as the booted kernel has them, by kernel-hardening-checker."""
+"""Gate `kconfig`: the booted kernel's config, command line and sysctls, looked at by kernel-hardening-checker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_osgates.model import Acceptance, Control, Finding, Gate, Model, Obse
 CheckType = Literal["kconfig", "cmdline", "sysctl"]
 
 # kernel-hardening-checker 0.6.17 has about 250, 64 and 38; far fewer means that it did not do its work.
-FEWEST: dict[str, int] = {"kconfig": 100, "cmdline": 20, "sysctl": 15}
+FEWEST: dict[CheckType, int] = {"kconfig": 100, "cmdline": 20, "sysctl": 15}
 
 _HEADER = re.compile(r"^# Linux/\S+ (\S+) Kernel Configuration$", re.MULTILINE)
 _CONFIG_STRING = re.compile(r'^CONFIG_(BUILD_SALT|CC_VERSION_TEXT)="([^"\n]*)"$', re.MULTILINE)
@@ -170,7 +170,7 @@ def _complete(seen: KconfigObservation) -> list[Finding]:
             severity=Severity.UNPROVEN,
         )
         for kind, fewest in FEWEST.items()
-        if counts[kind] < fewest  # type: ignore[index]
+        if counts[kind] < fewest
     ]
     for check in seen.checks:
         if not check.result.startswith(("OK", "FAIL")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ _KEYRINGS = (
 _KEYRING_REMEDY = "install the package debian-archive-keyring"
 _APT_REMEDY = "install the package apt (only Debian and its derivatives have it)"
 _HELPER = "/usr/lib/apt/apt-helper"
+_NETWORK_REMEDY = "is the mirror reachable? OSGATES_DEBIAN_MIRROR names another one"
 _URI_LINE = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>[0-9]+)(?: (?P<hash>\S*))?$")
 
 
@@ -76,8 +76,7 @@ def sources(suites: Sequence[Suite], mirror: Mirror, architecture: str, keyrings
     """The sources.list(5), one line a suite."""
     options = f"[arch={architecture} signed-by={','.join(map(str, keyrings))}]"
     return "".join(
-        f"deb {options} {mirror.base(suite.archive)} {suite.name} {' '.join(suite.components)}\n"
-        for suite in suites
+        f"deb {options} {mirror.base(suite.archive)} {suite.name} {' '.join(suite.components)}\n" for suite in suites
     )
 
 
@@ -202,17 +201,17 @@ class PrivateApt:
             key=lambda pair: -len(pair[0]),
         )
         for base, archive in bases:
-            if uri.startswith(base + "/"):
-                return archive, unquote(uri[len(base) + 1 :]).lstrip("/")
+            # apt prints file:///srv as file:/srv.
+            shown = re.sub(r"^(file|copy)://(?=/)", r"\1:", base)
+            for prefix in (f"{base}/", f"{shown}/"):
+                if uri.startswith(prefix):
+                    return archive, unquote(uri[len(prefix) :]).lstrip("/")
         raise HostError(f"apt wants a file from elsewhere: {uri}")
 
     def _described(self, wanted: dict[str, Archive]) -> list[LockedPackage]:
         """By their stanza in the verified index: it has SHA-256 and size whatever --print-uris prints."""
-        keys = []
-        for filename in wanted:
-            name, version, _architecture = filename.rsplit("/", 1)[1].removesuffix(".deb").split("_")
-            keys.append(name)
-            del version  # the file name lacks the epoch; the stanza's Filename decides
+        # The version in a file's name lacks the epoch, so all versions are asked for; Filename tells which it is.
+        keys = sorted({filename.rsplit("/", 1)[1].split("_")[0] for filename in wanted})
         text = self.run("apt-cache", "show", *keys).text
         found: dict[str, LockedPackage] = {}
         for fields in stanzas(text):
@@ -232,9 +231,10 @@ class PrivateApt:
         try:
             return self._one(f"{name}={version}")
         except CommandFailed as error:
+            suites = ", ".join(suite.name for suite in self.suites)
             carried = self.run("apt-cache", "madison", name, check=False).text.strip() or "nothing"
             raise HostError(
-                f"{name} {version} is not in {', '.join(suite.name for suite in self.suites)}, which carry:\n{carried}",
+                f"{name} {version} is not in {suites}, which carry:\n{carried}",
                 remedy="pin a version that is there, or name a mirror that keeps old ones",
             ) from error
 
@@ -253,11 +253,3 @@ class PrivateApt:
         megabytes = sum(package.size for package, _ in items) / 1e6
         done = self.run(_HELPER, "download-file", *argv, timeout=120 + megabytes * 5, check=False)
         return done.stderr.decode("utf-8", "replace")
-
-
-def sources_key(apt: PrivateApt) -> str:
-    """What names the suites of `apt` in records, without any mirror."""
-    return json.dumps([[suite.archive, suite.name, *suite.components] for suite in apt.suites])
-
-
-_NETWORK_REMEDY = "is the mirror reachable? OSGATES_DEBIAN_MIRROR names another one"

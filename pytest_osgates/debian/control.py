@@ -64,7 +64,5 @@ def packages_index(entries: Iterable[tuple[LockedPackage, Mapping[str, str], str
     """A Packages index: (package, its control fields, its path relative to the repository) each."""
     parts = []
     for package, fields, path in sorted(entries, key=lambda entry: (entry[0].name, entry[0].architecture)):
-        parts.append(
-            render({**fields, "Filename": path, "Size": str(package.size), "SHA256": package.sha256})
-        )
+        parts.append(render({**fields, "Filename": path, "Size": str(package.size), "SHA256": package.sha256}))
     return "\n".join(parts)

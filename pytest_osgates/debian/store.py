@@ -64,9 +64,7 @@ class DebStore:
             self._fill(missing, downloader(), progress or (lambda _fraction: None))
         return [self.path(package) for package in packages]
 
-    def _fill(
-        self, missing: Sequence[LockedPackage], source: Downloader, progress: Callable[[float], None]
-    ) -> None:
+    def _fill(self, missing: Sequence[LockedPackage], source: Downloader, progress: Callable[[float], None]) -> None:
         total = sum(package.size for package in missing)
         done = 0
         lost: list[LockedPackage] = []

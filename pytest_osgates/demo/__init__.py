@@ -1,15 +1,16 @@
 """A small Debian live distribution, built from locked packages: what the gates are tried on."""
 
 from pytest_osgates.demo.build import BuiltIso, ProgressCallback, build_demo_iso
-
+from pytest_osgates.demo.cached import cached_demo_iso
 from pytest_osgates.demo.definition import Definition, load_definition
-
+from pytest_osgates.demo.fault import Fault, FaultIso, add_fault, fault_names, load_fault
 from pytest_osgates.demo.lock import Lock, read_lock
 
 __all__ = [
     "BuiltIso",
     "Definition",
     "Fault",
+    "FaultIso",
     "Lock",
     "ProgressCallback",
     "add_fault",

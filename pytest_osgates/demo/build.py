@@ -98,9 +98,7 @@ def build_demo_iso(
         check_lock(chosen, wanted)
     notes = tool_changes(chosen.tools, tools) if lock is not None else ()
     progress("fetching packages", 0.0)
-    debs.fetch(
-        chosen.everything, lambda: apt_for(wanted), progress=lambda done: progress("fetching packages", done)
-    )
+    debs.fetch(chosen.everything, lambda: apt_for(wanted), progress=lambda done: progress("fetching packages", done))
     with scratch_beside(output) as scratch:
         medium = scratch / "medium"
         (medium / "live").mkdir(parents=True)

@@ -93,8 +93,8 @@ class Hooks(Strict):
 
 class Squashfs(Strict):
     compression: Literal["zstd"] = "zstd"
-    level: int = Field(15, ge=1, le=22)
-    block_size: int = Field(262144, ge=4096, le=1 << 20)
+    level: int = Field(default=15, ge=1, le=22)
+    block_size: int = Field(default=131072, ge=4096, le=1 << 20)
 
 
 class Boot(Strict):
@@ -119,8 +119,8 @@ class Definition(Strict):
     parameters: tuple[KernelParameter, ...]
     dpkg: Dpkg = Dpkg()
     units: Units = Units()
-    modes: dict[RelativePath, Mode] = {}
-    symlinks: dict[RelativePath, str] = {}
+    modes: dict[RelativePath, Mode] = Field(default_factory=dict)
+    symlinks: dict[RelativePath, str] = Field(default_factory=dict)
     hooks: Hooks = Hooks()
     squashfs: Squashfs = Squashfs()
     boot: Boot
@@ -164,9 +164,7 @@ def load_toml(path: Path, model: type[ModelT]) -> ModelT:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
-        )
+        faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
         raise UsageError(f"{path}: {faults}") from None
 
 

@@ -10,8 +10,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from pytest_osgates.debian import Archive, LockedPackage, PrivateApt
-from pytest_osgates.debian.apt import sources_key
+from pytest_osgates.debian import LockedPackage, PrivateApt
 from pytest_osgates.demo.definition import Definition, Strict
 from pytest_osgates.vm.errors import UsageError
 
@@ -19,13 +18,13 @@ from pytest_osgates.vm.errors import UsageError
 class Lock(Strict):
     """`packages` are installed; of `media` only files are taken. `tools`: the host's programs of that build."""
 
-    version: Literal[1] = Field(1, alias="schema")
+    version: Literal[1] = Field(alias="schema")
     name: str
     architecture: Literal["amd64"]
     suites: tuple[tuple[str, ...], ...]
     packages: tuple[LockedPackage, ...] = Field(min_length=1)
     media: tuple[LockedPackage, ...] = ()
-    tools: dict[str, str] = {}
+    tools: dict[str, str] = Field(default_factory=dict)
 
     @property
     def everything(self) -> tuple[LockedPackage, ...]:
@@ -97,9 +96,10 @@ def resolve_lock(definition: Definition, apt: PrivateApt | None = None) -> Lock:
     source = apt or apt_for(definition)
     source.update()
     return Lock(
+        schema=1,
         name=definition.name,
         architecture=definition.architecture,
-        suites=tuple(tuple(entry) for entry in json.loads(sources_key(source))),
+        suites=tuple((str(suite.archive), suite.name, *suite.components) for suite in source.suites),
         packages=tuple(source.resolve(definition.package_names)),
         media=tuple(source.locate([entry.package for entry in definition.media])),
     )
@@ -108,6 +108,3 @@ def resolve_lock(definition: Definition, apt: PrivateApt | None = None) -> Lock:
 def apt_for(definition: Definition) -> PrivateApt:
     """The private apt with the definition's suites."""
     return PrivateApt([entry.suite() for entry in definition.suites], architecture=definition.architecture)
-
-
-__all__ = ["Archive", "Lock", "apt_for", "check_lock", "parse_lock", "read_lock", "resolve_lock"]

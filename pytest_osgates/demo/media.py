@@ -96,7 +96,7 @@ def xorriso_arguments(definition: Definition, medium: Path, boot_sector: Path, o
     """The command line of xorrisofs(1). -r: owners and modes do not come from the scratch directory."""
     date = volume_date(definition.source_date_epoch)
     return [
-        *("xorriso", "-no_rc", "-as", "mkisofs", "-quiet", "-iso-level", "3", "-r", "-J", "-joliet-long"),
+        *("xorriso", "-no_rc", "-as", "mkisofs", "-quiet", "-iso-level", "3", "-r"),
         *("-V", definition.label, "-A", definition.title.upper(), "-publisher", "", "-p", ""),
         f"--modification-date={date}",
         *("--set_all_file_dates", date),

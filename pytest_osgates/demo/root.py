@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,8 +168,3 @@ def squash(
         env=environment(epoch or definition.source_date_epoch),
         on_poll=on_poll,
     )
-
-
-def kernel_release(kernel: Path) -> str:
-    """``6.12.1-amd64`` of ``vmlinuz-6.12.1-amd64``."""
-    return re.sub(r"^vmlinuz-", "", kernel.name)

@@ -124,7 +124,7 @@ def check_can_bootstrap() -> None:
             text = ""
         if subordinate_ids(text, name, os.geteuid()) < 65536:
             raise HostError(
-                f"user {name} has no 65536 subordinate ids in {file}: a root file system cannot be built without root",
+                f"user {name} has no 65536 subordinate ids in {file}: only root could build a root file system",
                 remedy=f"as root, once: usermod {option} 100000-165535 {name} (both --add-subuids and "
                 "--add-subgids are needed), and install uidmap; or build the image as root",
             )

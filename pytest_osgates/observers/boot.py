@@ -21,6 +21,7 @@ POLL_SECONDS = 0.5
 SCREEN_SECONDS = 1.0
 # A boot menu: nothing drawn and nothing read from the CD for this long, before any kernel has spoken.
 STANDSTILL_SECONDS = 8.0
+MENU_PIXELS = 200
 # A login prompt on the serial console, and still no channel: systemd's credentials do not reach this guest.
 LOGIN_AFTER_SECONDS = 20.0
 CONSOLE_LINES = 400
@@ -53,6 +54,7 @@ class _Screen:
     cd_changed_at: float = 0.0
     shots: dict[str, str] = field(default_factory=dict)
     first: str = ""
+    drawn: int = 0
     loader: Frame | None = None
 
 
@@ -160,6 +162,7 @@ class Boot:
             screen.cd_operations, screen.cd_changed_at = operations, now
         if frame.digest != screen.digest:
             screen.digest, screen.changed_at = frame.digest, now
+            screen.drawn = frame.drawn() if machine.lit(frame) else 0
             screen.text = frame.text() if machine.lit(frame) else ""
             for line in screen.text.splitlines():
                 machine.watcher.scan("screen", line)
@@ -196,7 +199,8 @@ class Boot:
             due = re.search(step.text, screen.text, re.MULTILINE) is not None
         else:
             quiet_since = max(screen.changed_at, screen.cd_changed_at, self._keys[-1].at if self._keys else 0.0)
-            due = screen.first != "" and now - quiet_since >= STANDSTILL_SECONDS
+            # An all but empty screen is no menu: a kernel that boots quietly shows that, too.
+            due = screen.drawn >= MENU_PIXELS and now - quiet_since >= STANDSTILL_SECONDS
         if not due:
             return
         self._pending.pop(0)

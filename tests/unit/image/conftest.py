@@ -56,7 +56,7 @@ def root_tar() -> Tar:
         "loop", "loop"
     )
     tar.link("ping", "pong").link("pong", "ping").link("dangling", "nowhere").link("dir/sub/back", "../../etc/text")
-    tar.device("null", 1, 3).device("disk", 259, 70_000, tarfile.BLKTYPE).add("pipe", tarfile.FIFOTYPE)
+    tar.device("null", 1, 3).device("disk", 259, 17, tarfile.BLKTYPE).add("pipe", tarfile.FIFOTYPE)
     tar.file("Grüße", b"utf-8")
     for number in range(600):
         tar.file(f"many/file-{number:03}-{'n' * (number % 50)}", b"%d" % number)

@@ -36,6 +36,8 @@ from pytest_osgates.image.tree import FileKind
 from pytest_osgates.vm.errors import ImageError, UsageError
 from pytest_osgates.vm.process import run
 
+LIMIT = 1 << 20
+
 
 def test_everything_that_was_put_in_is_read(tree: Path, iso_path: Path) -> None:
     with IsoImage.open(iso_path) as iso:
@@ -48,7 +50,7 @@ def test_everything_that_was_put_in_is_read(tree: Path, iso_path: Path) -> None:
             assert file.kind.value == stat.S_IFMT(status.st_mode)
             assert file.target == (os.readlink(path) if path.is_symlink() else None)  # noqa: PTH115 - Path normalises
             if file.kind is FileKind.FILE:
-                assert iso.read(file, 1 << 20) == path.read_bytes()
+                assert iso.read(file, LIMIT) == path.read_bytes()
         assert iso.volume.volume_id == "TEST VOLUME"
         assert iso.rock_ridge
 
@@ -88,7 +90,7 @@ def test_a_file_larger_than_the_limit_is_refused(iso_path: Path) -> None:
         with pytest.raises(ImageError, match="10 bytes, more than the 9 expected"):
             iso.read(file, 9)
         with pytest.raises(ImageError, match="is a directory"):
-            iso.read(iso.root, 1 << 20)
+            iso.read(iso.root, LIMIT)
         with pytest.raises(ImageError, match="more than 5 files"):
             list(iso.walk(limit=5))
 
@@ -168,7 +170,7 @@ def test_a_file_of_several_extents() -> None:
     big = iso.lookup("/big")
     assert big is not None
     assert big.extents == (Extent(30 * SECTOR, SECTOR), Extent(40 * SECTOR, SECTOR), Extent(31 * SECTOR, 5))
-    assert iso.read(big, 1 << 20) == b"a" * SECTOR + b"b" * SECTOR + b"c" * 5
+    assert iso.read(big, LIMIT) == b"a" * SECTOR + b"b" * SECTOR + b"c" * 5
     assert iso.lookup("/next") is not None
 
 
@@ -205,6 +207,21 @@ def test_relocated_directories_are_where_they_belong() -> None:
     )
     iso = IsoImage(root.directory(30, record(b"INSIDE.;1", 31, 2, use=name_entry(b"inside"))).source())
     assert [file.path for file in iso.walk()] == ["/moved", "/moved/inside"]
+
+
+def test_bytes_that_sp_says_to_skip_are_skipped() -> None:
+    iso = HandMadeIso(root_use=susp(b"SP", b"\xbe\xef\x0e"))
+    iso.root(record(b"X.;1", 0, 0, use=b"XA attributes." + name_entry(b"found")))
+    assert IsoImage(iso.source()).lookup("/found") is not None
+
+
+def test_zisofs_contents_are_not_taken_for_the_file() -> None:
+    use = name_entry(b"packed") + susp(b"ZF", b"pz\x04\x0f" + both(100))
+    iso = IsoImage(HandMadeIso().root(record(b"X.;1", 30, 10, use=use)).source())
+    file = iso.lookup("/packed")
+    assert file is not None
+    with pytest.raises(ImageError, match="zisofs"):
+        iso.read(file, LIMIT)
 
 
 # Sector 30 holds a continuation area: a name of 150 bytes, and at 300 a continuation that leads to itself.
@@ -279,7 +296,7 @@ def test_a_contents_extent_outside_is_an_error_when_it_is_read() -> None:
     file = iso.lookup("/out")
     assert file is not None
     with pytest.raises(ImageError, match=r"100000 bytes at 122880, but is only 131072 bytes long"):
-        iso.read(file, 1 << 20)
+        iso.read(file, LIMIT)
 
 
 def test_a_cut_image_says_how_much_there_is(iso_path: Path, tmp_path: Path) -> None:
@@ -327,8 +344,8 @@ def exercise(source: BytesSource) -> None:
     try:
         iso = IsoImage(source)
         for file in iso.walk(limit=1000):
-            if file.kind is FileKind.FILE and file.size < 1 << 20:
-                assert len(iso.read(file, 1 << 20)) == file.size
+            if file.kind is FileKind.FILE and file.size < LIMIT:
+                assert len(iso.read(file, LIMIT)) == file.size
         iso.lookup("/live/filesystem.squashfs")
         iso.boot_entries()
     except ImageError:

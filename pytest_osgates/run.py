@@ -1,0 +1,221 @@
+"""One run: what was asked for, checked, and everything that fixtures and reports share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_osgates import _version
+from pytest_osgates.checks.registry import GATES
+from pytest_osgates.evidence import Evidence, dump, new_run_id
+from pytest_osgates.image.digest import image_digest
+from pytest_osgates.image.rootfs import open_root, os_release
+from pytest_osgates.paths import cache_dir
+from pytest_osgates.profiles import loader
+from pytest_osgates.profiles.schema import Profile
+from pytest_osgates.progress import ProgressLog
+from pytest_osgates.vm import host as vm_host
+from pytest_osgates.vm.errors import ImageError, OsgatesError, UsageError
+from pytest_osgates.vm.host import Host
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a run, paths made absolute."""
+
+    iso: Path
+    distro: str
+    disk: Path | None
+    evidence: Path
+    accel: str
+    tools: Mapping[str, str]
+
+
+def existing_file(text: str, what: str) -> Path:
+    """The absolute path of a regular file.
+
+    :raise UsageError: it is not there, or is something else.
+    """
+    path = Path(text)
+    try:
+        if path.is_file():
+            return path.resolve(strict=True)
+        missing = not path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{what} {text!r} cannot be looked at: {error}") from error
+    how = "does not exist" if missing else "is not a regular file"
+    raise UsageError(f"{what} {text!r} {how}", remedy="give the path of an ISO image" if what == "--iso" else None)
+
+
+def parse_tools(entries: list[str]) -> dict[str, str]:
+    """``NAME=PATH`` entries.
+
+    :raise UsageError: one has another form.
+    """
+    tools = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise UsageError(f"--iso-tool {entry!r} is not NAME=PATH")
+        tools[name.strip()] = str(existing_file(path.strip(), f"--iso-tool {name}"))
+    return tools
+
+
+class Run:
+    """A run of the gates, in the controller or in a worker."""
+
+    def __init__(
+        self, request: Request, profile: Profile, image_sha256: str, size: int, evidence: Evidence, run_id: str
+    ) -> None:
+        self.request = request
+        self.profile = profile
+        self.image_sha256 = image_sha256
+        self.size = size
+        self.evidence = evidence
+        self.run_id = run_id
+        self.progress = ProgressLog(evidence.root / "progress.jsonl")
+
+    @classmethod
+    def begin(cls, request: Request) -> Run:
+        """Check everything that can be checked without booting, and make the evidence directory.
+
+        :raise OsgatesError: with the remedy; nothing was written then.
+        """
+        try:
+            sha256 = image_digest(request.iso)
+            profile = cls._profile(request)
+            run_id = new_run_id()
+            size = request.iso.stat().st_size
+        except OSError as error:
+            raise ImageError(f"{request.iso} cannot be read: {error.strerror}") from error
+        evidence = Evidence.create(request.evidence, sha256, run_id)
+        run = cls(request, profile, sha256, size, evidence, run_id)
+        evidence.write("profile.toml", Path(profile.source).read_bytes())
+        # Asked now, so that a machine that cannot boot anything says so before the first gate.
+        _ = run.host
+        return run
+
+    @staticmethod
+    def _profile(request: Request) -> Profile:
+        if request.distro:
+            return loader.load(loader.find(request.distro))
+        try:
+            with open_root(request.iso) as view:
+                release = os_release(view)
+        except ImageError as error:
+            raise UsageError(
+                f"the distribution cannot be told from {request.iso.name}: {error.what}",
+                remedy=error.remedy or "name it: --iso-distro NAME|FILE.toml",
+            ) from error
+        return loader.load(loader.detect(release))
+
+    @cached_property
+    def host(self) -> Host:
+        """What machines are made with."""
+        return vm_host.select(self.request.accel, cache_dir("probe"))
+
+    def expected_cases(self) -> dict[str, tuple[str, ...]]:
+        """The rows of every gate of the profile; a gate that this version lacks has one."""
+        return {name: self.cases(name) for name in self.profile.gates}
+
+    def cases(self, gate: str) -> tuple[str, ...]:
+        """The rows of one gate."""
+        section = self.profile.gates.get(gate)
+        if gate not in GATES or section is None or section.policy is None:
+            return ("",)
+        return tuple(GATES[gate].cases(section.policy, self.profile.firmwares))
+
+    def facts(self, ledger_json: Mapping[str, Any], launch: str, selected: list[str], mode: str) -> dict[str, Any]:
+        """The content of ``verdicts.json``."""
+        return {
+            "schema": 1,
+            "run": self.run_id,
+            "image": {"path": str(self.request.iso), "sha256": self.image_sha256, "size": self.size},
+            "distro": {"name": self.profile.name, "sha256": self.profile.sha256},
+            "mode": mode,
+            "accelerator": str(self.host.accelerator.kind),
+            "selected": selected,
+            "launch": launch,
+            "gates": ledger_json,
+        }
+
+    def manifest_facts(self, interrupted: str) -> dict[str, Any]:
+        """What ``manifest.json`` says besides the files."""
+        return {
+            "run": self.run_id,
+            "image": {"sha256": self.image_sha256, "size": self.size},
+            "versions": {
+                "pytest-osgates": _version.VERSION,
+                "qemu": self.host.qemu.banner,
+                "accelerator": f"{self.host.accelerator.kind} -cpu {self.host.accelerator.cpu}",
+                "kvm": self.host.kvm.reason,
+            },
+            "machines": {
+                path.parent.name: json.loads(path.read_text()).get("arguments", [])
+                for path in sorted((self.evidence.root / "machines").glob("*/qemu.json"))
+            },
+            "interrupted": interrupted,
+        }
+
+    def write_selected(self, names: list[str]) -> None:
+        """Workers tell the controller which gates have tests to run."""
+        self.evidence.write("selected.json", dump(sorted(names)))
+
+    def read_selected(self) -> list[str]:
+        """What a worker told; empty before."""
+        path = self.evidence.root / "selected.json"
+        try:
+            names = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return []
+        return [str(name) for name in names] if isinstance(names, list) else []
+
+    def to_worker(self) -> dict[str, Any]:
+        """What a worker needs to join this run (plain data, for xdist's ``workerinput``)."""
+        return {
+            "iso": str(self.request.iso),
+            "disk": None if self.request.disk is None else str(self.request.disk),
+            "evidence_base": str(self.request.evidence),
+            "accel": self.request.accel,
+            "tools": dict(self.request.tools),
+            "profile": self.profile.source,
+            "profile_sha256": self.profile.sha256,
+            "sha256": self.image_sha256,
+            "size": self.size,
+            "root": str(self.evidence.root),
+            "run": self.run_id,
+        }
+
+    @classmethod
+    def join(cls, data: Mapping[str, Any]) -> Run:
+        """A worker's view of the controller's run.
+
+        :raise OsgatesError: the profile changed meanwhile.
+        """
+        profile = loader.load(Path(data["profile"]))
+        if profile.sha256 != data["profile_sha256"]:
+            raise UsageError(f"{data['profile']} changed while the run began", remedy="run again")
+        request = Request(
+            iso=Path(data["iso"]),
+            distro=data["profile"],
+            disk=None if data["disk"] is None else Path(data["disk"]),
+            evidence=Path(data["evidence_base"]),
+            accel=data["accel"],
+            tools=data["tools"],
+        )
+        return cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where `path` is, or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+__all__ = ["OsgatesError", "Request", "Run", "existing_file", "free_bytes", "parse_tools"]

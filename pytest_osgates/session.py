@@ -1,0 +1,275 @@
+"""The part of the plugin that is there only with ``--iso``: collection, outcomes, verdicts, the last line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pytest_osgates import options
+from pytest_osgates.checks.registry import GATES
+from pytest_osgates.evidence import dump
+from pytest_osgates.fixtures.gate import CASE_FIXTURE, ROW_KEY, GateFailed, NotProven
+from pytest_osgates.ledger import Launch, Ledger, RowRecord
+from pytest_osgates.model import Verdict
+from pytest_osgates.profiles.schema import KNOWN_GATES
+from pytest_osgates.report import terminal
+from pytest_osgates.report.live import LiveProgress
+from pytest_osgates.run import Request, Run, existing_file, parse_tools
+from pytest_osgates.vm import workdir
+from pytest_osgates.vm.errors import OsgatesError
+from pytest_osgates.vm.text import one_line, printable
+
+PROPERTY = "osgates_row"
+RUN_KEY: pytest.StashKey[Run] = pytest.StashKey()
+WORKER_INPUT = "osgates"
+
+
+def activate(config: pytest.Config) -> None:
+    """Check the request, join or begin a run, and register hooks and fixtures.
+
+    :raise pytest.UsageError: with the remedy; nothing was booted.
+    """
+    joined = getattr(config, "workerinput", {}).get(WORKER_INPUT)
+    try:
+        run = Run.begin(_request(config)) if joined is None else Run.join(json.loads(joined))
+    except (OsgatesError, ValueError) as error:
+        raise pytest.UsageError(printable(str(error), 4000)) from error
+    config.stash[RUN_KEY] = run
+    for name in {*KNOWN_GATES, *run.profile.gates}:
+        config.addinivalue_line("markers", f"{name}: tests of the gate {name!r}")
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        # No path was named, so the gates are wanted, whatever testpaths says of this directory.
+        config.option.pyargs = True
+        config.args[:] = ["pytest_osgates.gates"]
+    from pytest_osgates.fixtures import guest, image, states
+
+    for module in (image, states, guest):
+        config.pluginmanager.register(module, f"osgates-{module.__name__.rpartition('.')[2]}")
+    config.pluginmanager.register(GateItems(run), "osgates-items")
+    if joined is None:
+        swept = workdir.sweep()
+        config.pluginmanager.register(Controller(config, run, len(swept)), "osgates-controller")
+
+
+def _request(config: pytest.Config) -> Request:
+    def path(name: str) -> Path | None:
+        text = options.value(config, name)
+        return existing_file(text, name) if text else None
+
+    iso = existing_file(options.value(config, "--iso"), "--iso")
+    evidence = Path(options.value(config, "--iso-evidence") or "osgates-evidence")
+    return Request(
+        iso=iso,
+        distro=options.value(config, "--iso-distro"),
+        disk=path("--iso-disk"),
+        evidence=evidence if evidence.is_absolute() else config.invocation_params.dir / evidence,
+        accel=options.value(config, "--iso-accel") or "auto",
+        tools=parse_tools([*config.getini("osgates_tool"), *config.getoption("--iso-tool")]),
+    )
+
+
+def gate_of(item: pytest.Item | pytest.Function, run: Run) -> str | None:
+    """The gate that a test belongs to: its marker that is named like a gate."""
+    for marker in item.iter_markers():
+        if marker.name in run.profile.gates or marker.name in GATES:
+            return marker.name
+    return None
+
+
+def case_of(item: pytest.Item) -> str:
+    """The row that a test is for."""
+    callspec = getattr(item, "callspec", None)
+    return "" if callspec is None else str(callspec.params.get(CASE_FIXTURE, ""))
+
+
+class GateItems:
+    """Runs wherever tests run: rows become tests, and no outcome but a judged PASS counts as one."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One test a row of the gate."""
+        if CASE_FIXTURE not in metafunc.fixturenames:
+            return
+        names = [marker.name for marker in metafunc.definition.iter_markers()]
+        gate = next((name for name in names if name in self.run.profile.gates), None)
+        cases = () if gate is None else self.run.cases(gate)
+        live = f"{self.run.profile.firmwares[0]}-channel"
+        metafunc.parametrize(
+            CASE_FIXTURE,
+            [
+                # What boots the state `live` stays with what uses it: one boot, not one for each worker.
+                pytest.param(case, marks=pytest.mark.xdist_group("osgates-live")) if case == live else case
+                for case in cases
+            ],
+        )
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Tests on one state go to one worker, and gates that the profile does not name are not run."""
+        kept = []
+        for item in items:
+            gate = gate_of(item, self.run)
+            if gate is not None and gate not in self.run.profile.gates:
+                continue
+            if "os_live" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("osgates-live"))
+            kept.append(item)
+        items[:] = kept
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Tell the controller which gates were chosen."""
+        names = {gate for item in session.items if (gate := gate_of(item, self.run)) is not None}
+        self.run.write_selected(sorted(names))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Fail closed: a skip, an expected failure or a test that judged nothing is NOT PROVEN."""
+        report = yield
+        gate = gate_of(item, self.run)
+        if gate is None:
+            return report
+        row = item.stash.get(ROW_KEY, None)
+        error = call.excinfo.value if call.excinfo is not None else None
+        reason = ""
+        if isinstance(error, NotProven | OsgatesError):
+            reason = str(error)
+        elif report.skipped:
+            reason = f"the test was skipped: {one_line(str(getattr(report, 'longrepr', '') or error))}"
+        elif hasattr(report, "wasxfail"):
+            reason = "the test is marked as expected to fail, which is no verdict"
+        elif report.failed and row is None:
+            reason = f"the test broke before it judged: {one_line(str(error))}"
+        elif report.when == "call" and report.passed and row is None:
+            reason = "the test ended without judging anything"
+        elif report.when == "call" and report.passed and row is not None and row.verdict is not Verdict.PASS:
+            reason = row.reason or "the verdict is not PASS, and the test did not say so"
+        if reason:
+            if row is None or row.verdict is Verdict.PASS:
+                row = RowRecord(gate, case_of(item), Verdict.NOT_PROVEN, reason)
+                item.stash[ROW_KEY] = row
+            if hasattr(report, "wasxfail"):
+                del report.wasxfail
+            report.outcome = "failed"
+            report.longrepr = f"{gate}{_row(row)}: NOT PROVEN: {printable(reason, 2000)}"
+            if report.when == "call" and row.verdict is not Verdict.FAIL:
+                # pytest's JUnit report makes <error> of what fails outside the call, <failure> of what fails in it.
+                report.when = "setup"
+        elif isinstance(error, GateFailed):
+            report.longrepr = f"{gate}{'' if row is None else _row(row)}: FAIL\n{printable(str(error), 20000)}"
+        if row is not None and (report.failed or report.when == "call"):
+            report.user_properties = [
+                *((name, value) for name, value in report.user_properties if name != PROPERTY),
+                *terminal.junit_properties(row),
+                (PROPERTY, json.dumps(row.to_json())),
+            ]
+        return report
+
+
+def _row(row: RowRecord) -> str:
+    return f"[{row.case}]" if row.case else ""
+
+
+class Controller:
+    """Runs once, where the terminal is: keeps the ledger and the evidence, and says the last line."""
+
+    def __init__(self, config: pytest.Config, run: Run, swept: int) -> None:
+        self.config = config
+        self.run = run
+        self.swept = swept
+        self.ledger = Ledger(run.profile, run.expected_cases())
+        self.interrupted = ""
+        self.broken: list[str] = []
+        self.live = LiveProgress(run.evidence.root / "progress.jsonl", config)
+        self._write()
+
+    # -- evidence -------------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        selected = sorted(self.ledger.selected)
+        launch = str(self.ledger.launch if self.ledger.selected else Launch.NOT_READY)
+        facts = self.run.facts(self.ledger.to_json(), launch, selected, "check")
+        self.run.evidence.write("verdicts.json", dump(facts))
+
+    def _try_write(self) -> None:
+        try:
+            self._write()
+        except OsgatesError as error:
+            self.broken.append(str(error))
+
+    # -- hooks ----------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:  # noqa: ANN401  (xdist's WorkerController)
+        """Let a worker join this run."""
+        node.workerinput[WORKER_INPUT] = json.dumps(self.run.to_worker())
+
+    def pytest_report_header(self) -> list[str]:
+        """What is about to be judged, and on what."""
+        return terminal.header(self.run, self.swept)
+
+    def pytest_runtestloop(self) -> None:
+        """Show progress from here on."""
+        self.live.start()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take each row's word as it comes."""
+        self.live.pause()
+        row = _row_of(report)
+        if row is None:
+            return
+        self.ledger.select(self.run.read_selected())
+        self.ledger.record(row, report.duration)
+        self._try_write()
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, Any] | None:
+        """NOT PROVEN has a word and a letter of its own."""
+        row = _row_of(report)
+        if row is None or not report.failed:
+            return None
+        if row.verdict is Verdict.NOT_PROVEN:
+            return "not proven", "N", ("NOT PROVEN", {"yellow": True})
+        return None
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Remember why the run ended early."""
+        self.interrupted = excinfo.typename
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """After everything else: complete the evidence, set the exit status, say the last line."""
+        self.live.stop()
+        self.ledger.select(self.run.read_selected())
+        try:
+            self._write()
+            yield
+            self.run.evidence.finish(self.run.manifest_facts(self.interrupted))
+        except (OsgatesError, OSError) as error:
+            self.broken.append(str(error))
+        status = self.ledger.exit_status(int(session.exitstatus))
+        if self.broken and status in {0, 10}:
+            # Verdicts without their evidence prove nothing.
+            status = 10
+        session.exitstatus = status
+        reporter = cast("Any", self.config.pluginmanager.getplugin("terminalreporter"))
+        if reporter is not None:
+            terminal.last_lines(reporter, self.run, self.ledger, status, self.broken)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:  # noqa: ANN401  (pytest's TerminalReporter)
+        """A line for each gate, and its findings."""
+        terminal.summary(terminalreporter, self.run, self.ledger)
+
+
+def _row_of(report: pytest.TestReport) -> RowRecord | None:
+    for name, value in report.user_properties:
+        if name == PROPERTY:
+            return RowRecord.from_json(json.loads(str(value)))
+    return None

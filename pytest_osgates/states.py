@@ -1,0 +1,71 @@
+"""States: how far a machine has come. Each is made once in a session, and kept until its end."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from pytest_osgates.checks import boot as boot_check
+from pytest_osgates.model import State
+from pytest_osgates.observers.boot import Boot, Plan
+from pytest_osgates.run import Run
+from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.guest.injection import Injection, new_nonce
+from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.spec import Firmware, MachineSpec
+
+DEFAULT_DEADLINE_S = 900.0
+
+
+class Booted:
+    """A machine and its boot. `ready`: it reached its ready target, over the channel if it has one."""
+
+    def __init__(self, boot: Boot, ready: bool) -> None:
+        self.boot = boot
+        self.machine = boot.machine
+        self.ready = ready
+
+
+def machine_spec(run: Run, name: str, firmware: Firmware, *, channel: bool, state: State) -> MachineSpec:
+    """The machine that the profile asks for.
+
+    :raise UsageError: the state needs a disk and none was given.
+    """
+    section = run.profile.machine
+    if state is State.INSTALLED and run.request.disk is None:
+        raise UsageError(
+            "the state 'installed' was not reached: no disk with an installed system",
+            remedy="give one with --iso-disk FILE (raw or qcow2; it is not written)",
+        )
+    nonce = new_nonce() if channel else None
+    return MachineSpec(
+        name=name,
+        firmware=firmware,
+        cdrom=run.request.iso if state is State.LIVE else None,
+        disks=() if state is State.LIVE else (Path(str(run.request.disk)),),
+        memory_mib=section.memory_mib,
+        cpus=section.cpus,
+        cpu_model=section.cpu_model,
+        tpm=section.tpm,
+        channel=nonce,
+        smbios_strings=() if nonce is None else Injection(nonce).smbios_strings(),
+    )
+
+
+def deadline(run: Run) -> float:
+    """Seconds that a boot may take: the boot gate's policy, or its default where the profile has no such gate."""
+    section = run.profile.gates.get("boot")
+    policy = None if section is None else section.policy
+    return policy.deadline_s if isinstance(policy, boot_check.BootPolicy) else DEFAULT_DEADLINE_S
+
+
+def boot(run: Run, stack: ExitStack, case: str, firmware: Firmware, *, channel: bool, state: State) -> Booted:
+    """Power a machine on and wait until it is ready or has failed; `stack` ends it.
+
+    :raise OsgatesError: the host's fault: nothing is known of the guest.
+    """
+    spec = machine_spec(run, case, firmware, channel=channel, state=state)
+    records = run.evidence.machine(case)
+    machine = stack.enter_context(Machine(spec, run.host, records, boot_check.patterns()))
+    booting = Boot(machine, Plan(case, run.profile.boot, run.profile.login, deadline(run)), run.progress)
+    return Booted(booting, booting.run())

@@ -1,0 +1,134 @@
+"""The pinned programs that judge: version and digest are known before they are run."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_osgates.data import load
+from pytest_osgates.debian import DebStore, LockedPackage, PrivateApt, Suite
+from pytest_osgates.paths import cache_dir
+from pytest_osgates.vm.errors import HostError, OsgatesError, UsageError
+from pytest_osgates.vm.process import run, which
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One entry of ``data/tools.toml``."""
+
+    name: str
+    version: str
+    suites: tuple[str, ...]
+    sha256: str
+    entry: str
+    python_path: str
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool ready to run. `sha256` is that of the package, or of the file that the user gave."""
+
+    name: str
+    version: str
+    sha256: str
+    argv: tuple[str, ...]
+    source: str
+
+
+def pins() -> dict[str, Pin]:
+    """All pinned tools."""
+    return {
+        name: Pin(
+            name, entry["version"], tuple(entry["suites"]), entry["sha256"], entry["entry"], entry["python_path"]
+        )
+        for name, entry in load("tools").items()
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(name: str, given: Mapping[str, str], *, fetch: bool = True) -> Tool:
+    """The tool `name`: as given by the user, else from the cache, else fetched (unless not `fetch`).
+
+    :raise UsageError: the user gave something that is neither the pinned package nor a program.
+    :raise HostError: it cannot be had; the remedy says how else.
+    """
+    pin = pins()[name]
+    if name in given:
+        path = Path(given[name])
+        if path.suffix == ".deb":
+            if sha256_of(path) != pin.sha256:
+                raise UsageError(
+                    f"{path} is not the pinned package of {name} {pin.version}",
+                    remedy=f"give the one with SHA-256 {pin.sha256}, or a program instead of a package",
+                )
+            return _unpack(pin, path, f"--iso-tool {path}")
+        return Tool(name, "as given", sha256_of(path), (str(path),), f"--iso-tool {path}")
+    store = DebStore()
+    cached = store.root / f"{pin.sha256}.deb"
+    if cached.is_file() and sha256_of(cached) == pin.sha256:
+        return _unpack(pin, cached, "cache")
+    if not fetch:
+        raise HostError(
+            f"{name} {pin.version} is not in the cache", remedy=f"run: osgates doctor --fetch, or {_else(pin)}"
+        )
+    try:
+        apt = PrivateApt([Suite(suite) for suite in pin.suites])
+        apt.update()
+        package: LockedPackage = apt.find(name, pin.version)
+        if package.sha256 != pin.sha256:
+            raise HostError(f"the archive's {name} {pin.version} has SHA-256 {package.sha256}, not {pin.sha256}")
+        (path,) = store.fetch([package], lambda: apt)
+    except OsgatesError as error:
+        raise HostError(f"{name} {pin.version} cannot be had: {error.what}", remedy=_else(pin)) from error
+    return _unpack(pin, path, f"Debian {', '.join(pin.suites)}")
+
+
+def _else(pin: Pin) -> str:
+    return f"give it: --iso-tool {pin.name}=FILE.deb (SHA-256 {pin.sha256})"
+
+
+def _unpack(pin: Pin, package: Path, source: str) -> Tool:
+    """Unpack into a directory that is made anew for this run of the program: nobody else can have changed it."""
+    target = cache_dir("tools") / f"{pin.name}-{pin.sha256[:16]}"
+    marker = target / ".complete"
+    if not marker.is_file():
+        partial = Path(tempfile.mkdtemp(prefix=f"{pin.name}-", dir=target.parent))
+        run(
+            [
+                which("dpkg-deb", remedy="apt-get install dpkg (Fedora: dnf install dpkg)"),
+                "-x",
+                str(package),
+                str(partial),
+            ],
+            timeout=120,
+        )
+        (partial / ".complete").write_text(pin.sha256)
+        try:
+            partial.rename(target)
+        except OSError:
+            # Another process was faster, or an incomplete one is in the way.
+            if not marker.is_file():
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
+            else:
+                shutil.rmtree(partial, ignore_errors=True)
+    return Tool(pin.name, pin.version, pin.sha256, _argv(pin, target), source)
+
+
+def _argv(pin: Pin, target: Path) -> tuple[str, ...]:
+    """Run the program with our interpreter, its package found and nothing of the user's environment."""
+    code = (
+        "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
+        "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    return (sys.executable, "-I", "-B", "-c", code, str(target / pin.python_path), str(target / pin.entry))

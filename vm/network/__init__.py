@@ -1,0 +1,1 @@
+"""What stands at the other end of the machine's network card: never the host's network."""

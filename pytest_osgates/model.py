@@ -106,7 +106,8 @@ class Gate(Generic[O, P]):
     """One gate: everything but how its observation is made.
 
     `cases` gives the names of the rows that together make the gate, from a policy and the machine's firmwares; each
-    row is a test of its own, and the gate passes only when all rows pass.
+    row is a test of its own, and the gate passes only when all rows pass. `baseline` writes acceptances with empty
+    reasons, as TOML, for what is not accepted yet.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Gate(Generic[O, P]):
     judge: Callable[[O, P], list[Finding]]
     controls: tuple[Control[O], ...]
     cases: Callable[[P, tuple[str, ...]], tuple[str, ...]] = field(default=lambda policy, firmwares: ("",))
+    baseline: Callable[[O, P], str] | None = None
 
 
 AnyGate = Gate[Any, Any]

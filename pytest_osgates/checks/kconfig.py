@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from fnmatch import fnmatchcase
@@ -25,6 +26,7 @@ class Check(Model):
 
     option: str
     type: CheckType
+    area: str = ""
     decision: str
     wanted: str
     result: str
@@ -270,6 +272,38 @@ def _parameters(seen: KconfigObservation, policy: KconfigPolicy) -> list[Finding
     ]
 
 
+def baseline(seen: KconfigObservation, policy: KconfigPolicy) -> str:
+    """TOML for everything that fails and is not accepted: kconfig by area, the others one by one, reasons empty."""
+    open_findings = [finding for finding in judge(seen, policy) if finding.severity is Severity.VIOLATION]
+    areas = {(check.type, check.option): check.area or "other" for check in seen.checks}
+    groups: dict[str, list[str]] = {}
+    singles: list[str] = []
+    parameters: list[str] = []
+    for finding in open_findings:
+        if finding.rule == "kconfig":
+            groups.setdefault(areas["kconfig", finding.subject], []).append(finding.subject)
+        elif finding.rule in {"cmdline", "sysctl"}:
+            singles.append(
+                f"# {_comment(finding)}\n[[gates.kconfig.accept_{finding.rule}]]\n"
+                f'option = {json.dumps(finding.subject)}\nreason = ""\n'
+            )
+        elif finding.rule == "unknown-parameter":
+            parameters.append(finding.seen)
+    blocks = []
+    if parameters:
+        blocks.append(f"# to be added to [gates.kconfig]\nparameters = {json.dumps(parameters, indent=1)}\n")
+    for name, options in groups.items():
+        blocks.append(
+            f"[[gates.kconfig.accept_kconfig]]\nname = {json.dumps(name)}\n"
+            f'options = {json.dumps(options, indent=1)}\nreason = ""\n'
+        )
+    return "\n".join([*blocks, *singles])
+
+
+def _comment(finding: Finding) -> str:
+    return " ".join(f"{finding.seen}, wanted {finding.wanted}".split())
+
+
 def _with_parameter(seen: KconfigObservation) -> KconfigObservation:
     return seen.model_copy(update={"command_line": f"{seen.command_line} osgates_control=1"})
 
@@ -298,6 +332,7 @@ GATE = Gate(
     observation=KconfigObservation,
     policy=KconfigPolicy,
     judge=judge,
+    baseline=baseline,
     controls=(
         _with_failure("kconfig", "CONFIG_OSGATES_CONTROL"),
         _with_failure("cmdline", "osgates_control"),

@@ -154,6 +154,7 @@ def _parse(text: str, tool: Tool) -> tuple[Check, ...]:
                     Check(
                         option=str(entry["option_name"]),
                         type=entry["type"],
+                        area=str(entry["reason"]),
                         decision=str(entry["decision"]),
                         wanted=str(entry["desired_val"]),
                         result=one_line(str(entry["check_result"]), 300),

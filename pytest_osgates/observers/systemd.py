@@ -75,7 +75,7 @@ def jobs(shell: GuestShell) -> str:
 
 
 def secure_boot(shell: GuestShell) -> bool | None:
-    """The UEFI variable SecureBoot (UEFI Specification 3.3): after 4 bytes of attributes one byte; None without it."""
+    """The UEFI variable SecureBoot (UEFI Specification 3.3): 4 bytes of attributes, 1 of value; None without it."""
     path = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
     done = shell.run(f"cat {path}", timeout=30)
     if done.status != 0 or len(done.stdout) != 5:

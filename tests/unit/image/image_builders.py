@@ -85,7 +85,9 @@ class Tar:
 
     def squashfs(self, path: Path, *options: str) -> Path:
         self._tar.close()
-        run(["sqfstar", "-quiet", "-no-progress", *options, str(path)], timeout=TIMEOUT, input=self._bytes.getvalue())
+        # By itself it takes a quarter of the memory and all processors.
+        command = ["sqfstar", "-quiet", "-no-progress", "-processors", "1", "-mem", "64M", *options, str(path)]
+        run(command, timeout=TIMEOUT, input=self._bytes.getvalue())
         return path
 
 

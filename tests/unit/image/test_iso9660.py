@@ -357,7 +357,7 @@ def interesting(image: bytes) -> list[int]:
     return [position for position in range(16 * SECTOR, min(len(image), 240_000)) if image[position]]
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_flipped_and_cut_bytes_do_no_harm(iso_bytes: bytes, places: list[int], data: st.DataObject) -> None:
     flips = data.draw(st.lists(st.tuples(st.sampled_from(places), st.integers(0, 255)), max_size=8))

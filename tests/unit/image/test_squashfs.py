@@ -292,7 +292,7 @@ def small_squashfs(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     return path.read_bytes()
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_flipped_and_cut_bytes_do_no_harm(small_squashfs: bytes, data: st.DataObject) -> None:
     size = len(small_squashfs)

@@ -1,0 +1,57 @@
+"""The command ``osgates``: what can be done without a pytest run."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+from pytest_osgates import _version
+from pytest_osgates.commands import baseline, demo_iso, doctor, rejudge
+from pytest_osgates.vm.errors import OsgatesError, UsageError
+from pytest_osgates.vm.text import printable
+
+_COMMANDS = (doctor, demo_iso, baseline, rejudge)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="osgates", description="Launch gates for Linux distributions; the gates themselves: pytest --iso FILE"
+    )
+    parser.add_argument("--version", action="version", version=f"osgates {_version.VERSION}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in _COMMANDS:
+        module.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; its exit status. 4: wrong usage, 3: this host or the image, 130: interrupted."""
+    options = build_parser().parse_args(arguments)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        return int(options.run(options, Console(highlight=False)))
+    except UsageError as error:
+        errors.print(Text(f"osgates: {printable(str(error), 4000)}"))
+        return 4
+    except OsgatesError as error:
+        errors.print(Text(f"osgates: {printable(str(error), 4000)}"))
+        return 3
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        errors.print(Text("osgates: interrupted"))
+        return 130
+
+
+def entry_point() -> NoReturn:
+    """For the installed script: SIGTERM and SIGHUP end it like Ctrl-C, so that everything is cleaned up."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    raise SystemExit(main(sys.argv[1:]))

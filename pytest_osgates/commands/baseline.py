@@ -1,0 +1,47 @@
+"""``osgates baseline GATE``: acceptances for what a run found, with empty reasons, which count as none."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+
+from pytest_osgates.checks.registry import GATES
+from pytest_osgates.commands.evidence_dir import observations, open_run, profile_of
+from pytest_osgates.vm.errors import UsageError
+
+
+def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type)
+    """Register the subcommand."""
+    parser = commands.add_parser(
+        "baseline",
+        help="write acceptances for what a run found",
+        description="Prints TOML for the distro profile. Every reason is empty, and an empty reason counts as none:"
+        " fill them in, one by one.",
+    )
+    parser.add_argument("gate", metavar="GATE", choices=[name for name, gate in GATES.items() if gate.baseline])
+    parser.add_argument(
+        "--evidence", metavar="DIR", default="osgates-evidence", help="of a run (default: the newest)"
+    )
+    parser.add_argument("--iso-distro", metavar="NAME|FILE", help="another profile than that of the run")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Print the acceptances that are missing.
+
+    :raise UsageError: the run observed nothing of this gate.
+    """
+    evidence, _ = open_run(options.evidence)
+    profile = profile_of(evidence, options.iso_distro)
+    gate = GATES[options.gate]
+    paths = observations(evidence, gate.name)
+    section = profile.gates.get(gate.name)
+    if not paths or gate.baseline is None:
+        raise UsageError(f"the run in {evidence.root} observed nothing for {gate.name}", remedy="run the gate first")
+    policy = gate.policy() if section is None or section.policy is None else section.policy
+    for path in paths:
+        seen = evidence.read_observation(str(path.relative_to(evidence.root)), gate.observation)
+        console.print(gate.baseline(seen, policy), markup=False, soft_wrap=True)
+    return 0

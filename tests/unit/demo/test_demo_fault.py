@@ -1,0 +1,120 @@
+"""Planted faults: their definitions, and what is pure in planting them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_osgates.demo import fault_names, load_definition, load_fault
+from pytest_osgates.demo.definition import tree_tar
+from pytest_osgates.demo.fault import append_parameters, image_epoch, remaster_arguments
+from pytest_osgates.vm.errors import ImageError, UsageError
+
+
+@pytest.mark.parametrize("name", fault_names())
+def test_a_shipped_fault_is_valid(name: str) -> None:
+    fault = load_fault(name)
+    assert fault.name == name
+    assert len(fault.file.title) > 10
+    content = tree_tar(fault.tree, dict(fault.file.modes), dict(fault.file.symlinks), 1)
+    assert content
+    for path in fault.tree.rglob("*"):
+        if path.is_file():
+            assert "planted fault" in path.read_text() or path.parent.name.endswith(".d")
+            assert "\\" not in path.name
+
+
+@pytest.mark.parametrize("name", fault_names())
+def test_a_link_of_a_shipped_fault_leads_to_one_of_its_files(name: str) -> None:
+    fault = load_fault(name)
+    for link, target in fault.file.symlinks.items():
+        assert (fault.tree / link).parent.parent.joinpath(target.removeprefix("../")).is_file()
+
+
+def test_the_faults_that_the_gates_are_tried_on_are_there() -> None:
+    assert set(fault_names()) >= {
+        *("failing-unit", "late-failing-unit", "restarting-unit", "kernel-panic"),
+        *("weak-sysctl", "unknown-parameter", "emergency", "no-ready"),
+    }
+
+
+def test_a_fault_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"(?s)nonesuch.*failing-unit"):
+        load_fault("nonesuch")
+
+
+def fault_dir(where: Path, text: str) -> Path:
+    where.mkdir()
+    (where / "fault.toml").write_text(
+        f'title = "A fault"\nexpects = {{ gate = "boot", rule = "r", subject = "s" }}\n{text}'
+    )
+    return where
+
+
+def test_a_fault_in_any_directory(tmp_path: Path) -> None:
+    fault = load_fault(fault_dir(tmp_path / "mine", 'cmdline_append = ["a=1", "b"]'))
+    assert fault.file.parameters == ("a=1", "b")
+    assert not fault.has_files
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("mine", "", "changes nothing"),
+        ("My Fault", 'cmdline_append = ["a"]', "name of a fault"),
+        ("mine", "unknown = 1", "unknown"),
+        ("mine", 'cmdline_append = ["a b"]', "cmdline_append"),
+        ("mine", 'symlinks = { "/etc/x" = "y" }', "symlinks"),
+    ],
+)
+def test_what_is_wrong_with_a_fault_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_fault(fault_dir(tmp_path / name, text))
+
+
+def test_parameters_are_appended_in_both_configurations() -> None:
+    definition = load_definition()
+    for text in definition.boot_configs().values():
+        changed = append_parameters(text, ("extra=1", "more"))
+        assert f"{definition.command_line} extra=1 more\n" in changed
+        assert len(changed) == len(text) + len(" extra=1 more")
+
+
+def test_a_configuration_without_parameters_is_refused() -> None:
+    with pytest.raises(ImageError):
+        append_parameters("set timeout=1\n", ("a",))
+
+
+def descriptor(date: bytes) -> bytes:
+    sector = bytearray(2048)
+    sector[:7] = b"\x01CD001\x01"
+    sector[830 : 830 + len(date)] = date
+    return bytes(16 * 2048) + bytes(sector)
+
+
+def test_the_date_of_an_image(tmp_path: Path) -> None:
+    iso = tmp_path / "x.iso"
+    iso.write_bytes(descriptor(b"2026010100000000\0"))
+    assert image_epoch(iso) == load_definition().source_date_epoch
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 40000, descriptor(b"0000000000000000"), descriptor(b"\xff" * 16)])
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    iso = tmp_path / "x.iso"
+    iso.write_bytes(content)
+    with pytest.raises(ImageError, match=r"x\.iso"):
+        image_epoch(iso)
+
+
+def test_golden_remaster_arguments(tmp_path: Path) -> None:
+    layer = tmp_path / "layer"
+    layer.write_bytes(b"")
+    assert remaster_arguments(Path("/b.iso"), Path("/o.iso"), [(layer, "live/zz.squashfs")], 0) == [
+        *("xorriso", "-no_rc", "-abort_on", "FAILURE", "-return_with", "FAILURE", "32"),
+        *("-indev", "/b.iso", "-outdev", "/o.iso", "-boot_image", "any", "replay"),
+        *("-map", str(layer), "/live/zz.squashfs"),
+        *("-chown", "0", "/live/zz.squashfs", "--", "-chgrp", "0", "/live/zz.squashfs", "--"),
+        *("-volume_date", "all_file_dates", "1970010100000000", "-volume_date", "uuid", "1970010100000000"),
+        "-commit",
+    ]

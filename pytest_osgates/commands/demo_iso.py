@@ -46,8 +46,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         table = Table("fault", "must be found by", "what it does", box=None)
         for name in fault_names():
             fault = load_fault(name)
-            expects = fault.expects
-            table.add_row(name, f"{expects.gate}: {expects.rule} {expects.subject}", fault.title)
+            expects = fault.file.expects
+            table.add_row(name, f"{expects.gate}: {expects.rule} {expects.subject}", fault.file.title)
         console.print(table)
         return 0
     if options.lock is not None and options.refresh:

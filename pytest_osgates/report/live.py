@@ -86,6 +86,7 @@ class LiveProgress:
                 self._said[who] = time.monotonic()
                 reporter.ensure_newline()
                 reporter.write_line("  " + _line(step))
+                reporter.flush()
 
     def _end_live(self) -> None:
         if self._live is not None:

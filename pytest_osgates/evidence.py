@@ -13,6 +13,7 @@ Layout of one run, ``<base>/<first 12 digits of the image's SHA-256>/<UTC>-<run 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -54,7 +55,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise HostError(
             f"evidence cannot be written to {path}: {error.strerror}",
             remedy="free some space, or choose another directory with --iso-evidence",

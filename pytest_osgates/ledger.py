@@ -167,6 +167,13 @@ class Ledger:
             return Launch.ALL_REQUIRED_PASS
         return Launch.PARTIAL
 
+    def launch_at(self, status: int) -> Launch:
+        """`launch`, as far as the run's exit `status` bears it out: a run that broke off launches nothing."""
+        launch = self.launch
+        if status not in {0, 1, 5, 10} or (status != 0 and launch is Launch.ALL_REQUIRED_PASS):
+            return Launch.NOT_READY
+        return launch
+
     def exit_status(self, status: int) -> int:
         """pytest's exit status made to say what the verdicts say (0: all selected PASS; 1: a FAIL; 10)."""
         if status not in {0, 1}:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +16,7 @@ from pytest_osgates.checks.registry import GATES
 from pytest_osgates.evidence import dump
 from pytest_osgates.fixtures.gate import CASE_FIXTURE, ROW_KEY, GateFailed, NotProven
 from pytest_osgates.ledger import Launch, Ledger, RowRecord
-from pytest_osgates.model import Verdict
+from pytest_osgates.model import State, Verdict
 from pytest_osgates.profiles.schema import KNOWN_GATES
 from pytest_osgates.report import terminal
 from pytest_osgates.report.live import LiveProgress
@@ -36,7 +38,7 @@ def activate(config: pytest.Config) -> None:
     joined = getattr(config, "workerinput", {}).get(WORKER_INPUT)
     try:
         run = Run.begin(_request(config)) if joined is None else Run.join(json.loads(joined))
-    except (OsgatesError, ValueError) as error:
+    except (OsgatesError, ValueError, OSError) as error:
         raise pytest.UsageError(printable(str(error), 4000)) from error
     config.stash[RUN_KEY] = run
     for name in {*KNOWN_GATES, *run.profile.gates}:
@@ -117,8 +119,9 @@ class GateItems:
             gate = gate_of(item, self.run)
             if gate is not None and gate not in self.run.profile.gates:
                 continue
-            if "os_live" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group("osgates-live"))
+            if not {"os_live", "os_installed", "os_machine"}.isdisjoint(getattr(item, "fixturenames", ())):
+                state = State.LIVE if gate is None else self.run.profile.gates[gate].state
+                item.add_marker(pytest.mark.xdist_group(f"osgates-{state}"))
             kept.append(item)
         items[:] = kept
 
@@ -126,6 +129,12 @@ class GateItems:
         """Tell the controller which gates were chosen."""
         names = {gate for item in session.items if (gate := gate_of(item, self.run)) is not None}
         self.run.write_selected(sorted(names))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """A test that is run again starts without the word of its first run."""
+        if ROW_KEY in item.stash:
+            del item.stash[ROW_KEY]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -145,20 +154,23 @@ class GateItems:
             reason = f"the test was skipped: {one_line(str(getattr(report, 'longrepr', '') or error))}"
         elif hasattr(report, "wasxfail"):
             reason = "the test is marked as expected to fail, which is no verdict"
-        elif report.failed and row is None:
-            reason = f"the test broke before it judged: {one_line(str(error))}"
+        elif report.failed and (row is None or row.verdict is not Verdict.FAIL):
+            said = str(report.longrepr) if error is None else f"{type(error).__name__}: {error}"
+            reason = f"the test broke {'before' if row is None else 'after'} it judged: {one_line(said)}"
         elif report.when == "call" and report.passed and row is None:
             reason = "the test ended without judging anything"
         elif report.when == "call" and report.passed and row is not None and row.verdict is not Verdict.PASS:
             reason = row.reason or "the verdict is not PASS, and the test did not say so"
         if reason:
-            if row is None or row.verdict is Verdict.PASS:
+            if row is None:
                 row = RowRecord(gate, case_of(item), Verdict.NOT_PROVEN, reason)
-                item.stash[ROW_KEY] = row
+            elif row.verdict is Verdict.PASS:
+                row = replace(row, verdict=Verdict.NOT_PROVEN, reason=reason)
+            item.stash[ROW_KEY] = row
             if hasattr(report, "wasxfail"):
                 del report.wasxfail
             report.outcome = "failed"
-            report.longrepr = f"{gate}{_row(row)}: NOT PROVEN: {printable(reason, 2000)}"
+            report.longrepr = f"{gate}{_row(row)}: {row.verdict}: {printable(reason, 2000)}"
             if report.when == "call" and row.verdict is not Verdict.FAIL:
                 # pytest's JUnit report makes <error> of what fails outside the call, <failure> of what fails in it.
                 report.when = "setup"
@@ -192,10 +204,9 @@ class Controller:
 
     # -- evidence -------------------------------------------------------------------------------------------------
 
-    def _write(self) -> None:
-        selected = sorted(self.ledger.selected)
-        launch = str(self.ledger.launch if self.ledger.selected else Launch.NOT_READY)
-        facts = self.run.facts(self.ledger.to_json(), launch, selected, "check")
+    def _write(self, launch: Launch = Launch.NOT_READY) -> None:
+        """Until the run has ended, nothing is ready, whatever the gates say so far."""
+        facts = self.run.facts(self.ledger.to_json(), str(launch), sorted(self.ledger.selected), "check")
         self.run.evidence.write("verdicts.json", dump(facts))
 
     def _try_write(self) -> None:
@@ -248,20 +259,24 @@ class Controller:
         """After everything else: complete the evidence, set the exit status, say the last line."""
         self.live.stop()
         self.ledger.select(self.run.read_selected())
-        try:
-            self._write()
-            yield
-            self.run.evidence.finish(self.run.manifest_facts(self.interrupted))
-        except (OsgatesError, OSError) as error:
-            self.broken.append(str(error))
+        yield
         status = self.ledger.exit_status(int(session.exitstatus))
+        launch = Launch.NOT_READY if self.broken else self.ledger.launch_at(status)
+        try:
+            self._write(launch)
+            self.run.evidence.finish(self.run.manifest_facts(self.interrupted))
+        except (OsgatesError, OSError, ValueError) as error:
+            self.broken.append(str(error))
+            launch = Launch.NOT_READY
+            with contextlib.suppress(OsgatesError):
+                self._write(launch)
         if self.broken and status in {0, 10}:
             # Verdicts without their evidence prove nothing.
             status = 10
         session.exitstatus = status
         reporter = cast("Any", self.config.pluginmanager.getplugin("terminalreporter"))
         if reporter is not None:
-            terminal.last_lines(reporter, self.run, self.ledger, status, self.broken)
+            terminal.last_lines(reporter, self.run, self.ledger, launch, self.broken)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:  # noqa: ANN401  (pytest's TerminalReporter)
         """A line for each gate, and its findings."""

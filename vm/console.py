@@ -5,6 +5,7 @@ An undrained chardev socket stalls the guest, so reading never depends on anyone
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import socket
 import threading
@@ -79,9 +80,10 @@ class Console:
             end = self._line.find(b"\n")
             if end < 0 and len(self._line) <= 8192:
                 break
-            end = end if 0 <= end <= 8192 else 8192
+            whole = 0 <= end <= 8192
+            end = end if whole else 8192
             line = bytes(self._line[:end])
-            del self._line[: end + 1]
+            del self._line[: end + whole]
             self._take(line)
         # A panic's last line, or a prompt, comes without its newline.
         if self._line:
@@ -174,13 +176,15 @@ class ConsoleSpawn(SpawnBase):  # type: ignore[type-arg]
     def __init__(self, console: Console, timeout: float) -> None:
         super().__init__(timeout=timeout, maxread=4096, encoding="utf-8", codec_errors="replace")
         self._console = console
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> str:
         """Called by pexpect's expect loop."""
         patience = self.timeout if timeout is None or timeout == -1 else timeout
         data = self._console.take_unread(size, patience or 0.0)
         if data:
-            return data.decode("utf-8", "replace")
+            # A character may be cut in two by the size of a read.
+            return self._text.decode(data)
         if self._console.closed:
             self.flag_eof = True
             raise pexpect.EOF("the console is closed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -49,7 +50,7 @@ def find_qemu() -> Qemu:
     :raise MissingTool: absent, or older than 7.2.
     """
     path = which(QEMU, remedy=INSTALL_QEMU)
-    banner = run([path, "--version"], timeout=20).text.splitlines()[0]
+    banner = run([path, "--version"], timeout=20).text.partition("\n")[0]
     match = re.search(r"version (\d+)\.(\d+)\.(\d+)", banner)
     if match is None:
         raise HostError(f"{path} --version says nothing known: {banner[:200]!r}", remedy=INSTALL_QEMU)
@@ -125,8 +126,11 @@ def probe_kvm(qemu: Qemu, cache_directory: Path | None, device: Path = Path("/de
     found = probe(qemu, KVM)
     if stored is not None:
         partial = stored.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"usable": found.usable, "reason": found.reason}))
-        partial.replace(stored)
+        # A cache that cannot be written costs two seconds next time, not this run.
+        with contextlib.suppress(OSError):
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({"usable": found.usable, "reason": found.reason}))
+            partial.replace(stored)
     return found
 
 
@@ -199,7 +203,7 @@ def swtpm_version() -> str:
 
     :raise MissingTool: absent.
     """
-    return run([which("swtpm", remedy=INSTALL_SWTPM), "--version"], timeout=20).text.splitlines()[0]
+    return run([which("swtpm", remedy=INSTALL_SWTPM), "--version"], timeout=20).text.partition("\n")[0]
 
 
 def memory_available_mib() -> int:

@@ -279,12 +279,13 @@ class Machine:
         """Press and release keys together (QMP ``send-key``, QKeyCode names such as ``ret``)."""
         self.qmp.execute("send-key", keys=[{"type": "qcode", "data": key} for key in keys])
 
-    def cd_operations(self) -> int:
-        """How many read operations the CD drive has served."""
-        for device in self.qmp.execute("query-blockstats"):
-            if device.get("device") == "cd":
-                return int(device["stats"]["rd_operations"])
-        return 0
+    def reads(self) -> int:
+        """How many read operations the CD drive and the disks have served."""
+        return sum(
+            int(device["stats"]["rd_operations"])
+            for device in self.qmp.execute("query-blockstats")
+            if str(device.get("device", "")).startswith(("cd", "disk"))
+        )
 
     def power_off(self, timeout: float = 60.0) -> bool:
         """Press the power button and wait; whether the guest went down by itself."""

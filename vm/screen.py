@@ -7,6 +7,7 @@ table of glyphs. That is exact for the fonts in the table and reads nothing anyw
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import tomllib
 import zlib
@@ -20,6 +21,7 @@ from pytest_osgates.vm.qmp import Qmp
 
 MAX_PIXELS = 64 << 20
 _UNKNOWN = "\ufffd"
+_PPM_HEADER = re.compile(rb"P6\s+([0-9]{1,6})\s+([0-9]{1,6})\s+255\s")
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,12 @@ def parse_ppm(data: bytes) -> Frame:
 
     :raise QmpFailed: it is none.
     """
-    parts = data[:64].split(maxsplit=4)
-    if len(parts) < 4 or parts[0] != b"P6" or parts[3] != b"255":
+    header = _PPM_HEADER.match(data)
+    if header is None:
         raise QmpFailed("QEMU's screenshot is not a PPM file")
-    width, height = int(parts[1]), int(parts[2])
-    start = data.index(b"255", data.index(parts[2])) + 4
-    if width * height > MAX_PIXELS or len(data) - start < width * height * 3:
-        raise QmpFailed(f"QEMU's screenshot is cut short or too large ({width}x{height})")
+    width, height, start = int(header[1]), int(header[2]), header.end()
+    if width * height == 0 or width * height > MAX_PIXELS or len(data) - start < width * height * 3:
+        raise QmpFailed(f"QEMU's screenshot is cut short, empty or too large ({width}x{height})")
     return Frame(width, height, data[start : start + width * height * 3])
 
 

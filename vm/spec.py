@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -77,6 +78,9 @@ class MachineSpec:
     smbios_strings: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        # It becomes part of a QEMU option and of a directory's name.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise UsageError(f"the name of a machine is of letters, digits, '.', '_' and '-', not {self.name!r}")
         if self.cdrom is None and not self.disks:
             raise UsageError(f"machine {self.name}: neither an ISO nor a disk to boot from")
         if not 128 <= self.memory_mib <= 1 << 20:

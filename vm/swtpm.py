@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from pytest_osgates.vm import process
-from pytest_osgates.vm.errors import LaunchFailed, MachineDied
+from pytest_osgates.vm.errors import MachineDied
 from pytest_osgates.vm.host import INSTALL_SWTPM
 
 
@@ -53,7 +53,7 @@ class Swtpm:
         try:
             return self._log.read_text(errors="replace")[-1000:]
         except OSError as error:
-            raise LaunchFailed(f"the log of swtpm cannot be read: {error}") from error
+            return f"(its log cannot be read: {error})"
 
     def stop(self) -> None:
         """End it."""

@@ -111,7 +111,7 @@ def mismatches(source: ConfigSource, release: str, version: str) -> list[str]:
     found = []
     if not source.version:
         found.append("the config has no version header")
-    elif not re.match(re.escape(source.version) + r"(?![0-9])", release):
+    elif not (_is_version(source.version, release) or _names_version(source.version, version)):
         found.append(f"the config is of {source.version}, the kernel is {release}")
     if not source.name.endswith(f"/config-{release}"):
         found.append(f"{source.name} is not named after {release}")
@@ -120,6 +120,15 @@ def mismatches(source: ConfigSource, release: str, version: str) -> list[str]:
     if source.compiler and source.compiler not in version:
         found.append(f"it was made for {source.compiler}")
     return found
+
+
+def _is_version(wanted: str, release: str) -> bool:
+    return re.match(re.escape(wanted) + r"(?![0-9])", release) is not None
+
+
+def _names_version(wanted: str, version: str) -> bool:
+    """Debian before 13 calls 6.1.140 by its ABI, 6.1.0-37-amd64; what it is stands at the end of /proc/version."""
+    return re.search(r"#.* " + re.escape(wanted) + r"(?![0-9])", version) is not None
 
 
 def split_parameters(command_line: str) -> list[str]:
@@ -268,7 +277,7 @@ def _parameters(seen: KconfigObservation, policy: KconfigPolicy) -> list[Finding
             hint="add it to [gates.kconfig] parameters if it belongs there",
         )
         for parameter in split_parameters(seen.command_line)
-        if not any(fnmatchcase(parameter, pattern) for pattern in policy.parameters)
+        if not any(fnmatchcase(parameter, pattern.replace("[", "[[]")) for pattern in policy.parameters)
     ]
 
 
@@ -285,19 +294,24 @@ def baseline(seen: KconfigObservation, policy: KconfigPolicy) -> str:
         elif finding.rule in {"cmdline", "sysctl"}:
             singles.append(
                 f"# {_comment(finding)}\n[[gates.kconfig.accept_{finding.rule}]]\n"
-                f'option = {json.dumps(finding.subject)}\nreason = ""\n'
+                f'option = {_toml(finding.subject)}\nreason = ""\n'
             )
         elif finding.rule == "unknown-parameter":
             parameters.append(finding.seen)
     blocks = []
     if parameters:
-        blocks.append(f"# to be added to [gates.kconfig]\nparameters = {json.dumps(parameters, indent=1)}\n")
+        blocks.append(f"# to be added to [gates.kconfig]\nparameters = {_toml(parameters)}\n")
     for name, options in groups.items():
         blocks.append(
-            f"[[gates.kconfig.accept_kconfig]]\nname = {json.dumps(name)}\n"
-            f'options = {json.dumps(options, indent=1)}\nreason = ""\n'
+            f"[[gates.kconfig.accept_kconfig]]\nname = {_toml(name)}\n"
+            f'options = {_toml(options)}\nreason = ""\n'
         )
     return "\n".join([*blocks, *singles])
+
+
+def _toml(value: str | list[str]) -> str:
+    """JSON is TOML but for surrogate pairs and DEL."""
+    return json.dumps(value, indent=1, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _comment(finding: Finding) -> str:

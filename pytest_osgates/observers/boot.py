@@ -19,9 +19,10 @@ from pytest_osgates.vm.text import strip_escapes
 
 POLL_SECONDS = 0.5
 SCREEN_SECONDS = 1.0
-# A boot menu: nothing drawn and nothing read from the CD for this long, before any kernel has spoken.
+# A boot menu: nothing drawn and nothing read from CD or disk for this long, before any kernel has spoken.
 STANDSTILL_SECONDS = 8.0
 MENU_PIXELS = 200
+MENU_READS = 20
 # A login prompt on the serial console, and still no channel: systemd's credentials do not reach this guest.
 LOGIN_AFTER_SECONDS = 20.0
 CONSOLE_LINES = 400
@@ -29,7 +30,7 @@ EXPECTED_SECONDS = 60.0
 
 _KERNEL = re.compile(r"Linux version \d|^\[ *\d+\.\d{6}\]|systemd\[1\]|^\[ {2}OK {2}\]|Loading, please wait")
 _DEFAULT_KEYS = (
-    KeyStep(keys=("ret",), why="the picture stands still, the CD is quiet and no kernel has spoken: a boot menu"),
+    KeyStep(keys=("ret",), why="the picture stands still, nothing is read and no kernel has spoken: a boot menu"),
 )
 
 
@@ -50,8 +51,8 @@ class _Screen:
     digest: str = ""
     changed_at: float = 0.0
     text: str = ""
-    cd_operations: int = -1
-    cd_changed_at: float = 0.0
+    reads: int = 0
+    read_at: float = 0.0
     shots: dict[str, str] = field(default_factory=dict)
     first: str = ""
     drawn: int = 0
@@ -157,9 +158,9 @@ class Boot:
         machine, screen = self.machine, self._screen
         frame = machine.screen.grab()
         now = machine.elapsed
-        operations = machine.cd_operations()
-        if operations != screen.cd_operations:
-            screen.cd_operations, screen.cd_changed_at = operations, now
+        reads = machine.reads()
+        if reads != screen.reads:
+            screen.reads, screen.read_at = reads, now
         if frame.digest != screen.digest:
             screen.digest, screen.changed_at = frame.digest, now
             screen.drawn = frame.drawn() if machine.lit(frame) else 0
@@ -198,9 +199,9 @@ class Boot:
         if step.text:
             due = re.search(step.text, screen.text, re.MULTILINE) is not None
         else:
-            quiet_since = max(screen.changed_at, screen.cd_changed_at, self._keys[-1].at if self._keys else 0.0)
-            # An all but empty screen is no menu: a kernel that boots quietly shows that, too.
-            due = screen.drawn >= MENU_PIXELS and now - quiet_since >= STANDSTILL_SECONDS
+            quiet_since = max(screen.changed_at, screen.read_at, self._keys[-1].at if self._keys else 0.0)
+            # No menu: an all but empty screen (a quiet kernel), or a logo before anything was read (a firmware).
+            due = screen.drawn >= MENU_PIXELS and screen.reads >= MENU_READS and now - quiet_since >= STANDSTILL_SECONDS
         if not due:
             return
         self._pending.pop(0)

@@ -121,8 +121,9 @@ def _gate(name: str, table: dict[str, Any], path: Path) -> GateSection:
     if gate is None:
         if own:
             hint = "" if name in KNOWN_GATES else _nearest(name, KNOWN_GATES)
+            keys = sorted(own) if hint else [key + _nearest(key, GateCommon.model_fields) for key in sorted(own)]
             raise UsageError(
-                f"{path}: [{where}] has {', '.join(sorted(own))}, but this version has no gate {name!r}{hint}",
+                f"{path}: [{where}] has {', '.join(keys)}, but this version has no gate {name!r}{hint}",
                 remedy="until it has, only required, state and promise can be said of it",
             )
         return GateSection(

@@ -47,7 +47,7 @@ class MachineSection(Model):
 class KeyStep(Model):
     """``[[boot.keys]]``: keys for a boot menu.
 
-    ``text``: press once the screen shows this; empty: once the picture stands still and the CD is quiet. ``keys``:
+    ``text``: press once the screen shows this; empty: once the picture stands still and nothing is read. ``keys``:
     QKeyCode names; ``"ctrl-x"`` presses both together.
     """
 

@@ -121,13 +121,10 @@ def launch_line(run: Run, ledger: Ledger, launch: Launch) -> str:
     return f"LAUNCH: {launch}"
 
 
-def last_lines(reporter: Any, run: Run, ledger: Ledger, status: int, broken: Sequence[str]) -> None:  # noqa: ANN401
+def last_lines(reporter: Any, run: Run, ledger: Ledger, launch: Launch, broken: Sequence[str]) -> None:  # noqa: ANN401
     """After pytest's own summary: where the evidence is, and the one last line."""
     for reason in broken:
         reporter.write_line(f"EVIDENCE INCOMPLETE: {one_line(reason, 400)}", red=True)
     reporter.write_line(f"evidence: {run.evidence.root}")
-    launch = ledger.launch if ledger.selected else Launch.PARTIAL
-    if status not in {0, 1, 10, 5} or broken or (status != 0 and launch is Launch.ALL_REQUIRED_PASS):
-        launch = Launch.NOT_READY
     colour = "green" if launch is Launch.ALL_REQUIRED_PASS else "yellow" if launch is Launch.PARTIAL else "red"
     reporter.write_line(launch_line(run, ledger, launch), bold=True, **{colour: True})

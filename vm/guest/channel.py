@@ -12,13 +12,15 @@ shell along; the host has a deadline of its own a little later.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 from pytest_osgates.vm.errors import ChannelError, GuestTimeout, UsageError
 from pytest_osgates.vm.text import one_line
@@ -26,6 +28,9 @@ from pytest_osgates.vm.text import one_line
 MAX_OUTPUT = 32 << 20
 NOISE_LIMIT = 1 << 20
 GRACE = 20.0
+DYING = 1.0
+# Linux: MAX_ARG_STRLEN, 32 pages, for one argument of execve(2).
+MAX_COMMAND = (32 * 4096) - 1
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,20 @@ class GuestShell:
         self._alive = alive
         self._lock = threading.Lock()
         self._buffer = bytearray()
-        self._prepared = False
         self._open = threading.Event()
+        # Counted up whenever the port opens or closes: which shell a request, and being in step, belong to.
+        self._generation = 0
+        self._asked = 0
+        self._in_step = -1
+        # Bytes that the guest still expects of a file whose transfer was given up.
+        self._owed = 0
         self.requests = 0
 
     def port_changed(self, is_open: bool) -> None:
         """QEMU says that the guest opened or closed the port (QMP event VSERPORT_CHANGE)."""
+        self._generation += 1
         if is_open:
-            self._prepared = False
+            self._owed = 0
             self._open.set()
         else:
             self._open.clear()
@@ -92,27 +103,29 @@ class GuestShell:
         :raise GuestTimeout: it did not end in `timeout` seconds; it was killed in the guest.
         :raise ChannelError: the shell went away, broke the protocol, or an output is larger than `max_output`.
         """
+        if len(command.encode("utf-8", "surrogatepass")) >= MAX_COMMAND:
+            raise UsageError("a command for the guest is too long", remedy="write it into a file and run that")
         ident, base = _ident(), self._directory
         seconds = max(1, round(timeout))
         # ulimit counts blocks of 512 bytes (POSIX ulimit -f) and bounds what a flood can put into guest memory.
         inner = 'sh -c "$1" </dev/null >"$2/o" 2>"$2/e"; echo $? >"$2/s"'
         line = (
-            f"rm -f {base}/s; (ulimit -f {max_output // 512 + 2}; "
+            # New files each time: a child that an earlier command left behind goes on writing into its own.
+            f"rm -f {base}/s {base}/o {base}/e; : >{base}/o; : >{base}/e; (ulimit -f {max_output // 512 + 2}; "
             f"exec timeout -s KILL {seconds} sh -c {shlex.quote(inner)} osgates {shlex.quote(command)} {base})"
-            " </dev/null >/dev/null 2>&1; "
-            f"s=$(cat {base}/s 2>/dev/null || echo late); o=$(wc -c <{base}/o); e=$(wc -c <{base}/e); "
+            " </dev/null >/dev/null 2>&1; t=$?; "
+            f"s=$(cat {base}/s 2>/dev/null || echo late-$t); o=$(wc -c <{base}/o); e=$(wc -c <{base}/e); "
             f"printf '%s %s %s %s\\n' OSG-{ident} $s $o $e; "
             f"head -c $o {base}/o; head -c $e {base}/e; printf 'OSG-%s-END\\n' {ident}"
         )
-        with self._lock:
-            deadline = time.monotonic() + timeout + GRACE
-            self._prepare(deadline)
-            self.requests += 1
+        with self._request(timeout + GRACE) as deadline:
             self._send(line, deadline)
             status, sizes = self._header(ident, 2, deadline, max_output + 4096)
             stdout, stderr = (self._take(size, deadline) for size in sizes)
             self._trailer(ident, deadline)
-        if status == "late":
+        if status in {"late-126", "late-127"}:
+            raise ChannelError("the guest has no timeout(1), or no sh to run a command with")
+        if status.startswith("late"):
             raise GuestTimeout(
                 f"in the guest, {one_line(command, 120)!r} did not end within {seconds} s and was killed",
                 remedy="the guest may be overloaded; its outputs so far are not used",
@@ -137,15 +150,15 @@ class GuestShell:
         """
         ident, target = _ident(), shlex.quote(path)
         line = (
-            f"printf 'OSG-{ident}-GO\\n'; head -c {len(data)} >{target} 2>{self._directory}/e; s=$?; "
-            f"chmod {mode:o} {target} || s=1; "
-            f"printf '%s %s %s\\n' OSG-{ident} $s $(wc -c <{target}); printf 'OSG-%s-END\\n' {ident}"
+            # Whatever becomes of the file, head takes all the bytes: sh would run the rest of them as commands.
+            f"printf 'OSG-{ident}-GO\\n'; "
+            f"{{ head -c {len(data)} | {{ cat >{target}; s=$?; cat >/dev/null; exit $s; }}; s=$?; "
+            f"chmod -- {mode:o} {target} || s=1; n=$(wc -c <{target}); }} 2>/dev/null; "
+            f"printf '%s %s %s\\n' OSG-{ident} $s ${{n:-0}}; printf 'OSG-%s-END\\n' {ident}"
         )
-        with self._lock:
-            deadline = time.monotonic() + timeout
-            self._prepare(deadline)
-            self.requests += 1
+        with self._request(timeout) as deadline:
             self._send(line, deadline)
+            self._owed = len(data)
             # Only now has sh read its whole line: what follows goes to head, not to sh.
             self._until(f"OSG-{ident}-GO", deadline)
             self._write(data, deadline)
@@ -154,25 +167,46 @@ class GuestShell:
         if status != "0" or size != len(data):
             raise ChannelError(f"{one_line(path)} in the guest took {size} of {len(data)} bytes (status {status})")
 
+    @contextlib.contextmanager
+    def _request(self, seconds: float) -> Iterator[float]:
+        with self._lock:
+            deadline = time.monotonic() + seconds
+            try:
+                self._prepare(deadline)
+                self.requests += 1
+                yield deadline
+            except BaseException:
+                # Whatever it still sends belongs to no request: the next one starts with a new greeting.
+                self._in_step = -1
+                raise
+
     def _prepare(self, deadline: float) -> None:
         """Get in step with a shell that is new, or that was left in the middle of something."""
         while not self._open.wait(0.5):
             self._alive()
             if time.monotonic() > deadline:
                 raise ChannelError("the shell in the guest is gone and did not come back")
-        if self._prepared:
+        self._asked = self._generation
+        if self._in_step == self._asked:
             return
+        # A head that was left waiting takes these for the rest of its file, and sh for empty lines.
+        self._write(b"\n" * self._owed, deadline)
         ident, base = _ident(), self._directory
         self._send(
             f"umask 077; mkdir -p {base}; : >{base}/o; : >{base}/e; printf '\\nOSG-%s-HELLO\\n' {ident}", deadline
         )
         self._until(f"OSG-{ident}-HELLO", deadline)
-        self._prepared = True
+        self._in_step = self._asked
 
     def _send(self, line: str, deadline: float) -> None:
         if "\0" in line:
             raise UsageError("a command for the guest cannot hold a NUL")
-        self._write(line.encode() + b"\n", deadline)
+        try:
+            # Names in the guest need not be UTF-8: os.fsdecode() and this are each other's inverse.
+            data = line.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"a command for the guest cannot be encoded: {error}") from error
+        self._write(data + b"\n", deadline)
 
     def _write(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
@@ -183,9 +217,9 @@ class GuestShell:
             except TimeoutError:
                 sent = 0
             except OSError as error:
-                self._alive()
-                raise ChannelError(f"the port to the guest is gone: {error}") from error
+                self._gone(f"is gone: {error}")
             view = view[sent:]
+            self._owed = min(self._owed, len(view))
             if not sent:
                 self._overdue(deadline, "takes no input")
 
@@ -197,33 +231,40 @@ class GuestShell:
             self._overdue(deadline, "does not answer")
             return
         except OSError as error:
-            self._alive()
-            raise ChannelError(f"the port to the guest is gone: {error}") from error
+            self._gone(f"is gone: {error}")
         if not data:
-            self._alive()
-            raise ChannelError("the port to the guest was closed")
+            self._gone("was closed")
         self._buffer += data
+        if time.monotonic() > deadline:
+            self._overdue(deadline, "is still answering")
+
+    def _gone(self, how: str) -> NoReturn:
+        # The sockets of a QEMU that ends are closed a moment before its process has ended.
+        until = time.monotonic() + DYING
+        while time.monotonic() < until:
+            self._alive()
+            time.sleep(0.05)
+        raise ChannelError(f"the port to the guest {how}")
 
     def _overdue(self, deadline: float, how: str) -> None:
         self._alive()
-        if not self._open.is_set():
-            self._prepared = False
+        if not self._open.is_set() or self._generation != self._asked:
             raise ChannelError("the shell in the guest went away during a request")
         if time.monotonic() > deadline:
-            # Whatever it still sends belongs to no request: the next one starts with a new greeting.
-            self._prepared = False
             raise ChannelError(f"the shell in the guest {how}")
 
     def _until(self, marker: str, deadline: float) -> None:
         wanted = marker.encode() + b"\n"
-        while True:
-            at = self._buffer.find(wanted)
-            if at >= 0:
-                del self._buffer[: at + len(wanted)]
-                return
-            if len(self._buffer) > NOISE_LIMIT:
-                self._broken(f"sent {len(self._buffer)} bytes of noise")
+        dropped = 0
+        while (at := self._buffer.find(wanted)) < 0:
+            # The answer to a request that was given up may come before it.
+            surplus = max(0, len(self._buffer) - len(wanted))
+            dropped += surplus
+            del self._buffer[:surplus]
+            if dropped > 2 * MAX_OUTPUT + NOISE_LIMIT:
+                self._broken(f"sent {dropped} bytes of noise")
             self._fill(deadline)
+        del self._buffer[: at + len(wanted)]
 
     def _header(self, ident: str, count: int, deadline: float, limit: int) -> tuple[str, list[int]]:
         start = f"OSG-{ident} ".encode()
@@ -254,7 +295,6 @@ class GuestShell:
             self._broken("sent other bytes than it announced")
 
     def _broken(self, how: str) -> None:
-        self._prepared = False
         self._buffer.clear()
         raise ChannelError(f"the shell in the guest {how}")
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.spec import log_port_name, port_name
 
-_NONCE = re.compile(r"^[0-9a-f]{16}$")
+_NONCE = re.compile(r"[0-9a-f]{16}")
 
 
 def new_nonce() -> str:
@@ -34,7 +34,7 @@ class Injection:
     nonce: str
 
     def __post_init__(self) -> None:
-        if not _NONCE.match(self.nonce):
+        if not _NONCE.fullmatch(self.nonce):
             raise UsageError(f"not a nonce of 16 hexadecimal digits: {self.nonce!r}")
 
     @property

@@ -11,11 +11,13 @@ import pexpect
 
 from pytest_osgates.vm.console import Console, ConsoleSpawn
 from pytest_osgates.vm.errors import LoginFailed
+from pytest_osgates.vm.guest.channel import DYING
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.text import one_line
 
 LOGIN_PROMPT = r"(?:^|[\r\n])[^\r\n]{0,80}login: ?$"
 HIDDEN_PROMPT = r"[Pp]assword[^\r\n]{0,40}: ?$"
+REFUSAL = r"incorrect|denied|[Ss]orry, try again|[Aa]uthentication failure"
 SHELL_PROMPT = r"[$#] ?(?:\x1b\[[0-9;?]*[a-zA-Z])*$"
 
 
@@ -35,26 +37,44 @@ def start_channel(
 
     :raise LoginFailed: no prompt, or the credentials were refused; the console's last lines are in the message.
     """
-    deadline = time.monotonic() + timeout
+    try:
+        _log_in(console, credentials, injection, time.monotonic() + timeout, alive)
+    except OSError as error:
+        # The sockets of a QEMU that ends are closed a moment before its process has ended.
+        until = time.monotonic() + DYING
+        while time.monotonic() < until:
+            alive()
+            time.sleep(0.05)
+        raise LoginFailed(f"the serial console went away: {error}", remedy="see qemu.log in the evidence") from error
+
+
+def _log_in(
+    console: Console, credentials: Credentials, injection: Injection, deadline: float, alive: Callable[[], None]
+) -> None:
     spawn = ConsoleSpawn(console, timeout=2.0)
     shell = "sh" if not credentials.become else credentials.become
     # setsid: the shell must outlive the login, and must not have the console as its terminal.
-    start = f"{shell} -c '(setsid sh -c \"{injection.shell_command()}\" &)' ; echo osgates-''started"
+    start = f"{shell} -c '(setsid sh -c \"{injection.shell_command()}\" &)' && echo osgates-''started"
     spawn.sendline()
-    _expect(spawn, LOGIN_PROMPT, deadline, alive, "a login prompt", nudge=True)
+    _expect(spawn, LOGIN_PROMPT, deadline, alive, "login prompt", nudge=True)
     spawn.sendline(credentials.user)
-    seen = _expect(spawn, [HIDDEN_PROMPT, SHELL_PROMPT], deadline, alive, "a password prompt or a shell")
+    seen = _expect(spawn, [HIDDEN_PROMPT, SHELL_PROMPT], deadline, alive, "password prompt and no shell")
     if seen == 0:
         spawn.sendline(credentials.password)
-        if _expect(spawn, [SHELL_PROMPT, "incorrect|denied"], deadline, alive, "a shell") == 1:
-            raise LoginFailed(
-                f"the image refuses the profile's login {credentials.user!r}",
-                remedy="correct [login] in the distro profile",
-            )
+        if _expect(spawn, [SHELL_PROMPT, REFUSAL], deadline, alive, "shell") == 1:
+            raise _refused(f"the login of {credentials.user!r}")
     spawn.sendline(start)
-    if _expect(spawn, [r"osgates-started", HIDDEN_PROMPT], deadline, alive, "the channel to start") == 1:
+    started = "sign of the channel's start"
+    if _expect(spawn, [r"osgates-started", HIDDEN_PROMPT], deadline, alive, started) == 1:
         spawn.sendline(credentials.password)
-        _expect(spawn, r"osgates-started", deadline, alive, "the channel to start")
+        if _expect(spawn, [r"osgates-started", REFUSAL, HIDDEN_PROMPT], deadline, alive, started) > 0:
+            raise _refused(f"{credentials.become!r} to {credentials.user!r}")
+
+
+def _refused(what: str) -> LoginFailed:
+    return LoginFailed(
+        f"the image refuses {what} with the profile's password", remedy="correct [login] in the distro profile"
+    )
 
 
 def _expect(
@@ -75,7 +95,7 @@ def _expect(
             if nudge:
                 spawn.sendline()
         except pexpect.EOF:
-            break
+            raise OSError("the console was closed") from None
     last = one_line(str(spawn.before or "")[-300:])
     raise LoginFailed(
         f"no {what} on the serial console; its last text: {last!r}",

@@ -12,6 +12,7 @@ from pytest_osgates.vm.spec import (
     FirmwareFiles,
     FlashImage,
     MachineSpec,
+    journal_port_name,
     log_port_name,
     port_name,
 )
@@ -29,6 +30,7 @@ class Wiring:
     serial_fd: int
     channel_fd: int | None = None
     log_fd: int | None = None
+    journal_fd: int | None = None
     variables: FlashImage | None = None
     overlays: tuple[Path, ...] = ()
     swtpm_fd: int | None = None
@@ -124,7 +126,7 @@ def _channel(spec: MachineSpec, wiring: Wiring) -> list[str]:
         args += ["-smbios", f"type=11,value={text.replace(',', ',,')}"]
     if spec.channel is None:
         return args
-    if wiring.channel_fd is None or wiring.log_fd is None:
+    if wiring.channel_fd is None or wiring.log_fd is None or wiring.journal_fd is None:
         raise UsageError(f"machine {spec.name}: a guest channel without its sockets")
     return [
         *args,
@@ -133,4 +135,6 @@ def _channel(spec: MachineSpec, wiring: Wiring) -> list[str]:
         *("-device", f"virtserialport,bus=vser.0,chardev=channel,id=channel,name={port_name(spec.channel)}"),
         *("-chardev", f"socket,id=kmsg,fd={wiring.log_fd}"),
         *("-device", f"virtserialport,bus=vser.0,chardev=kmsg,id=kmsg,name={log_port_name(spec.channel)}"),
+        *("-chardev", f"socket,id=journal,fd={wiring.journal_fd}"),
+        *("-device", f"virtserialport,bus=vser.0,chardev=journal,id=journal,name={journal_port_name(spec.channel)}"),
     ]

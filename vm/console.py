@@ -10,6 +10,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,10 +30,11 @@ class Console:
     so and stops growing, while draining and searching go on.
     """
 
-    def __init__(self, sock: socket.socket, source: str, transcript: Path, watcher: Watcher) -> None:
+    def __init__(self, sock: socket.socket, source: str, transcript: Path, watcher: Watcher | None) -> None:
         self._sock = sock
         self._source = source
         self._watcher = watcher
+        self.on_line: Callable[[str], None] | None = None
         self._file: BinaryIO = transcript.open("wb", buffering=0)
         self._written = 0
         self._total = 0
@@ -86,7 +88,7 @@ class Console:
             del self._line[: end + whole]
             self._take(line)
         # A panic's last line, or a prompt, comes without its newline.
-        if self._line:
+        if self._line and self._watcher is not None:
             self._watcher.scan(self._source, self._line.decode("utf-8", "replace"))
 
     def _flush_line(self) -> None:
@@ -97,7 +99,11 @@ class Console:
 
     def _take(self, line: bytes) -> None:
         line = line.rstrip(b"\r")
-        self._watcher.scan(self._source, line.decode("utf-8", "replace"))
+        text = line.decode("utf-8", "replace")
+        if self._watcher is not None:
+            self._watcher.scan(self._source, text)
+        if self.on_line is not None:
+            self.on_line(text)
         self._write(f"[{time.monotonic() - self._epoch:10.3f}] ".encode() + line + b"\n")
 
     def _write(self, record: bytes) -> None:

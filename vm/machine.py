@@ -21,14 +21,15 @@ from pytest_osgates.vm.host import Host, create_overlay, find_firmware, memory_a
 from pytest_osgates.vm.network.nowhere import Nowhere
 from pytest_osgates.vm.qmp import Event, Qmp
 from pytest_osgates.vm.screen import Frame, Screen
-from pytest_osgates.vm.spec import FirmwareFiles, FlashImage, MachineSpec
+from pytest_osgates.vm.spec import AccelKind, FirmwareFiles, FlashImage, MachineSpec
 from pytest_osgates.vm.swtpm import Swtpm
 from pytest_osgates.vm.text import one_line
 from pytest_osgates.vm.watch import Pattern, Watcher
 
 T = TypeVar("T")
 
-MEMORY_RESERVE_MIB = 512
+# Besides the guest's memory: QEMU itself, and under TCG its cache of translated code (1 GiB, accel/tcg).
+MEMORY_RESERVE_MIB = {AccelKind.KVM: 384, AccelKind.TCG: 1408}
 CONNECT_SECONDS = 30.0
 
 
@@ -53,6 +54,8 @@ class Machine:
         self._qmp: Qmp | None = None
         self._serial: Console | None = None
         self._kernel_log: Console | None = None
+        self._journal: Console | None = None
+        self.on_journal: Callable[[str], None] | None = None
         self._shell: GuestShell | None = None
         self._swtpm: Swtpm | None = None
         self._link: Nowhere | None = None
@@ -78,9 +81,10 @@ class Machine:
 
     def _start(self) -> None:
         free = memory_available_mib()
-        if free < self.spec.memory_mib + MEMORY_RESERVE_MIB:
+        reserve = MEMORY_RESERVE_MIB[self.host.accelerator.kind]
+        if free < self.spec.memory_mib + reserve:
             raise HostError(
-                f"machine {self.spec.name} needs {self.spec.memory_mib} MiB of memory and {MEMORY_RESERVE_MIB} spare;"
+                f"machine {self.spec.name} needs {self.spec.memory_mib} MiB of memory and {reserve} beside it;"
                 f" {free} MiB are available",
                 remedy="end other programs, or lower memory_mib in [machine] of the distro profile",
             )
@@ -117,22 +121,25 @@ class Machine:
             theirs.append(qemu)
             return ours, qemu.fileno()
 
-        def console(name: str) -> tuple[Console, int]:
+        def console(name: str, watcher: Watcher | None) -> tuple[Console, int]:
             ours, number = pair()
-            made = Console(ours, name, self.records / f"{name}.log", self.watcher)
+            made = Console(ours, name, self.records / f"{name}.log", watcher)
             self._closing.append(made.close)
             return made, number
 
         monitor, qmp_fd = pair()
         self._qmp = qmp = Qmp(monitor, self.spec.name, self._on_event)
         self._closing.append(qmp.close)
-        self._serial, serial_fd = console("serial")
-        channel_fd = log_fd = None
+        self._serial, serial_fd = console("serial", self.watcher)
+        channel_fd = log_fd = journal_fd = None
         if self.spec.channel is not None:
             ours, channel_fd = pair()
             self._shell = shell = GuestShell(ours, Injection(self.spec.channel).directory, self.check)
             self._closing.append(shell.close)
-            self._kernel_log, log_fd = console("kmsg")
+            self._kernel_log, log_fd = console("kmsg", self.watcher)
+            # Whoever runs in the guest writes to the journal: its text is evidence, not searched for failures.
+            self._journal, journal_fd = console("journal", None)
+            self._journal.on_line = self._journal_line
         variables = None
         if firmware is not None:
             variables = FlashImage(work / "variables.fd", firmware.variables.format)
@@ -153,7 +160,17 @@ class Machine:
             self._link = Nowhere(ours)
             self._closing.append(self._link.close)
             self._link.start()
-        wiring = argv.Wiring(qmp_fd, serial_fd, channel_fd, log_fd, variables, tuple(overlays), swtpm_fd, nic_fd)
+        wiring = argv.Wiring(
+            qmp_fd=qmp_fd,
+            serial_fd=serial_fd,
+            channel_fd=channel_fd,
+            log_fd=log_fd,
+            journal_fd=journal_fd,
+            variables=variables,
+            overlays=tuple(overlays),
+            swtpm_fd=swtpm_fd,
+            nic_fd=nic_fd,
+        )
         return wiring, theirs
 
     def _record_arguments(self) -> None:
@@ -165,7 +182,7 @@ class Machine:
         (self.records / "qemu.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def _power_on(self) -> None:
-        for console in (self._serial, self._kernel_log):
+        for console in (self._serial, self._kernel_log, self._journal):
             if console is not None:
                 console.start()
         try:
@@ -180,7 +197,7 @@ class Machine:
             ) from error
         self._epoch = time.monotonic()
         self.watcher.power_on()
-        for console in (self._serial, self._kernel_log):
+        for console in (self._serial, self._kernel_log, self._journal):
             if console is not None:
                 console.power_on()
 
@@ -224,6 +241,10 @@ class Machine:
     def elapsed(self) -> float:
         """Seconds since power-on."""
         return time.monotonic() - self._epoch
+
+    def _journal_line(self, line: str) -> None:
+        if self.on_journal is not None:
+            self.on_journal(line)
 
     def _on_event(self, event: Event) -> None:
         name = str(event.get("event", ""))

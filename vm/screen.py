@@ -20,6 +20,7 @@ from pytest_osgates.vm.errors import QmpFailed
 from pytest_osgates.vm.qmp import Qmp
 
 MAX_PIXELS = 64 << 20
+CURSOR_PIXELS = 16
 _UNKNOWN = "\ufffd"
 _PPM_HEADER = re.compile(rb"P6\s+([0-9]{1,6})\s+([0-9]{1,6})\s+255\s")
 
@@ -47,6 +48,26 @@ class Frame:
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
             for kind, data in chunks
         )
+
+    def nearly(self, other: Frame) -> bool:
+        """Whether the pictures differ in no more than what a blinking cursor changes: one cell of text."""
+        if (self.width, self.height) != (other.width, other.height):
+            return False
+        if self.rgb == other.rgb:
+            return True
+        stride = self.width * 3
+        rows = [
+            at for at in range(0, len(self.rgb), stride) if self.rgb[at : at + stride] != other.rgb[at : at + stride]
+        ]
+        if not rows or (rows[-1] - rows[0]) // stride >= CURSOR_PIXELS:
+            return False
+        for at in rows:
+            mine, others = self.rgb[at : at + stride], other.rgb[at : at + stride]
+            left = next(x for x in range(stride) if mine[x] != others[x])
+            right = next(x for x in range(stride - 1, -1, -1) if mine[x] != others[x])
+            if right - left >= CURSOR_PIXELS * 3:
+                return False
+        return True
 
     def drawn(self) -> int:
         """About how many pixels differ from the background, which is taken from the top left corner."""

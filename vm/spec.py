@@ -94,6 +94,11 @@ def port_name(nonce: str) -> str:
     return f"org.osgates.{nonce}"
 
 
+def journal_port_name(nonce: str) -> str:
+    """The virtio-serial port on which the guest's journal arrives, one JSON object a line."""
+    return f"org.osgates.{nonce}.journal"
+
+
 def log_port_name(nonce: str) -> str:
     """The virtio-serial port on which the guest's kernel log arrives."""
     return f"org.osgates.{nonce}.kmsg"

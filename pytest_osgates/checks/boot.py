@@ -135,7 +135,7 @@ def judge(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
     if seen.outcome is not Outcome.READY:
         # A failure that explains it says enough; one that the profile accepts explains nothing.
         fatal = {alarm.name for alarm in seen.alarms if alarm.fatal} | {p.name for p in patterns() if p.fatal}
-        if not any(finding.severity is Severity.VIOLATION and finding.rule in fatal for finding in findings):
+        if not any(finding.severity is not Severity.ACCEPTED and finding.rule in fatal for finding in findings):
             findings.append(_not_ready(seen))
         return findings + _units(seen, policy)
     if seen.ready_s is None or not seen.ready_s <= policy.deadline_s:
@@ -189,7 +189,9 @@ def _alarms(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
         if name in TIMING_ALARMS and seen.accelerator == "tcg" and not entry:
             # The guest's watchdogs count real seconds, of which emulation needs many times more for the same work.
             severity = Severity.UNPROVEN
-            meaning += "; an emulated guest on a busy host shows this without any fault: use KVM, or run less beside it"
+            meaning += (
+                "; an emulated guest on a busy host shows this without any fault: use KVM, or run less beside it"
+            )
         findings.append(
             Finding(
                 rule=name,

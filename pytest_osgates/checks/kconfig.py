@@ -303,8 +303,7 @@ def baseline(seen: KconfigObservation, policy: KconfigPolicy) -> str:
         blocks.append(f"# to be added to [gates.kconfig]\nparameters = {_toml(parameters)}\n")
     for name, options in groups.items():
         blocks.append(
-            f"[[gates.kconfig.accept_kconfig]]\nname = {_toml(name)}\n"
-            f'options = {_toml(options)}\nreason = ""\n'
+            f'[[gates.kconfig.accept_kconfig]]\nname = {_toml(name)}\noptions = {_toml(options)}\nreason = ""\n'
         )
     return "\n".join([*blocks, *singles])
 

@@ -94,7 +94,7 @@ class Hooks(Strict):
 class Squashfs(Strict):
     compression: Literal["zstd"] = "zstd"
     level: int = Field(default=15, ge=1, le=22)
-    block_size: int = Field(default=131072, ge=4096, le=1 << 20)
+    block_size: int = Field(default=65536, ge=4096, le=1 << 20)
 
 
 class Boot(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from pytest_osgates.vm.screen import Frame
 from pytest_osgates.vm.text import strip_escapes
 
 POLL_SECONDS = 0.5
+# The journal says at once when a target is reached; asking costs the guest much more, and is for when it does not.
+ASK_SECONDS = 10.0
 SCREEN_SECONDS = 1.0
 # A boot menu: nothing drawn and nothing read from CD or disk for this long, before any kernel has spoken.
 STANDSTILL_SECONDS = 8.0
@@ -56,6 +59,7 @@ class _Screen:
     shots: dict[str, str] = field(default_factory=dict)
     first: str = ""
     drawn: int = 0
+    last: Frame | None = None
     loader: Frame | None = None
 
 
@@ -75,9 +79,11 @@ class Boot:
         self._target = plan.boot.ready_target
         self._next_look = 0.0
         self._next_question = 0.0
+        self._news = threading.Event()
         self._facts: dict[str, object] = {}
         self.outcome = Outcome.TIMEOUT
         self.detail = ""
+        machine.on_journal = self._on_journal
 
     # -- until it is ready ----------------------------------------------------------------------------------------
 
@@ -118,9 +124,9 @@ class Boot:
                     return self._shows_ready()
                 machine.serial.wait_for_more(POLL_SECONDS)
             elif machine.shell.is_open:
-                if machine.elapsed >= self._next_question and self._target_reached():
+                if (self._news.is_set() or machine.elapsed >= self._next_question) and self._target_reached():
                     return "channel"
-                machine.serial.wait_for_more(POLL_SECONDS)
+                self._news.wait(POLL_SECONDS)
             else:
                 self._log_in_if_needed()
                 machine.shell.wait_open(POLL_SECONDS)
@@ -129,7 +135,7 @@ class Boot:
     def _target_reached(self) -> bool:
         """Ask the guest. One that does not answer now is asked again, until the deadline."""
         shell = self.machine.shell
-        self._next_question = self.machine.elapsed + POLL_SECONDS
+        self._news.clear()
         self._kernel_at = self._kernel_at or self.machine.elapsed
         try:
             if not self._target:
@@ -138,11 +144,19 @@ class Boot:
         except GuestError:
             self.machine.check_guest()
             return False
+        finally:
+            self._next_question = self.machine.elapsed + ASK_SECONDS
         for name in ("emergency.target", "rescue.target"):
             if states.get(name) == "active" and self._target != name:
                 self.machine.watcher.raise_alarm("systemd-emergency", "channel", f"{name} is active", fatal=True)
                 self.machine.check_guest()
         return states.get(self._target) == "active"
+
+    def _on_journal(self, line: str) -> None:
+        """From the journal's thread: a target was reached that decides something."""
+        unit = systemd.reached_target(line)
+        if unit is not None and (unit == self._target or unit in {"emergency.target", "rescue.target"}):
+            self._news.set()
 
     def _shows_ready(self) -> str:
         """Which text source shows that the guest is ready; empty: none."""
@@ -162,7 +176,9 @@ class Boot:
         if reads != screen.reads:
             screen.reads, screen.read_at = reads, now
         if frame.digest != screen.digest:
-            screen.digest, screen.changed_at = frame.digest, now
+            if screen.last is None or not frame.nearly(screen.last):
+                screen.changed_at = now
+            screen.digest, screen.last = frame.digest, frame
             screen.drawn = frame.drawn() if machine.lit(frame) else 0
             screen.text = frame.text() if machine.lit(frame) else ""
             for line in screen.text.splitlines():
@@ -201,7 +217,9 @@ class Boot:
         else:
             quiet_since = max(screen.changed_at, screen.read_at, self._keys[-1].at if self._keys else 0.0)
             # No menu: an all but empty screen (a quiet kernel), or a logo before anything was read (a firmware).
-            due = screen.drawn >= MENU_PIXELS and screen.reads >= MENU_READS and now - quiet_since >= STANDSTILL_SECONDS
+            due = (
+                screen.drawn >= MENU_PIXELS and screen.reads >= MENU_READS and now - quiet_since >= STANDSTILL_SECONDS
+            )
         if not due:
             return
         self._pending.pop(0)
@@ -261,7 +279,7 @@ class Boot:
                 machine.check_guest()
                 self._look()
                 self._progress.step(Step(self._plan.case, "watching after ready", watched, seconds, self._counts()))
-                machine.serial.wait_for_more(2.0)
+                self._news.wait(min(5.0, max(0.5, seconds - watched)))
                 watched = systemd.uptime(machine.shell) - start
             self._facts["failures"] = systemd.failures(machine.shell)
             self._facts["system_state"] = systemd.system_state(machine.shell)

@@ -17,6 +17,9 @@ MAX_UNITS = 500
 # is started again.
 FAILURE_MESSAGE = "d9b373ed55a64feb8242e02dbe79a49c"
 
+# SD_MESSAGE_UNIT_STARTED: a unit, such as a target, has been started.
+STARTED_MESSAGE = "39f53479d3a045ac8e11786248231fbf"
+
 _STAMPS = (
     # Property of the manager (org.freedesktop.systemd1(5)), and the phase that begins there.
     ("KernelTimestampMonotonic", "kernel"),
@@ -81,6 +84,20 @@ def secure_boot(shell: GuestShell) -> bool | None:
     if done.status != 0 or len(done.stdout) != 5:
         return None
     return done.stdout[4] == 1
+
+
+def reached_target(line: str) -> str | None:
+    """The target that one line of the journal (JSON) says was reached; None for anything else."""
+    if STARTED_MESSAGE not in line or ".target" not in line:
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict) or entry.get("_PID") != "1" or entry.get("MESSAGE_ID") != STARTED_MESSAGE:
+        return None
+    unit = entry.get("UNIT")
+    return unit if isinstance(unit, str) and unit.endswith(".target") else None
 
 
 def failures(shell: GuestShell) -> tuple[UnitFailure, ...]:

@@ -112,7 +112,7 @@ def load(path: Path) -> Profile:
 
 def _gate(name: str, table: dict[str, Any], path: Path) -> GateSection:
     where = f"gates.{name}"
-    if not GATE_NAME.match(name):
+    if not GATE_NAME.fullmatch(name):
         raise UsageError(f"{path}: {name!r} is not a gate's name", remedy="use lower case letters, digits and dashes")
     shared = {key: value for key, value in table.items() if key in GateCommon.model_fields}
     own = {key: value for key, value in table.items() if key not in GateCommon.model_fields}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import pytest
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
@@ -29,6 +31,7 @@ class LiveProgress:
         self._thread: threading.Thread | None = None
         self._live: Live | None = None
         self._said: dict[str, float] = {}
+        self._terminal = _own_terminal()
 
     def start(self) -> None:
         """Begin, unless there is no terminal reporter."""
@@ -71,22 +74,32 @@ class LiveProgress:
         if not fresh:
             self._end_live()
             return
-        reporter = self._reporter()
-        writer = cast("TextIO", reporter._tw._file)
-        if writer.isatty():
+        terminal = self._terminal
+        if terminal is None:
+            return
+        if terminal.isatty():
             if self._live is None:
-                reporter.ensure_newline()
-                console = Console(file=writer, force_terminal=True)
-                self._live = Live(console=console, transient=True, auto_refresh=False)
+                self._fresh_line()
+                self._live = Live(
+                    console=RichConsole(file=terminal, force_terminal=True), transient=True, auto_refresh=False
+                )
                 self._live.start()
             self._live.update(_table(fresh), refresh=True)
             return
         for who, step in fresh.items():
             if time.monotonic() - self._said.get(who, 0.0) >= PLAIN_SECONDS:
                 self._said[who] = time.monotonic()
-                reporter.ensure_newline()
-                reporter.write_line("  " + _line(step))
-                reporter.flush()
+                self._fresh_line()
+                terminal.write(f"  {_line(step)}\n")
+                terminal.flush()
+
+    def _fresh_line(self) -> None:
+        """Start a new line where pytest has begun one with dots, and let it begin another afterwards."""
+        reporter = self._reporter()
+        if getattr(reporter, "currentfspath", None) and self._terminal is not None:
+            self._terminal.write("\n")
+            self._terminal.flush()
+            reporter.currentfspath = None
 
     def _end_live(self) -> None:
         if self._live is not None:
@@ -105,6 +118,17 @@ class LiveProgress:
             self._thread.join(5.0)
             self._thread = None
         self.pause()
+        if self._terminal is not None:
+            self._terminal.close()
+            self._terminal = None
+
+
+def _own_terminal() -> TextIO | None:
+    """Standard output as it is before pytest captures it: steps are shown while a test runs. None: there is none."""
+    try:
+        return os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _counts(step: dict[str, Any]) -> str:

@@ -85,6 +85,7 @@ def _details(reporter: Any, gate: GateRecord) -> None:  # noqa: ANN401
         for rows, finding in gate.findings
         if finding.severity in {Severity.VIOLATION, Severity.UNPROVEN, Severity.REMARK}
     ]
+    shown.sort(key=lambda entry: entry[1].severity is Severity.REMARK)  # remarks push nothing off the end
     for rows, finding in shown[:MOST_FINDINGS]:
         for line in finding_lines(rows, finding):
             reporter.write_line(f"    {line}")

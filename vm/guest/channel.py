@@ -28,6 +28,8 @@ from pytest_osgates.vm.text import one_line
 MAX_OUTPUT = 32 << 20
 NOISE_LIMIT = 1 << 20
 GRACE = 20.0
+# How often a wait looks whether the machine still lives.
+LOOK = 0.5
 DYING = 1.0
 # Linux: MAX_ARG_STRLEN, 32 pages, for one argument of execve(2).
 MAX_COMMAND = (32 * 4096) - 1
@@ -108,15 +110,17 @@ class GuestShell:
         ident, base = _ident(), self._directory
         seconds = max(1, round(timeout))
         # ulimit counts blocks of 512 bytes (POSIX ulimit -f) and bounds what a flood can put into guest memory.
-        inner = 'sh -c "$1" </dev/null >"$2/o" 2>"$2/e"; echo $? >"$2/s"'
+        # The parentheses: dash reports a child's death to the child's stderr, and would die of the same limit.
+        inner = '(exec sh -c "$1" </dev/null >"$2/o" 2>"$2/e"); echo $? >"$2/s"'
         line = (
             # New files each time: a child that an earlier command left behind goes on writing into its own.
             f"rm -f {base}/s {base}/o {base}/e; : >{base}/o; : >{base}/e; (ulimit -f {max_output // 512 + 2}; "
             f"exec timeout -s KILL {seconds} sh -c {shlex.quote(inner)} osgates {shlex.quote(command)} {base})"
             " </dev/null >/dev/null 2>&1; t=$?; "
-            f"s=$(cat {base}/s 2>/dev/null || echo late-$t); o=$(wc -c <{base}/o); e=$(wc -c <{base}/e); "
-            f"printf '%s %s %s %s\\n' OSG-{ident} $s $o $e; "
-            f"head -c $o {base}/o; head -c $e {base}/e; printf 'OSG-%s-END\\n' {ident}"
+            # Few programs: each costs an emulated guest tens of milliseconds.
+            f"{{ read s <{base}/s; }} 2>/dev/null || s=late-$t; set -- $(wc -c {base}/o {base}/e); "
+            f"echo OSG-{ident} $s $1 $3; "
+            f'[ "$1" = 0 ] || head -c $1 {base}/o; [ "$3" = 0 ] || head -c $3 {base}/e; echo OSG-{ident}-END'
         )
         with self._request(timeout + GRACE) as deadline:
             self._send(line, deadline)
@@ -182,7 +186,7 @@ class GuestShell:
 
     def _prepare(self, deadline: float) -> None:
         """Get in step with a shell that is new, or that was left in the middle of something."""
-        while not self._open.wait(0.5):
+        while not self._open.wait(LOOK):
             self._alive()
             if time.monotonic() > deadline:
                 raise ChannelError("the shell in the guest is gone and did not come back")
@@ -211,8 +215,8 @@ class GuestShell:
     def _write(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
         while view:
-            self._sock.settimeout(0.5)
             try:
+                self._sock.settimeout(LOOK)
                 sent = self._sock.send(view[: 1 << 16])
             except TimeoutError:
                 sent = 0
@@ -224,8 +228,8 @@ class GuestShell:
                 self._overdue(deadline, "takes no input")
 
     def _fill(self, deadline: float) -> None:
-        self._sock.settimeout(0.5)
         try:
+            self._sock.settimeout(LOOK)
             data = self._sock.recv(1 << 18)
         except TimeoutError:
             self._overdue(deadline, "does not answer")

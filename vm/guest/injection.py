@@ -17,8 +17,9 @@ import secrets
 from dataclasses import dataclass
 
 from pytest_osgates.vm.errors import UsageError
-from pytest_osgates.vm.spec import log_port_name, port_name
+from pytest_osgates.vm.spec import journal_port_name, log_port_name, port_name
 
+JOURNAL_FIELDS = "MESSAGE,MESSAGE_ID,PRIORITY,UNIT,USER_UNIT,UNIT_RESULT,_PID,_SYSTEMD_UNIT,SYSLOG_IDENTIFIER"
 _NONCE = re.compile(r"[0-9a-f]{16}")
 
 
@@ -48,9 +49,14 @@ class Injection:
         return f"osgates-{self.nonce}-kmsg.service"
 
     @property
+    def journal_unit(self) -> str:
+        """The unit that sends the journal: news come by themselves, where asking over and over slows a boot."""
+        return f"osgates-{self.nonce}-journal.service"
+
+    @property
     def units(self) -> tuple[str, ...]:
         """All units that were not in the image."""
-        return (self.shell_unit, self.log_unit)
+        return (self.shell_unit, self.log_unit, self.journal_unit)
 
     @property
     def directory(self) -> str:
@@ -64,9 +70,15 @@ class Injection:
     def unit_texts(self) -> dict[str, str]:
         """Unit file contents by unit name."""
         log = f"exec cat /dev/kmsg >/dev/virtio-ports/{log_port_name(self.nonce)}"
+        journal = (
+            f"exec journalctl -b -f -n all -q -o json --output-fields={JOURNAL_FIELDS}"
+            f" >/dev/virtio-ports/{journal_port_name(self.nonce)}"
+        )
         return {
             self.shell_unit: _unit(self.shell_command()),
             self.log_unit: _unit(log),
+            # Before journald keeps its first file there is nothing to follow, and journalctl would never see it come.
+            self.journal_unit: _unit(journal, "After=systemd-journald.service systemd-journal-flush.service\n"),
         }
 
     def smbios_strings(self) -> tuple[str, ...]:
@@ -82,7 +94,11 @@ class Injection:
         )
 
     def _tmpfiles(self, texts: dict[str, str]) -> str:
-        ports = {self.shell_unit: port_name(self.nonce), self.log_unit: log_port_name(self.nonce)}
+        ports = {
+            self.shell_unit: port_name(self.nonce),
+            self.log_unit: log_port_name(self.nonce),
+            self.journal_unit: journal_port_name(self.nonce),
+        }
         rules = "".join(
             f'SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{port}", TAG+="systemd", ENV{{SYSTEMD_WANTS}}+="{unit}"\n'
             for unit, port in ports.items()
@@ -97,9 +113,9 @@ class Injection:
         return "\n".join(lines) + "\n"
 
 
-def _unit(command: str) -> str:
+def _unit(command: str, order: str = "") -> str:
     return (
         "[Unit]\nDescription=pytest-osgates guest channel (from outside the image)\nDefaultDependencies=no\n"
-        "StartLimitIntervalSec=0\n"
+        f"StartLimitIntervalSec=0\n{order}"
         f"[Service]\nExecStart=/bin/sh -c '{command}'\nRestart=always\nRestartSec=1\n"
     )

@@ -87,10 +87,10 @@ def _expect(
     nudge: bool = False,
 ) -> int:
     wanted: list[Any] = [patterns] if isinstance(patterns, str) else list(patterns)
-    while time.monotonic() < deadline:
+    while (left := deadline - time.monotonic()) > 0:
         alive()
         try:
-            return int(spawn.expect(wanted, timeout=2.0))
+            return int(spawn.expect(wanted, timeout=min(2.0, left)))
         except pexpect.TIMEOUT:
             if nudge:
                 spawn.sendline()

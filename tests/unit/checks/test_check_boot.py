@@ -150,6 +150,21 @@ def test_an_accepted_fatal_alarm_does_not_hide_that_the_boot_failed() -> None:
     assert keys(findings, Severity.ACCEPTED) == [("kernel-oops", "kernel")]
 
 
+LOCKUP = AlarmSeen(name="soft-lockup", source="kmsg", line="rcu: INFO: rcu_preempt x", at=9.0, fatal=False)
+
+
+@pytest.mark.parametrize(("accelerator", "verdict"), [("tcg", Verdict.NOT_PROVEN), ("kvm", Verdict.FAIL)])
+def test_a_lockup_says_nothing_of_the_image_where_the_machine_is_emulated(accelerator: str, verdict: Verdict) -> None:
+    seen = booted(accelerator=accelerator, alarms=(LOCKUP,))
+    judgement = judge(GATE, seen, BOOT_POLICY)
+    assert keys(judgement.findings) == [("soft-lockup", "kernel")]
+    assert judgement.verdict is verdict
+    stopped = unready(Outcome.FAILED, accelerator=accelerator, alarms=(LOCKUP,))
+    assert judge(GATE, stopped, BOOT_POLICY).verdict is verdict
+    worse = judge(GATE, booted(accelerator=accelerator, alarms=(LOCKUP, WARNING)), BOOT_POLICY)
+    assert worse.verdict is Verdict.FAIL
+
+
 def test_acceptances_count_only_with_a_reason() -> None:
     seen = booted(failures=(FAILED_UNIT,), alarms=(WARNING,))
     for reason, severity in (("upstream bug 1", Severity.ACCEPTED), ("", V), (" \t\n", V)):

@@ -67,7 +67,7 @@ FAILURES = {
         'Generating "/run/initramfs/rdsosreport.txt"',
     ],
     "systemd-emergency": [
-        "You are in emergency mode. After logging in, type \"journalctl -xb\" to view",
+        'You are in emergency mode. After logging in, type "journalctl -xb" to view',
         "You are in rescue mode. After logging in, type",
         "[  OK  ] Reached target emergency.target - Emergency Mode.",
         "[  OK  ] Reached target Emergency Mode.",
@@ -109,7 +109,7 @@ FAILURES = {
 
 INNOCENT = [
     "",
-    "BdsDxe: loading Boot0001 \"UEFI QEMU DVD-ROM QM00001 \" from PciRoot(0x0)/Pci(0x1F,0x2)/Sata(0x0,0xFFFF,0x0)",
+    'BdsDxe: loading Boot0001 "UEFI QEMU DVD-ROM QM00001 " from PciRoot(0x0)/Pci(0x1F,0x2)/Sata(0x0,0xFFFF,0x0)',
     "SeaBIOS (version 1.16.2-debian-1.16.2-1)",
     "Booting from DVD/CD...",
     "GNU GRUB  version 2.12-9",
@@ -171,9 +171,9 @@ def test_an_innocent_line_is_left_alone(line: str) -> None:
 
 
 def test_colours_do_not_hide_a_failure() -> None:
-    assert matching("\x1b[0;1;31m[  OK  ]\x1b[0m Reached target \x1b[1memergency.target\x1b[0m - Emergency Mode.") == {
-        "systemd-emergency"
-    }
+    assert matching(
+        "\x1b[0;1;31m[  OK  ]\x1b[0m Reached target \x1b[1memergency.target\x1b[0m - Emergency Mode."
+    ) == {"systemd-emergency"}
 
 
 def test_a_soft_lockup_is_not_told_twice() -> None:
@@ -191,7 +191,7 @@ def test_every_pattern_is_tested_and_complete() -> None:
         assert isinstance(entry["fatal"], bool)
 
 
-def test_a_line_of_noise_is_searched_quickly_enough() -> None:
+def test_long_lines_of_noise_set_nothing_off() -> None:
     watcher = Watcher(patterns())
     for line in ("a" * 4096, "dracut-initqueue" * 256, "ALERT! " * 600, "error: " + "a:" * 2000, ";a " * 1400):
         watcher.scan("serial", line)

@@ -64,9 +64,7 @@ CASES: dict[str, tuple[MachineSpec, Accelerator, FirmwareFiles | None, Wiring]] 
         MachineSpec("installed", Firmware.BIOS, disks=(Path("/d/a.raw"), Path("/d/b.qcow2")), tpm=False),
         TCG,
         None,
-        Wiring(
-            qmp_fd=10, serial_fd=11, overlays=(Path("/work/disk0.qcow2"), Path("/work/disk1.qcow2")), nic_fd=12
-        ),
+        Wiring(qmp_fd=10, serial_fd=11, overlays=(Path("/work/disk0.qcow2"), Path("/work/disk1.qcow2")), nic_fd=12),
     ),
     "iso-beside-a-disk": (
         MachineSpec("install", Firmware.BIOS, ISO, disks=(Path("/d/empty.raw"),), tpm=False, nic=False),

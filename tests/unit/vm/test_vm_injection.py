@@ -97,7 +97,8 @@ def test_everything_injected_carries_the_nonce(nonce: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "nonce", ["", NONCE[:-1], NONCE + "0", NONCE.upper(), NONCE + "\n", "0123456789abcde;", "０" * 16, "../../../../etc/a"]
+    "nonce",
+    ["", NONCE[:-1], NONCE + "0", NONCE.upper(), NONCE + "\n", "0123456789abcde;", "０" * 16, "../../../../etc/a"],
 )
 def test_what_is_no_nonce(nonce: str) -> None:
     with pytest.raises(UsageError, match="not a nonce"):

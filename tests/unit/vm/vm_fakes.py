@@ -49,7 +49,7 @@ class LocalGuest:
 
     def __init__(self, directory: Path, shell: Sequence[str] = ("sh",)) -> None:
         self.directory = directory
-        self.died: Exception | None = None
+        self.died: BaseException | None = None
         self.asked = 0
         self._command = shell
         ours, self._theirs = socket.socketpair()
@@ -115,7 +115,7 @@ class ScriptedGuest:
         ours, self.theirs = socket.socketpair()
         self.shell = GuestShell(ours, "/nonexistent", self._alive)
         self.shell.port_changed(True)
-        self.died: Exception | None = None
+        self.died: BaseException | None = None
         self._answer = answer
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()

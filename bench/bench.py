@@ -1,0 +1,120 @@
+"""Every speed that the README states, measured in one run against a named floor.
+
+    ./run bench
+
+1. noticing ready: how long after the guest reached its target, by its own clock, the host knew;
+2. a shell round trip: `GuestShell.run("true")` against the floor, a bare `echo` typed into the same port;
+3. 10 MB out of the guest: `GuestShell.read_file` against the floor, `cat` of the same file on the same port;
+4. what the plugin adds to a pytest run without --iso: against the same run with `-p no:osgates`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_osgates.checks.boot import patterns
+from pytest_osgates.demo import cached_demo_iso
+from pytest_osgates.observers import systemd
+from pytest_osgates.observers.boot import Boot, Plan
+from pytest_osgates.profiles.schema import BootSection
+from pytest_osgates.progress import ProgressLog
+from pytest_osgates.vm import host as vm_host
+from pytest_osgates.vm.guest.channel import GuestShell
+from pytest_osgates.vm.guest.injection import Injection, new_nonce
+from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.spec import Firmware, MachineSpec
+
+ROUNDS = 40
+SIZE = 10_000_000
+
+
+def timed(action: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each of `rounds` calls."""
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def line(what: str, ours: list[float], floor: list[float], floor_name: str) -> None:
+    """Medians, and their ratio."""
+    a, b = statistics.median(ours), statistics.median(floor)
+    print(f"{what:<34} {a * 1000:9.1f} ms   {floor_name}: {b * 1000:.1f} ms   ratio {a / b:.2f}  (n={len(ours)})")
+
+
+def bare(shell: GuestShell, command: str, wanted: int) -> None:
+    """Type `command` into the port, no framing, and read `wanted` bytes."""
+    shell._sock.settimeout(60)
+    shell._sock.sendall(command.encode() + b"\n")
+    got = 0
+    while got < wanted:
+        got += len(shell._sock.recv(1 << 18))
+
+
+def guest() -> None:
+    """Measurements 1 to 3, in one boot."""
+    iso = cached_demo_iso(lambda stage, fraction: None)
+    nonce = new_nonce()
+    spec = MachineSpec(
+        "bench", Firmware.BIOS, cdrom=iso, channel=nonce, smbios_strings=Injection(nonce).smbios_strings()
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        records = Path(directory)
+        host = vm_host.select("auto", None)
+        with Machine(spec, host, records, patterns()) as machine:
+            plan = Plan("bench", BootSection(ready_target="multi-user.target"), None, 600.0)
+            boot = Boot(machine, plan, ProgressLog(records / "progress.jsonl"))
+            if not boot.run():
+                raise SystemExit(f"the demo did not boot: {boot.detail}")
+            seen = boot.observation()
+            reached, noticed = seen.phases["multi-user.target"], seen.ready_guest_s or 0.0
+            print(f"{'accelerator':<34} {host.accelerator.kind}, {spec.firmware}, power-on to ready {seen.ready_s} s")
+            print(f"{'noticing ready':<34} {(noticed - reached) * 1000:9.1f} ms after the guest's own time of it")
+            shell = machine.shell
+            systemd.uptime(shell)
+            line(
+                "shell round trip",
+                timed(lambda: shell.run("true").check(), ROUNDS),
+                timed(lambda: bare(shell, "echo x", 2), ROUNDS),
+                "a bare echo on the port",
+            )
+            shell.run(f"head -c {SIZE} /dev/urandom >/run/bench").check()
+            line(
+                "10 MB out of the guest",
+                timed(lambda: shell.read_file("/run/bench"), 5),
+                timed(lambda: bare(shell, "cat /run/bench", SIZE), 5),
+                "a bare cat on the port",
+            )
+
+
+def plugin() -> None:
+    """Measurement 4: alternating, so that a busy moment hits both."""
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "test_one.py").write_text("def test_one():\n    assert True\n")
+        base = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_one.py"]
+
+        def run(*extra: str) -> float:
+            begun = time.perf_counter()
+            subprocess.run([*base, *extra], cwd=directory, check=True, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - begun
+
+        ours, floor = [], []
+        for _ in range(15):
+            ours.append(run())
+            floor.append(run("-p", "no:osgates"))
+        difference = (statistics.median(ours) - statistics.median(floor)) * 1000
+        line("a pytest run without --iso", ours, floor, "without the plugin")
+        print(f"{'':<34} {difference:9.1f} ms added")
+
+
+if __name__ == "__main__":
+    plugin()
+    guest()

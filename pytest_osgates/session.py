@@ -25,7 +25,8 @@ from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import OsgatesError
 from pytest_osgates.vm.text import one_line, printable
 
-PROPERTY = "osgates_row"
+# On a report, which xdist carries from worker to controller with all that is on it.
+ROW_ATTRIBUTE = "osgates_row"
 RUN_KEY: pytest.StashKey[Run] = pytest.StashKey()
 WORKER_INPUT = "osgates"
 
@@ -176,12 +177,11 @@ class GateItems:
                 report.when = "setup"
         elif isinstance(error, GateFailed):
             report.longrepr = f"{gate}{'' if row is None else _row(row)}: FAIL\n{printable(str(error), 20000)}"
-        if row is not None and (report.failed or report.when == "call"):
-            report.user_properties = [
-                *((name, value) for name, value in report.user_properties if name != PROPERTY),
-                *terminal.junit_properties(row),
-                (PROPERTY, json.dumps(row.to_json())),
-            ]
+        if row is not None:
+            # pytest's JUnit report takes the properties of the last report of a test, which is the teardown's.
+            report.user_properties = [*report.user_properties, *terminal.junit_properties(row)]
+            if report.failed or report.when == "call":
+                setattr(report, ROW_ATTRIBUTE, json.dumps(row.to_json()))
         return report
 
 
@@ -284,7 +284,5 @@ class Controller:
 
 
 def _row_of(report: pytest.TestReport) -> RowRecord | None:
-    for name, value in report.user_properties:
-        if name == PROPERTY:
-            return RowRecord.from_json(json.loads(str(value)))
-    return None
+    said = getattr(report, ROW_ATTRIBUTE, None)
+    return None if said is None else RowRecord.from_json(json.loads(said))

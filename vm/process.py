@@ -71,7 +71,11 @@ def await_exit(process: subprocess.Popen[bytes], timeout: float) -> bool:
     """Whether `process` has ended, after waiting up to `timeout` seconds. It is not reaped: its pid stays its own."""
     if process.returncode is not None:
         return True
-    descriptor = os.pidfd_open(process.pid)
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        # Another thread is just reaping it.
+        return True
     try:
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)

@@ -164,7 +164,8 @@ def _read_cells(frame: Frame, cell_width: int) -> str:
                     _cells.clear()
                 _cells[key] = char
             line.append(char)
-        lines.append("".join(line).rstrip())
+        # The cursor stands behind the last character, and is no glyph of the font.
+        lines.append("".join(line).rstrip().removesuffix(_UNKNOWN).rstrip())
     return "\n".join(lines).strip("\n")
 
 

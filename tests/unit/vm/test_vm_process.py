@@ -145,6 +145,7 @@ def test_a_watcher_of_what_somebody_else_reaps() -> None:
     child = process.spawn(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED)
     assert process.await_exit(child, 0)
+    child.wait()
 
 
 def test_no_descriptor_is_inherited_but_those_passed() -> None:

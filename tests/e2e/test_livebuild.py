@@ -1,0 +1,34 @@
+"""An ISO that this project did not make: a stock image of Debian's live-build, unmodified."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_osgates.paths import cache_dir
+from tests.e2e.conftest import PROFILES, Gates
+from tests.e2e.livebuild import stock_live_iso
+
+pytestmark = [pytest.mark.boots, pytest.mark.slow]
+
+
+@pytest.fixture(scope="session")
+def stock_iso() -> Path:
+    """Built once, kept in the cache."""
+    return stock_live_iso(cache_dir("live-build"))
+
+
+def test_stock_image(gates: Gates, stock_iso: Path) -> None:
+    """It boots on both firmwares, its menu answered; and its kernel's settings fail."""
+    outcome = gates.run("--iso", stock_iso, "--iso-distro", PROFILES / "livebuild.toml", "-n", "2", "--dist", "loadgroup")
+    assert outcome.verdicts["gates"]["boot"]["verdict"] == "PASS"
+    assert outcome.verdicts["gates"]["kconfig"]["verdict"] == "FAIL"
+    assert outcome.status == 1
+    assert outcome.last_line == "LAUNCH: NOT READY"
+    assert outcome.root is not None
+    for row in ("bios-channel", "bios-bare", "uefi-channel", "uefi-bare"):
+        seen = json.loads((outcome.root / f"observations/boot/{row}.json").read_text())
+        assert [press["keys"] for press in seen["keys"]] == ["ret"], row
+        assert "menu" in seen["screenshots"]

@@ -1,0 +1,236 @@
+"""Pictures: parsing QEMU's, writing ours, reading text off them."""
+
+from __future__ import annotations
+
+import struct
+import tomllib
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_osgates.vm import screen
+from pytest_osgates.vm.errors import QmpFailed
+from pytest_osgates.vm.screen import Frame, Screen, parse_ppm
+
+BLACK, GREY, BLUE = b"\0\0\0", b"\xaa\xaa\xaa", b"\0\0\xaa"
+
+
+def ppm(frame: Frame) -> bytes:
+    return f"P6\n{frame.width} {frame.height}\n255\n".encode() + frame.rgb
+
+
+FRAMES = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+    lambda size: st.binary(min_size=size[0] * size[1] * 3, max_size=size[0] * size[1] * 3).map(
+        lambda rgb: Frame(size[0], size[1], rgb)
+    )
+)
+
+
+@given(FRAMES, st.binary(max_size=5))
+def test_a_picture_is_read_as_it_was(frame: Frame, trailer: bytes) -> None:
+    assert parse_ppm(ppm(frame) + trailer) == frame
+
+
+@pytest.mark.parametrize(("width", "height"), [(255, 3), (3, 255), (255, 255), (1255, 2), (25, 5), (640, 480)])
+def test_sizes_that_look_like_the_depth(width: int, height: int) -> None:
+    frame = Frame(width, height, bytes(range(250)) * (width * height * 3 // 250 + 1))
+    frame = Frame(width, height, frame.rgb[: width * height * 3])
+    assert parse_ppm(ppm(frame)) == frame
+
+
+def test_white_space_in_the_pixels_is_pixels() -> None:
+    frame = Frame(2, 1, b"\n \t\r\n ")
+    assert parse_ppm(ppm(frame)) == frame
+
+
+# Bytes that begin like a picture, so that not only the first check is reached.
+NEARLY = st.lists(
+    st.sampled_from(
+        [b"P6", b"P5", b" ", b"\n", b"0", b"1", b"2", b"255", b"-1", b"99999999", b"#x\n", b"\xff", b"x"]
+    ),
+    max_size=14,
+).map(b"".join)
+
+
+@given(st.one_of(st.binary(max_size=100), NEARLY, NEARLY.map(lambda rest: b"P6\n" + rest)))
+def test_whatever_is_given_is_a_frame_or_refused(data: bytes) -> None:
+    try:
+        frame = parse_ppm(data)
+    except QmpFailed:
+        return
+    assert len(frame.rgb) == frame.width * frame.height * 3 > 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"P6",
+        b"P6\n1 1\n255",
+        b"P6\n1 1\n255\n\0\0",
+        b"P6\n1 1\n65535\n\0\0\0\0\0\0",
+        b"P5\n1 1\n255\n\0\0\0",
+        b"P6\nx 1\n255\n\0\0\0",
+        b"P6\n1\n255\n\0\0\0",
+        b"P6\n-1 -1\n255\n\0\0\0",
+        b"P6\n0 0\n255\n",
+        b"P6\n0 5\n255\n",
+        b"P6\n99999 99999\n255\n\0\0\0",
+        b"P6\n" + b"9" * 5000 + b" 1\n255\n",
+        b"P6\n\xd9\xa1 1\n255\n\0\0\0",
+    ],
+)
+def test_what_is_no_picture(data: bytes) -> None:
+    with pytest.raises(QmpFailed, match="QEMU's screenshot is"):
+        parse_ppm(data)
+
+
+def decode_png(data: bytes) -> Frame:
+    """An independent reader of 8 bit RGB pictures without interlacing, of all five filters (W3C PNG, section 9)."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, kinds, packed, size = 8, [], b"", (0, 0)
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert struct.unpack_from(">I", data, at + 8 + length) == (zlib.crc32(kind + body),)
+        kinds.append(kind)
+        if kind == b"IHDR":
+            *size, depth, colour, compression, filtering, interlace = struct.unpack(">IIBBBBB", body)  # type: ignore[assignment]
+            assert (depth, colour, compression, filtering, interlace) == (8, 2, 0, 0, 0)
+        elif kind == b"IDAT":
+            packed += body
+        at += 12 + length
+    assert (kinds[0], kinds[-1]) == (b"IHDR", b"IEND")
+    raw, stride = zlib.decompress(packed), size[0] * 3
+    assert len(raw) == size[1] * (stride + 1)
+    rows: list[bytearray] = [bytearray(stride)]
+    for number in range(size[1]):
+        kind_of_filter, line = raw[number * (stride + 1)], bytearray(raw[number * (stride + 1) + 1 :][:stride])
+        assert kind_of_filter == 0, "only what this project writes"
+        rows.append(line)
+    return Frame(size[0], size[1], b"".join(rows[1:]))
+
+
+@given(FRAMES)
+def test_png(frame: Frame) -> None:
+    assert decode_png(frame.png()) == frame
+
+
+def test_digests_tell_pictures_apart() -> None:
+    pixels = bytes(range(36))
+    digests = {Frame(3, 4, pixels).digest, Frame(4, 3, pixels).digest, Frame(3, 4, pixels[::-1]).digest}
+    assert len(digests) == 3
+    assert Frame(3, 4, pixels).digest == Frame(3, 4, bytes(pixels)).digest
+
+
+# -- text
+
+FONTS: list[dict[str, Any]] = tomllib.loads((Path(screen.__file__).parent / "console_fonts.toml").read_text())["font"]
+
+
+def draw(
+    lines: list[str],
+    glyphs: dict[str, str],
+    *,
+    cell: int = 8,
+    columns: int = 80,
+    rows: int = 25,
+    ink: bytes = GREY,
+    paper: bytes = BLACK,
+    margin: int = 0,
+) -> Frame:
+    """A text console of `columns` x `rows` cells with `lines` from the top left, and `margin` pixels below."""
+    width = columns * cell
+    pixels = bytearray(paper * width * (rows * 16 + margin))
+    for row, line in enumerate(lines):
+        for column, char in enumerate(line):
+            bitmap = bytes.fromhex(glyphs[char])
+            for y, x in ((y, x) for y in range(16) for x in range(8)):
+                if bitmap[y] >> (7 - x) & 1:
+                    at = ((row * 16 + y) * width + column * cell + x) * 3
+                    pixels[at : at + 3] = ink
+    return Frame(width, rows * 16 + margin, bytes(pixels))
+
+
+@pytest.mark.parametrize("font", FONTS, ids=lambda font: font["name"])
+@pytest.mark.parametrize("cell", [8, 9])
+def test_all_glyphs_are_read(font: dict[str, Any], cell: int) -> None:
+    characters = "".join(char for char in font["glyphs"] if char != " ")
+    assert len(characters) >= 90
+    lines = ["debian login: ", "", "  " + characters[:47], characters[47:]]
+    frame = draw(lines, font["glyphs"], cell=cell)
+    assert frame.text() == "\n".join(line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize(("ink", "paper"), [(GREY, BLUE), (BLACK, GREY), (b"\xff\x55\x55", BLACK)])
+def test_colours_do_not_matter(ink: bytes, paper: bytes) -> None:
+    frame = draw(["GNU GRUB  version 2.06", "", "*Debian"], FONTS[0]["glyphs"], ink=ink, paper=paper, margin=8)
+    assert frame.text() == "GNU GRUB  version 2.06\n\n*Debian"
+
+
+def test_a_reversed_line_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    normal = draw(["entry one", "entry two"], FONTS[0]["glyphs"], rows=2)
+    chosen = draw(["entry one"], FONTS[0]["glyphs"], rows=1, ink=BLACK, paper=GREY)
+    half = len(normal.rgb) // 2
+    assert Frame(normal.width, 32, chosen.rgb + normal.rgb[half:]).text() == "entry one\nentry two"
+
+
+def test_an_unknown_glyph_is_no_guess() -> None:
+    glyphs = dict(FONTS[0]["glyphs"], ω="00" * 4 + "5a" * 8 + "00" * 4)
+    assert draw(["root ω debian login"], glyphs).text() == "root \ufffd debian login"
+
+
+def test_three_colours_in_a_cell_are_no_glyph() -> None:
+    frame = draw(["ab debian login"], FONTS[0]["glyphs"])
+    pixels = bytearray(frame.rgb)
+    pixels[0:3] = BLUE
+    assert Frame(frame.width, frame.height, bytes(pixels)).text() == "\ufffdb debian login"
+
+
+def test_a_picture_is_not_text() -> None:
+    noise = bytes((x * 7919 + y * 104_729) % 251 for y in range(64) for x in range(128 * 3))
+    assert Frame(128, 64, noise).text() == ""
+    assert Frame(80, 25, bytes(80 * 25 * 3)).text() == ""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 15), (8, 15), (7, 16), (13, 40)])
+def test_pictures_smaller_than_a_cell(width: int, height: int) -> None:
+    assert Frame(width, height, bytes(range(3)) * (width * height)).text() == ""
+
+
+def test_how_much_is_drawn() -> None:
+    blank = Frame(80, 40, BLUE * 3200)
+    assert blank.drawn() == 0
+    pixels = bytearray(blank.rgb)
+    for x, y in ((79, 39), (5, 5), (6, 5)):
+        pixels[(y * 80 + x) * 3 + 2] ^= 1
+    assert Frame(80, 40, bytes(pixels)).drawn() == 3
+
+
+class FakeQmp:
+    """Writes `data` where QEMU would; None: nothing."""
+
+    def __init__(self, data: bytes | None) -> None:
+        self.data = data
+
+    def execute(self, command: str, *, filename: str) -> None:
+        assert command == "screendump"
+        if self.data is not None:
+            Path(filename).write_bytes(self.data)
+
+
+def test_a_screenshot_leaves_no_file(tmp_path: Path) -> None:
+    frame = Frame(2, 2, bytes(12))
+    qmp: Any = FakeQmp(ppm(frame))
+    assert Screen(qmp, tmp_path).grab() == frame
+    qmp.data = b"P6 nonsense"
+    with pytest.raises(QmpFailed, match="not a PPM"):
+        Screen(qmp, tmp_path).grab()
+    assert list(tmp_path.iterdir()) == []
+    qmp.data = None
+    with pytest.raises(QmpFailed, match="cannot be read"):
+        Screen(qmp, tmp_path).grab()

@@ -1,0 +1,77 @@
+"""The software TPM: one process, a directory of its own, nothing left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from vm_fakes import is_running, wait_for
+
+from pytest_osgates.vm import process
+from pytest_osgates.vm.errors import MachineDied, MissingTool
+from pytest_osgates.vm.swtpm import Swtpm
+
+
+def users_of(path: Path) -> list[int]:
+    """The processes with `path` on their command line."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(path) in words and is_running(int(line.parent.name)):
+            found.append(int(line.parent.name))
+    return found
+
+
+def test_start_and_stop(tmp_path: Path) -> None:
+    tpm = Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log")
+    with tpm.start() as control:
+        # TPM_IOCTL_GET_CAPABILITY of swtpm_ioctls(3): CMD_GET_CAPABILITY, and a result and capabilities come back.
+        control.settimeout(10.0)
+        control.sendall((1).to_bytes(4, "big"))
+        answer = control.recv(12)
+        assert len(answer) >= 8
+        tpm.check()
+        assert len(users_of(tmp_path / "tpm")) == 1
+        assert (tmp_path / "tpm").stat().st_mode & 0o777 == 0o700
+        tpm.stop()
+        assert users_of(tmp_path / "tpm") == []
+    tpm.stop()
+    tpm.check()
+
+
+def test_it_ends_with_its_machine(tmp_path: Path) -> None:
+    tpm = Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log")
+    tpm.start().close()
+    wait_for(lambda: users_of(tmp_path / "tpm") == [], "swtpm has ended by itself", 10.0)
+    with pytest.raises(MachineDied, match="swtpm ended while the machine was running"):
+        tpm.check()
+    tpm.stop()
+
+
+def test_its_death_is_told_even_without_a_log(tmp_path: Path) -> None:
+    tpm = Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log")
+    with tpm.start():
+        (pid,) = users_of(tmp_path / "tpm")
+        wait_for((tmp_path / "swtpm.log").exists, "swtpm has begun", 10.0)
+        os.kill(pid, 9)
+        wait_for(lambda: not is_running(pid), "swtpm is dead")
+        (tmp_path / "swtpm.log").unlink()
+        with pytest.raises(MachineDied, match=r"(?s)swtpm ended.*log cannot be read.*osgates doctor"):
+            tpm.check()
+    tpm.stop()
+
+
+def test_no_swtpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def which(program: str, *, remedy: str | None = None) -> str:
+        assert program == "swtpm"
+        # All of PATH, and nothing of the sbin directories that are added to it.
+        raise MissingTool(f"{program} is not installed", remedy=remedy)
+
+    monkeypatch.setattr(process, "which", which)
+    with pytest.raises(MissingTool, match="swtpm is not installed\n  -> apt-get install swtpm"):
+        Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log").start()
+    assert list(tmp_path.iterdir()) == []

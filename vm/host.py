@@ -254,7 +254,7 @@ def create_overlay(base: Path, overlay: Path) -> None:
                 f"{base} has a backing file or is an encrypted qcow2", remedy="flatten it: qemu-img convert"
             )
         run([tool, "create", "-q", "-f", "qcow2", "-b", str(base.resolve()), "-F", form, str(overlay)], timeout=60)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise HostError(f"qemu-img says nothing usable of {base}: {error}") from error
     except CommandFailed as error:
         raise HostError(f"{base} is not a disk image: {error}", remedy="give a raw or qcow2 disk") from error

@@ -25,7 +25,8 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 class Qmp:
     """One monitor connection over an already connected socket.
 
-    Events are kept (the newest 1000) and given to `on_event` from a thread of this object.
+    Events are kept (the newest 1000) and given to `on_event` from a thread of this object; the first failure of
+    that is kept in `listener_error`.
     """
 
     def __init__(self, sock: socket.socket, name: str, on_event: Callable[[Event], None]) -> None:
@@ -36,8 +37,12 @@ class Qmp:
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"qmp-{name}", daemon=True)
         self._pump: asyncio.Task[None] | None = None
         self.events: deque[Event] = deque(maxlen=1000)
+        self.listener_error: Exception | None = None
 
     def _call(self, coroutine: Coroutine[Any, Any, T], timeout: float, doing: str) -> T:
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise QmpFailed(f"QEMU's monitor is closed: no '{doing}'")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(timeout)
@@ -68,7 +73,10 @@ class Qmp:
     async def _events(self) -> None:
         async for event in self._client.events:
             self.events.append(event)
-            self._on_event(event)
+            try:
+                self._on_event(event)
+            except Exception as error:  # noqa: BLE001  (one event that cannot be handled must not end all others)
+                self.listener_error = self.listener_error or error
 
     def execute(self, command: str, timeout: float = 20.0, **arguments: object) -> Any:  # noqa: ANN401
         """Run one command. Keyword names have their underscores turned into dashes (QMP's own spelling).
@@ -92,7 +100,7 @@ class Qmp:
                 await asyncio.gather(self._pump, return_exceptions=True)
             try:
                 await self._client.disconnect()
-            except (QMPError, EOFError, OSError):
+            except Exception:  # noqa: BLE001  (it raises whatever ended the connection; that is told elsewhere)
                 return
 
         try:

@@ -131,7 +131,7 @@ def test_what_differs_from_machine_to_machine_is_not_in_the_root(base: Path, tmp
         for path in paths
         if paths[path].startswith("-")
         and re.match(
-            r"/etc/ssh/ssh_host_|/var/log/.+\.|/var/cache/(apt|debconf)/.|/var/lib/apt/lists/.|/etc/resolv\.conf"
+            r"/etc/ssh/ssh_host_|/var/log/.+\.|/var/cache/(apt|debconf)/.|/var/lib/apt/lists/(?!lock$).|/etc/resolv\.conf"
             r"|/var/lib/(systemd/random-seed|dbus/machine-id)|/var/cache/ldconfig/aux|/etc/apt/sources\.list$|/tmp/.|/run/.",
             path,
         )

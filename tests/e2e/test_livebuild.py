@@ -22,7 +22,8 @@ def stock_iso() -> Path:
 
 def test_stock_image(gates: Gates, stock_iso: Path) -> None:
     """It boots on both firmwares, its menu answered; and its kernel's settings fail."""
-    outcome = gates.run("--iso", stock_iso, "--iso-distro", PROFILES / "livebuild.toml", "-n", "2", "--dist", "loadgroup")
+    profile = PROFILES / "livebuild.toml"
+    outcome = gates.run("--iso", stock_iso, "--iso-distro", profile, "-n", "2", "--dist", "loadgroup")
     assert outcome.verdicts["gates"]["boot"]["verdict"] == "PASS"
     assert outcome.verdicts["gates"]["kconfig"]["verdict"] == "FAIL"
     assert outcome.status == 1

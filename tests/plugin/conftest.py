@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ parameters = ["BOOT_IMAGE=*", "quiet"]
 ROWS = """
 import pytest
 from gate_samples import *
+from pytest_osgates.checks.boot import Outcome, UnitFailure
 
 def change(case, seen):
     return seen
@@ -60,7 +61,6 @@ class Done:
     output: str
     errors: str = ""
     junit_path: Path | None = None
-    rows: dict[str, str] = field(default_factory=dict)
 
     @property
     def lines(self) -> list[str]:
@@ -195,5 +195,3 @@ def bench(pytester: pytest.Pytester, iso: Path, cache: Path, monkeypatch: pytest
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_PLUGINS"):
         monkeypatch.delenv(name, raising=False)
     return Bench(pytester, iso)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,13 @@ def test_start_and_stop(tmp_path: Path) -> None:
 
 def test_it_ends_with_its_machine(tmp_path: Path) -> None:
     tpm = Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log")
-    tpm.start().close()
+    data, theirs = socket.socketpair()
+    with tpm.start() as control, data:
+        # What QEMU does: CMD_SET_DATAFD hands over the connection of which --terminate speaks (swtpm(8)).
+        with theirs:
+            socket.send_fds(control, [(16).to_bytes(4, "big")], [theirs.fileno()])
+        control.settimeout(10.0)
+        assert control.recv(4) == bytes(4)
     wait_for(lambda: users_of(tmp_path / "tpm") == [], "swtpm has ended by itself", 10.0)
     with pytest.raises(MachineDied, match="swtpm ended while the machine was running"):
         tpm.check()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["pytester"]
 E2E = Path(__file__).parent / "tests" / "e2e"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,14 @@ from pytest_osgates.report import terminal
 from pytest_osgates.report.live import LiveProgress
 from pytest_osgates.run import Request, Run, existing_file, parse_tools
 from pytest_osgates.vm import workdir
-from pytest_osgates.vm.errors import OsgatesError
+from pytest_osgates.vm.errors import OsgatesError, UsageError
 from pytest_osgates.vm.text import one_line, printable
 
 # On a report, which xdist carries from worker to controller with all that is on it.
 ROW_ATTRIBUTE = "osgates_row"
 RUN_KEY: pytest.StashKey[Run] = pytest.StashKey()
 WORKER_INPUT = "osgates"
+_SETTING = re.compile(r"^\s*osgates_\w+\s*=", re.MULTILINE)
 
 
 def activate(config: pytest.Config) -> None:
@@ -38,7 +40,11 @@ def activate(config: pytest.Config) -> None:
     """
     joined = getattr(config, "workerinput", {}).get(WORKER_INPUT)
     try:
-        run = Run.begin(_request(config)) if joined is None else Run.join(json.loads(joined))
+        if joined is None:
+            _check_ini_file(config)
+            run = Run.begin(_request(config))
+        else:
+            run = Run.join(json.loads(joined))
     except (OsgatesError, ValueError, OSError) as error:
         raise pytest.UsageError(printable(str(error), 4000)) from error
     config.stash[RUN_KEY] = run
@@ -60,6 +66,25 @@ def activate(config: pytest.Config) -> None:
             config.option.maxworkerrestart = "0"
         swept = workdir.sweep()
         config.pluginmanager.register(Controller(config, run, len(swept)), "osgates-controller")
+
+
+def _check_ini_file(config: pytest.Config) -> None:
+    """pytest looks for its ini-file before it knows our options, and takes ``FILE`` of ``--iso FILE`` for a path to
+    tests: then the ini-file of this directory is not read. Settings must not be lost without a word.
+
+    :raise UsageError: an ini-file of this directory or above has settings of ours and was not read.
+    """
+    here = config.invocation_params.dir
+    for folder in (here, *here.parents):
+        for name in ("pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg"):
+            path = folder / name
+            if path.is_file() and _SETTING.search(path.read_text(encoding="utf-8", errors="replace")):
+                if config.inipath is None or config.inipath.resolve() != path.resolve():
+                    raise UsageError(
+                        f"pytest did not read {path}, which has osgates_* settings: it looks where the ISO is",
+                        remedy="write --iso=FILE (with the equals sign), or add -c " + str(path),
+                    )
+                return
 
 
 def _request(config: pytest.Config) -> Request:

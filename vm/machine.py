@@ -92,15 +92,15 @@ class Machine:
         work = self._work = workdir.make(self.spec.name)
         self._closing.append(lambda: workdir.remove(work))
         firmware = find_firmware(self.spec.firmware)
-        wiring, theirs = self._wire(work, firmware)
-        self.arguments = (
-            self.host.qemu.path,
-            *argv.build(self.spec, self.host.accelerator, firmware, wiring),
-        )
-        self._record_arguments()
-        log = self.records / "qemu.log"
+        theirs: list[socket.socket] = []
         try:
-            with log.open("wb") as sink:
+            wiring = self._wire(work, firmware, theirs)
+            self.arguments = (
+                self.host.qemu.path,
+                *argv.build(self.spec, self.host.accelerator, firmware, wiring),
+            )
+            self._record_arguments()
+            with (self.records / "qemu.log").open("wb") as sink:
                 child = self._process = process.spawn(
                     self.arguments,
                     stdout=sink,
@@ -113,8 +113,8 @@ class Machine:
         self._closing.append(lambda: self._note_end(process.end(child)))
         self._power_on()
 
-    def _wire(self, work: Path, firmware: FirmwareFiles | None) -> tuple[argv.Wiring, list[socket.socket]]:
-        theirs: list[socket.socket] = []
+    def _wire(self, work: Path, firmware: FirmwareFiles | None, theirs: list[socket.socket]) -> argv.Wiring:
+        """`theirs` receives QEMU's ends, which the caller closes."""
 
         def pair() -> tuple[socket.socket, int]:
             ours, qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -160,7 +160,7 @@ class Machine:
             self._link = Nowhere(ours)
             self._closing.append(self._link.close)
             self._link.start()
-        wiring = argv.Wiring(
+        return argv.Wiring(
             qmp_fd=qmp_fd,
             serial_fd=serial_fd,
             channel_fd=channel_fd,
@@ -171,7 +171,6 @@ class Machine:
             swtpm_fd=swtpm_fd,
             nic_fd=nic_fd,
         )
-        return wiring, theirs
 
     def _record_arguments(self) -> None:
         record = {
@@ -191,6 +190,9 @@ class Machine:
             self._unlit = self.screen.grab().digest
             self.qmp.execute("cont")
         except QmpFailed as error:
+            # The sockets of a QEMU that ends are closed a moment before its process has ended.
+            if self._process is not None:
+                process.await_exit(self._process, 1.0)
             self._raise_if_dead()
             raise LaunchFailed(
                 f"QEMU did not come up: {error}", remedy="see qemu.log in the evidence; run: osgates doctor"
@@ -249,8 +251,6 @@ class Machine:
     def _on_event(self, event: Event) -> None:
         name = str(event.get("event", ""))
         data = event.get("data") or {}
-        with (self.records / "events.jsonl").open("a") as log:
-            log.write(json.dumps({"at": round(self.elapsed, 3), "event": name, "data": data}) + "\n")
         if name == "VSERPORT_CHANGE" and data.get("id") == "channel" and self._shell is not None:
             self._shell.port_changed(bool(data.get("open")))
         elif name == "GUEST_PANICKED":
@@ -259,6 +259,9 @@ class Machine:
             self.resets += 1
         elif name == "SHUTDOWN":
             self.ended = str(data.get("reason", "shutdown"))
+        # Last: a full disk costs the record, never what follows from the event.
+        with (self.records / "events.jsonl").open("a") as log:
+            log.write(json.dumps({"at": round(self.elapsed, 3), "event": name, "data": data}) + "\n")
 
     def check(self) -> None:
         """That QEMU and swtpm live.
@@ -277,7 +280,8 @@ class Machine:
             return
         self._note_end(process.end(child))
         status = child.returncode
-        if status == 0 and self.ended is not None:
+        # A QEMU that is told to end by a signal ends with status 0 as well: the reason "host-signal" (qapi/run-state.json).
+        if status == 0 and not str(self.ended).startswith("host-"):
             raise GuestFailed(f"the machine was powered off by its guest after {self.elapsed:.0f} s ({self.ended})")
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         said = one_line((self.records / "qemu.log").read_text(errors="replace")[-2000:], 600)

@@ -70,7 +70,7 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
 def test_works_from_an_empty_directory(python: Path, tmp_path: Path) -> None:
     """The command starts, the profiles load, and the gates are found where no path is named."""
     _run(python, "-P", "-m", "pytest_osgates", "--version", cwd=tmp_path)
-    probe = "from pytest_osgates.profiles import loader; print(*[loader.load(p).name for p in loader.built_in().values()])"
+    probe = "from pytest_osgates.profiles.loader import *; print(*[load(p).name for p in built_in().values()])"
     assert "demo" in _run(python, "-P", "-c", probe, cwd=tmp_path).stdout.split()
     (tmp_path / "not.iso").write_bytes(b"text")
     done = subprocess.run(

@@ -43,13 +43,15 @@ def test_an_interrupted_run_leaves_verdicts_that_claim_nothing(bench: Bench, num
     for name in ("inside", "never"):
         os.mkfifo(bench.path / name)
     command = [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", *bench.options("test_rows.py")]
-    process = bench.pytester.popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = bench.path / "log"
+    with log.open("wb") as sink:
+        process = bench.pytester.popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
     try:
         assert wait_for_byte(bench.path / "inside", 60)
         (path,) = bench.path.glob("osgates-evidence/*/*/verdicts.json")
         while_running = json.loads(path.read_text())
         process.send_signal(number)
-        output = process.communicate(timeout=60)[0].decode()
+        process.wait(60)
     finally:
         process.kill()
         process.wait()
@@ -59,9 +61,9 @@ def test_an_interrupted_run_leaves_verdicts_that_claim_nothing(bench: Bench, num
         assert {gate["verdict"] for gate in data["gates"].values()} == {"NOT PROVEN"}
         assert set(data["gates"]["boot"]["rows"]) == {"uefi-channel", "uefi-bare"}
     assert json.loads((path.parent / "observations/boot/uefi-bare.json").read_text())["case"] == "uefi-bare"
-    assert not [name for name in os.listdir(path.parent) if name.startswith(".")]
+    assert list(path.parent.glob(".*")) == []
     if number is signal.SIGINT:
-        done = Done(process.returncode, output).check().check_manifest()
+        done = Done(process.returncode, log.read_text()).check().check_manifest()
         assert done.status == pytest.ExitCode.INTERRUPTED
         assert done.lines[-1] == "LAUNCH: NOT READY"
         assert json.loads((path.parent / "manifest.json").read_text())["interrupted"] == "KeyboardInterrupt"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -64,9 +66,6 @@ def said() -> dict[str, tuple[int, str, str]]:
 @pytest.fixture
 def refusals(bench: Bench, said: dict[str, tuple[int, str, str]]) -> Mapping[str, tuple[int, str, str]]:
     """For each name above: exit status, standard output, standard error."""
-    import json
-    import sys
-
     if not said:
         (bench.path / "empty.iso").write_bytes(b"")
         (bench.path / "text.iso").write_text("This is no ISO.\n" * 5000)

@@ -71,7 +71,7 @@ def test_nothing_chosen_proves_nothing(bench: Bench) -> None:
 
 
 def test_gates_that_this_version_lacks_are_not_proven_even_where_no_path_is_named(bench: Bench) -> None:
-    """Without a path the built-in gates are collected, whatever `testpaths` says."""
+    """Without a path the built-in gates are collected, whatever `testpaths` says, wherever they are installed."""
     bench.profile(
         PROFILE + "[gates.lynis]\nstate = 'installed'\n[gates.house-rule]\n[gates.selinux]\nrequired = false\n"
     )
@@ -109,13 +109,9 @@ def test_skipped():
 
 
 def test_a_broken_test_beside_the_gates_keeps_the_run_from_being_ready(bench: Bench) -> None:
-    bench.rows("def test_beside():\n    assert 0\n")
-    done = bench.run()
+    (bench.path / "test_beside.py").write_text("def test_beside():\n    assert 0\n")
+    (bench.path / "test_other.py").write_text("import no_such_module\n")
+    done = bench.run("--continue-on-collection-errors", tests=["test_rows.py", "test_beside.py", "test_other.py"])
     assert done.status == 1
     assert set(done.verdicts.values()) == {"PASS"}
     assert done.lines[-1] == "LAUNCH: NOT READY"
-    (bench.path / "test_other.py").write_text("import no_such_module\n")
-    bench.rows()
-    broken = bench.run("--continue-on-collection-errors", tests=["test_rows.py", "test_other.py"])
-    assert broken.status == 1
-    assert broken.lines[-1] == "LAUNCH: NOT READY"

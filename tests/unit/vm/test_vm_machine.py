@@ -1,0 +1,163 @@
+"""A machine that does not come up says why and leaves nothing; nothing here boots."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vm_fakes import wait_for
+
+from pytest_osgates.vm import machine as module
+from pytest_osgates.vm import workdir
+from pytest_osgates.vm.errors import HostError, LaunchFailed, MachineDied, OsgatesError
+from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
+from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.spec import Firmware, MachineSpec
+
+Make = Callable[..., Machine]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """A machine whose QEMU is a shell script; afterwards nothing may be left of it."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "image.iso").write_bytes(b"iso")
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    def machine(script: str = "exit 1", **changes: Any) -> Machine:
+        qemu = tmp_path / "qemu"
+        qemu.write_text(f"#!/bin/sh\n{script}\n")
+        qemu.chmod(0o755)
+        values: dict[str, Any] = {"cdrom": tmp_path / "image.iso", "tpm": False, "memory_mib": 128, **changes}
+        host = Host(Qemu(str(qemu), (7, 2, 0), "QEMU emulator version 7.2.0"), TCG, Probe(KVM, False, "not asked"))
+        return Machine(MachineSpec("test", Firmware.BIOS, **values), host, tmp_path / "records")
+
+    yield machine
+    assert list(workdir.base_directory().iterdir()) == []
+    # Descriptors and threads that only the garbage collector would close are not closed.
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_the_words_of_a_qemu_that_ends_at_once(make: Make, tmp_path: Path) -> None:
+    machine = make("echo 'qemu: -cpu host: MSR(0x10a) \x1b[31mfailed' >&2; exit 3")
+    with (
+        pytest.raises(MachineDied, match=r"QEMU ended with status 3 .*: qemu: -cpu host: MSR\(0x10a\) failed"),
+        machine,
+    ):
+        raise AssertionError("powered on")
+    records = tmp_path / "records"
+    assert "MSR" in (records / "qemu.log").read_text()
+    assert json.loads((records / "qemu.json").read_text())["arguments"] == list(machine.arguments)
+    assert (records / "serial.log").exists()
+
+
+def test_a_qemu_killed_by_a_signal(make: Make) -> None:
+    with pytest.raises(MachineDied, match="QEMU was killed by signal 9 .*: it said nothing"), make("kill -9 $$"):
+        raise AssertionError("powered on")
+
+
+def test_a_qemu_that_never_greets(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.2)
+    with pytest.raises(LaunchFailed, match="QEMU did not come up"), make("exec sleep 1000"):
+        raise AssertionError("powered on")
+
+
+def test_too_little_memory(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "memory_available_mib", lambda: 600)
+    with pytest.raises(HostError, match="needs 128 MiB of memory and 512 spare; 600 MiB are available"), make():
+        raise AssertionError("powered on")
+
+
+def test_a_disk_that_is_none(make: Make, tmp_path: Path) -> None:
+    """The last step before QEMU fails: the sockets and threads of the steps before it are gone as well."""
+    machine = make(cdrom=None, disks=(tmp_path / "absent.raw",), channel="0123456789abcdef")
+    with pytest.raises(OsgatesError, match="is not a disk image"), machine:
+        raise AssertionError("powered on")
+
+
+def test_a_tpm_that_does_not_start(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: object) -> None:
+        raise LaunchFailed("no TPM today")
+
+    monkeypatch.setattr(module.Swtpm, "start", start)
+    with pytest.raises(LaunchFailed, match="no TPM today"), make(tpm=True):
+        raise AssertionError("powered on")
+
+
+def test_closing_what_never_ran(make: Make) -> None:
+    machine = make()
+    machine.close()
+    machine.close()
+    for what in (lambda: machine.qmp, lambda: machine.serial, lambda: machine.shell, lambda: machine.screen):
+        with pytest.raises(HostError, match="machine test has no "):
+            what()
+    with pytest.raises(HostError, match="is not running"):
+        machine.check()
+
+
+def test_what_events_mean(make: Make, tmp_path: Path) -> None:
+    machine = make()
+    (tmp_path / "records").mkdir()
+    machine._on_event({"event": "RESET", "data": {"guest": True}})
+    machine._on_event({"event": "RESET", "data": {"guest": False}})
+    machine._on_event({"event": "GUEST_PANICKED", "data": {"action": "run"}})
+    machine._on_event({"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}})
+    machine._on_event({"event": "VSERPORT_CHANGE", "data": {"id": "channel", "open": True}})
+    machine._on_event({"event": "STOP"})
+    assert machine.resets == 1
+    assert machine.ended == "guest-shutdown"
+    assert [alarm.name for alarm in machine.watcher.alarms] == ["kernel-panic"]
+    written = [json.loads(line) for line in (tmp_path / "records" / "events.jsonl").read_text().splitlines()]
+    assert [entry["event"] for entry in written][::5] == ["RESET", "STOP"]
+
+
+def test_an_event_is_heeded_even_if_it_cannot_be_written(make: Make, tmp_path: Path) -> None:
+    machine = make()
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "events.jsonl").symlink_to("/dev/full")
+    for event in ({"event": "GUEST_PANICKED"}, {"event": "SHUTDOWN", "data": {"reason": "guest-panic"}}):
+        try:
+            machine._on_event(event)
+        except OSError as error:
+            # The monitor keeps it as its listener's first error.
+            assert "No space left" in str(error)  # noqa: PT017
+    assert machine.watcher.fatal is not None
+    assert machine.ended == "guest-panic"
+
+
+def test_the_link_to_nowhere_counts_and_answers_nothing() -> None:
+    import socket
+
+    from pytest_osgates.vm.network.nowhere import Nowhere
+
+    ours, theirs = socket.socketpair()
+    link = Nowhere(ours)
+    link.start()
+    with theirs:
+        frames = [b"x" * size for size in (60, 0, 1514, 65_000)]
+        wire = b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames)
+        # In pieces, so that neither lengths nor frames arrive whole.
+        for at in range(0, len(wire), 1001):
+            theirs.sendall(wire[at : at + 1001])
+        wait_for(lambda: link.frames == 4, "all frames are counted")
+        assert link.size == sum(map(len, frames))
+        theirs.sendall(b"\xff" * 100)
+        wait_for(lambda: link.broken, "a length beyond all bounds is noticed")
+        # Still drained: more than a socket holds goes through.
+        theirs.sendall(bytes(4 << 20))
+        assert link.frames == 4
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        link.close()
+        link.close()
+        assert theirs.recv(1) == b""

@@ -149,6 +149,9 @@ class GateItems:
             gate = gate_of(item, self.run)
             if gate is not None and gate not in self.run.profile.gates:
                 continue
+            if gate is None and item.name == "test_gate_exists[NOTSET]":
+                # No gate is missing: pytest would show a skipped test for the empty list.
+                continue
             if not {"os_live", "os_installed", "os_machine"}.isdisjoint(getattr(item, "fixturenames", ())):
                 state = State.LIVE if gate is None else self.run.profile.gates[gate].state
                 item.add_marker(pytest.mark.xdist_group(f"osgates-{state}"))

@@ -35,6 +35,7 @@ class Console:
         self._source = source
         self._watcher = watcher
         self.on_line: Callable[[str], None] | None = None
+        self.listener_error: Exception | None = None
         self._file: BinaryIO = transcript.open("wb", buffering=0)
         self._written = 0
         self._total = 0
@@ -103,7 +104,10 @@ class Console:
         if self._watcher is not None:
             self._watcher.scan(self._source, text)
         if self.on_line is not None:
-            self.on_line(text)
+            try:
+                self.on_line(text)
+            except Exception as error:  # noqa: BLE001  (whoever listens must not stop the draining)
+                self.listener_error = self.listener_error or error
         self._write(f"[{time.monotonic() - self._epoch:10.3f}] ".encode() + line + b"\n")
 
     def _write(self, record: bytes) -> None:

@@ -280,7 +280,7 @@ class Machine:
             return
         self._note_end(process.end(child))
         status = child.returncode
-        # A QEMU that is told to end by a signal ends with status 0 as well: the reason "host-signal" (qapi/run-state.json).
+        # Told to end by a signal, QEMU ends with status 0 as well: "host-signal" (qapi/run-state.json).
         if status == 0 and not str(self.ended).startswith("host-"):
             raise GuestFailed(f"the machine was powered off by its guest after {self.elapsed:.0f} s ({self.ended})")
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"

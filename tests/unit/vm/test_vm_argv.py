@@ -16,7 +16,6 @@ import pytest
 from pytest_osgates.vm import argv
 from pytest_osgates.vm.argv import Wiring
 from pytest_osgates.vm.errors import UsageError
-from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.spec import Accelerator, AccelKind, Firmware, FirmwareFiles, FlashImage, MachineSpec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "argv"
@@ -33,14 +32,15 @@ SECURE = FirmwareFiles(
     True,
     Path("/fw/40-secboot.json"),
 )
-CHANNEL = Injection(NONCE).smbios_strings()
+# What is truly injected is tested by test_vm_injection.py: in a golden file nobody could read it.
+CHANNEL = ("io.systemd.credential.binary:one=Zmlyc3Q=", "io.systemd.credential.binary:two=c2Vjb25k")
 
 CASES: dict[str, tuple[MachineSpec, Accelerator, FirmwareFiles | None, Wiring]] = {
     "bios-live-channel": (
         MachineSpec("live", Firmware.BIOS, ISO, channel=NONCE, smbios_strings=CHANNEL, tpm=False),
         TCG,
         None,
-        Wiring(qmp_fd=10, serial_fd=11, channel_fd=12, log_fd=13, nic_fd=14),
+        Wiring(qmp_fd=10, serial_fd=11, channel_fd=12, log_fd=13, journal_fd=14, nic_fd=15),
     ),
     "uefi-bare": (
         MachineSpec("bare", Firmware.UEFI, ISO, tpm=False, nic=False),
@@ -130,7 +130,7 @@ def test_secure_boot_variables_can_only_be_written_by_smm() -> None:
     assert "ICH9-LPC.disable_s3=1" in built
 
 
-@pytest.mark.parametrize("missing", ["channel_fd", "log_fd", "nic_fd"])
+@pytest.mark.parametrize("missing", ["channel_fd", "log_fd", "journal_fd", "nic_fd"])
 def test_missing_descriptors_of_a_live_machine(missing: str) -> None:
     spec, accelerator, firmware, wiring = CASES["bios-live-channel"]
     with pytest.raises(UsageError, match=r"^machine live: .* without"):

@@ -30,7 +30,7 @@ def _impatient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(channel, "LOOK", 0.05)
 
 
-quick = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 # -- what comes back
@@ -167,14 +167,14 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 # -- what a guest may do wrong
 
 
-def test_a_command_that_hangs(guest: LocalGuest) -> None:
+def test_a_command_that_hangs(sh: LocalGuest) -> None:
     begun = time.monotonic()
     with pytest.raises(GuestTimeout, match=r"'echo \$\$; sleep 1000' did not end within 1 s"):
-        guest.shell.run("echo $$; sleep 1000", timeout=0.4)
+        sh.shell.run("echo $$; sleep 1000", timeout=0.4)
     assert time.monotonic() - begun < 8
-    assert guest.shell.run("echo next").stdout == b"next\n"
+    assert sh.shell.run("echo next").stdout == b"next\n"
     # The sleep went as well: of the session only the shell is left.
-    wait_for(lambda: len([pid for pid in guest.session() if is_running(pid)]) == 1, "the hanging command is gone")
+    wait_for(lambda: len([pid for pid in sh.session() if is_running(pid)]) == 1, "the hanging command is gone")
 
 
 @pytest.mark.parametrize("where", ["", " >&2"])

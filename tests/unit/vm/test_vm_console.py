@@ -255,3 +255,33 @@ def test_pexpect_reads_characters_that_a_read_cut_in_two(guest: Guest) -> None:
     assert spawn.before == "Größe 日本"
     assert spawn.expect("!") == 0
     assert spawn.before == "\ufffd"
+
+
+def test_a_listener_gets_every_line_and_cannot_stop_the_draining(guest: Guest) -> None:
+    heard: list[str] = []
+
+    def listen(line: str) -> None:
+        heard.append(line)
+        if line == "two":
+            raise RecursionError("hostile line")
+
+    guest.console.on_line = listen
+    guest.say(b"one\r\ntwo\nthree\nKernel panic\n")
+    assert guest.hang_up() == [b"one", b"two", b"three", b"Kernel panic"]
+    assert heard == ["one", "two", "three", "Kernel panic"]
+    assert isinstance(guest.console.listener_error, RecursionError)
+    assert guest.watcher.fatal is not None
+
+
+def test_a_console_that_nobody_searches(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    console = Console(ours, "journal", tmp_path / "journal.log", None)
+    console.start()
+    with theirs:
+        theirs.sendall(b"Kernel panic\nrest")
+    wait_for(lambda: console.closed, "the console sees the end")
+    console.close()
+    assert [STAMP.sub(b"", line) for line in (tmp_path / "journal.log").read_bytes().splitlines()] == [
+        b"Kernel panic",
+        b"rest",
+    ]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.guest.injection import JOURNAL_FIELDS as FIELDS
 from pytest_osgates.vm.guest.injection import Injection, new_nonce
 
 NONCE = "0123456789abcdef"
@@ -35,14 +36,15 @@ def section(unit: str, name: str) -> dict[str, str]:
 
 def test_new_systemd_gets_units_and_a_drop_in() -> None:
     found = credentials(Injection(NONCE))
-    shell, log = f"osgates-{NONCE}.service", f"osgates-{NONCE}-kmsg.service"
+    shell, log, journal = (f"osgates-{NONCE}{name}.service" for name in ("", "-kmsg", "-journal"))
     assert set(found) == {
         f"systemd.extra-unit.{shell}",
         f"systemd.extra-unit.{log}",
+        f"systemd.extra-unit.{journal}",
         "systemd.unit-dropin.sysinit.target",
         "tmpfiles.extra",
     }
-    assert found["systemd.unit-dropin.sysinit.target"] == f"[Unit]\nWants={shell}\nWants={log}\n"
+    assert found["systemd.unit-dropin.sysinit.target"] == f"[Unit]\nWants={shell}\nWants={log}\nWants={journal}\n"
     unit = found[f"systemd.extra-unit.{shell}"]
     # Before anything else, in spite of failures, and again whenever it ends.
     assert section(unit, "Unit")["DefaultDependencies"] == "no"
@@ -58,6 +60,7 @@ def test_the_shell_s_command_line_survives_systemd_and_sh(nonce: str) -> None:
     for unit, command in (
         (injection.shell_unit, injection.shell_command()),
         (injection.log_unit, f"exec cat /dev/kmsg >{port}.kmsg"),
+        (injection.journal_unit, f"exec journalctl -b -f -n all -q -o json --output-fields={FIELDS} >{port}.journal"),
     ):
         start = section(injection.unit_texts()[unit], "Service")["ExecStart"]
         assert shlex.split(start) == ["/bin/sh", "-c", command]
@@ -84,7 +87,7 @@ def test_older_systemd_gets_the_same_units_by_tmpfiles(nonce: str) -> None:
     assert files[rules].splitlines() == [
         f'SUBSYSTEM=="virtio-ports", ATTR{{name}}=="org.osgates.{nonce}{suffix}", TAG+="systemd", '
         f'ENV{{SYSTEMD_WANTS}}+="osgates-{nonce}{unit}.service"'
-        for suffix, unit in (("", ""), (".kmsg", "-kmsg"))
+        for suffix, unit in (("", ""), (".kmsg", "-kmsg"), (".journal", "-journal"))
     ]
 
 

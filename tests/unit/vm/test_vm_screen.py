@@ -47,16 +47,16 @@ def test_white_space_in_the_pixels_is_pixels() -> None:
     assert parse_ppm(ppm(frame)) == frame
 
 
-# Bytes that begin like a picture, so that not only the first check is reached.
-NEARLY = st.lists(
-    st.sampled_from(
-        [b"P6", b"P5", b" ", b"\n", b"0", b"1", b"2", b"255", b"-1", b"99999999", b"#x\n", b"\xff", b"x"]
-    ),
-    max_size=14,
-).map(b"".join)
+# What looks like a picture in some of its parts, so that not only the first check is reached.
+WORD = st.sampled_from([b"0", b"1", b"2", b"255", b"-1", b"99999999", b"#x", b"\xff", b"x", b"", b"1_0", b"+1"])
+GAP = st.sampled_from([b" ", b"\n", b"\t", b"\n\n"])
+DEPTH = st.sampled_from([b"255", b"255", b"65535", b"x"])
+NEARLY = st.tuples(GAP, WORD, GAP, WORD, GAP, DEPTH, GAP, st.binary(max_size=20)).map(
+    lambda parts: b"P6" + b"".join(parts)
+)
 
 
-@given(st.one_of(st.binary(max_size=100), NEARLY, NEARLY.map(lambda rest: b"P6\n" + rest)))
+@given(st.one_of(st.binary(max_size=100), NEARLY))
 def test_whatever_is_given_is_a_frame_or_refused(data: bytes) -> None:
     try:
         frame = parse_ppm(data)
@@ -214,6 +214,41 @@ def test_how_much_is_drawn() -> None:
     for x, y in ((79, 39), (5, 5), (6, 5)):
         pixels[(y * 80 + x) * 3 + 2] ^= 1
     assert Frame(80, 40, bytes(pixels)).drawn() == 3
+
+
+def changed(frame: Frame, left: int, top: int, width: int, height: int) -> Frame:
+    """`frame` with a rectangle painted over."""
+    pixels = bytearray(frame.rgb)
+    for y in range(top, top + height):
+        at = (y * frame.width + left) * 3
+        pixels[at : at + width * 3] = b"\x12\x34\x56" * width
+    return Frame(frame.width, frame.height, bytes(pixels))
+
+
+@pytest.mark.parametrize(
+    ("rectangle", "near"),
+    [
+        ((0, 0, 0, 0), True),
+        ((56, 30, 8, 2), True),
+        ((72, 32, 8, 16), True),
+        ((0, 0, 1, 1), True),
+        ((0, 0, 40, 1), False),
+        ((0, 0, 1, 40), False),
+        ((0, 0, 80, 40), False),
+    ],
+)
+def test_a_blinking_cursor_is_no_change(rectangle: tuple[int, int, int, int], near: bool) -> None:
+    frame = Frame(80, 64, GREY * (80 * 64))
+    other = changed(frame, *rectangle)
+    assert frame.nearly(other) is near
+    assert other.nearly(frame) is near
+
+
+def test_two_small_changes_far_apart_are_a_change() -> None:
+    frame = Frame(80, 64, GREY * (80 * 64))
+    assert not frame.nearly(changed(changed(frame, 0, 0, 1, 1), 79, 0, 1, 1))
+    assert not frame.nearly(changed(changed(frame, 0, 0, 1, 1), 0, 63, 1, 1))
+    assert not frame.nearly(Frame(64, 80, frame.rgb))
 
 
 class FakeQmp:

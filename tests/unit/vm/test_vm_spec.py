@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from pytest_osgates.vm.errors import UsageError
-from pytest_osgates.vm.spec import Accelerator, AccelKind, Firmware, MachineSpec, log_port_name, port_name
+from pytest_osgates.vm.spec import (
+    Accelerator,
+    AccelKind,
+    Firmware,
+    MachineSpec,
+    journal_port_name,
+    log_port_name,
+    port_name,
+)
 
 ISO = Path("/images/distro.iso")
 
@@ -47,6 +55,7 @@ def test_accelerator_arguments() -> None:
     assert Accelerator(AccelKind.TCG, "qemu64").argument == "tcg,thread=multi"
 
 
-def test_the_two_ports_differ() -> None:
-    assert port_name("n") != log_port_name("n")
-    assert log_port_name("n").startswith(port_name("n"))
+def test_the_ports_differ() -> None:
+    names = [port_name("n"), log_port_name("n"), journal_port_name("n")]
+    assert len(set(names)) == 3
+    assert all(name.startswith("org.osgates.n") for name in names)

@@ -12,7 +12,7 @@ from pytest_osgates.run import Run
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.guest.injection import Injection, new_nonce
 from pytest_osgates.vm.machine import Machine
-from pytest_osgates.vm.spec import Firmware, MachineSpec
+from pytest_osgates.vm.spec import AccelKind, Firmware, MachineSpec
 
 DEFAULT_DEADLINE_S = 900.0
 
@@ -66,6 +66,7 @@ def boot(run: Run, stack: ExitStack, case: str, firmware: Firmware, *, channel: 
     """
     spec = machine_spec(run, case, firmware, channel=channel, state=state)
     records = run.evidence.machine(case)
-    machine = stack.enter_context(Machine(spec, run.host, records, boot_check.patterns()))
+    patterns = boot_check.patterns(emulated=run.host.accelerator.kind is AccelKind.TCG)
+    machine = stack.enter_context(Machine(spec, run.host, records, patterns))
     booting = Boot(machine, Plan(case, run.profile.boot, run.profile.login, deadline(run)), run.progress)
     return Booted(booting, booting.run())

@@ -82,9 +82,11 @@ class LocalGuest:
         """Kill the shell and all that it started, as the end of its unit does in a guest."""
         if self._process is None:
             return
-        for pid in self.session():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Again and again: one of them may just be starting another.
+        while running := [pid for pid in self.session() if is_running(pid)]:
+            for pid in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
         self.shell.port_changed(False)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_osgates import _version
+from pytest_osgates import _version, tools
 from pytest_osgates.checks.registry import GATES
 from pytest_osgates.evidence import Evidence, dump, new_run_id
 from pytest_osgates.image.digest import image_digest
@@ -93,11 +93,13 @@ class Run:
             size = request.iso.stat().st_size
         except OSError as error:
             raise ImageError(f"{request.iso} cannot be read: {error.strerror}") from error
+        # Asked before anything is written, so that a machine that cannot boot says so at once.
+        host = vm_host.select(request.accel, cache_dir("probe"))
+        tools.check_names(request.tools)
         evidence = Evidence.create(request.evidence, sha256, run_id)
         run = cls(request, profile, sha256, size, evidence, run_id)
+        run.host = host
         evidence.write("profile.toml", Path(profile.source).read_bytes())
-        # Asked now, so that a machine that cannot boot anything says so before the first gate.
-        _ = run.host
         return run
 
     @staticmethod

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_osgates import options
 from pytest_osgates.checks.registry import GATES
-from pytest_osgates.evidence import dump
+from pytest_osgates.evidence import dump, safe_name
 from pytest_osgates.fixtures.gate import CASE_FIXTURE, ROW_KEY, GateFailed, NotProven
 from pytest_osgates.ledger import Launch, Ledger, RowRecord
 from pytest_osgates.model import State, Verdict
@@ -191,6 +191,7 @@ class GateItems:
         elif report.failed and (row is None or row.verdict is not Verdict.FAIL):
             said = str(report.longrepr) if error is None else f"{type(error).__name__}: {error}"
             reason = f"the test broke {'before' if row is None else 'after'} it judged: {one_line(said)}"
+            reason += self._keep_traceback(gate, case_of(item), str(report.longrepr))
         elif report.when == "call" and report.passed and row is None:
             reason = "the test ended without judging anything"
         elif report.when == "call" and report.passed and row is not None and row.verdict is not Verdict.PASS:
@@ -216,6 +217,15 @@ class GateItems:
             if report.failed or report.when == "call":
                 setattr(report, ROW_ATTRIBUTE, json.dumps(row.to_json()))
         return report
+
+    def _keep_traceback(self, gate: str, case: str, text: str) -> str:
+        """A defect in a gate, not a word about the image: where it can be read."""
+        name = f"errors/{safe_name(gate)}{'-' if case else ''}{safe_name(case) if case else ''}.txt"
+        try:
+            self.run.evidence.write(name, text.encode("utf-8", "replace"))
+        except OsgatesError:
+            return ""
+        return f" (traceback in {name})"
 
 
 def _row(row: RowRecord) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
-import shutil
+import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_osgates.data import load
 from pytest_osgates.debian import DebStore, LockedPackage, PrivateApt, Suite
-from pytest_osgates.paths import cache_dir
+from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import HostError, OsgatesError, UsageError
 from pytest_osgates.vm.process import run, which
 
@@ -50,6 +50,12 @@ def pins() -> dict[str, Pin]:
     }
 
 
+def check_names(given: Mapping[str, str]) -> None:
+    """:raise UsageError: a tool is given that this version does not use."""
+    for name in given.keys() - pins().keys():
+        raise UsageError(f"--iso-tool {name}: there is no such tool", remedy=f"one of: {', '.join(pins())}")
+
+
 def sha256_of(path: Path) -> str:
     """The digest of a file."""
     with path.open("rb") as file:
@@ -63,6 +69,7 @@ def find(name: str, given: Mapping[str, str], *, fetch: bool = True) -> Tool:
     :raise HostError: it cannot be had; the remedy says how else.
     """
     pin = pins()[name]
+    check_names(given)
     if name in given:
         path = Path(given[name])
         if path.suffix == ".deb":
@@ -72,6 +79,8 @@ def find(name: str, given: Mapping[str, str], *, fetch: bool = True) -> Tool:
                     remedy=f"give the one with SHA-256 {pin.sha256}, or a program instead of a package",
                 )
             return _unpack(pin, path, f"--iso-tool {path}")
+        if not os.access(path, os.X_OK):
+            raise UsageError(f"{path} is not executable", remedy=f"chmod +x {path}, or give the Debian package")
         return Tool(name, "as given", sha256_of(path), (str(path),), f"--iso-tool {path}")
     store = DebStore()
     cached = store.root / f"{pin.sha256}.deb"
@@ -98,30 +107,11 @@ def _else(pin: Pin) -> str:
 
 
 def _unpack(pin: Pin, package: Path, source: str) -> Tool:
-    """Unpack into a directory that is made anew for this run of the program: nobody else can have changed it."""
-    target = cache_dir("tools") / f"{pin.name}-{pin.sha256[:16]}"
-    marker = target / ".complete"
-    if not marker.is_file():
-        partial = Path(tempfile.mkdtemp(prefix=f"{pin.name}-", dir=target.parent))
-        run(
-            [
-                which("dpkg-deb", remedy="apt-get install dpkg (Fedora: dnf install dpkg)"),
-                "-x",
-                str(package),
-                str(partial),
-            ],
-            timeout=120,
-        )
-        (partial / ".complete").write_text(pin.sha256)
-        try:
-            partial.rename(target)
-        except OSError:
-            # Another process was faster, or an incomplete one is in the way.
-            if not marker.is_file():
-                shutil.rmtree(target, ignore_errors=True)
-                partial.rename(target)
-            else:
-                shutil.rmtree(partial, ignore_errors=True)
+    """Unpack the verified package into a private directory of this process: nobody else can have changed it."""
+    target = workdir.make(pin.name)
+    atexit.register(workdir.remove, target)
+    unpack = which("dpkg-deb", remedy="apt-get install dpkg (Fedora: dnf install dpkg)")
+    run([unpack, "-x", str(package), str(target)], timeout=120)
     return Tool(pin.name, pin.version, pin.sha256, _argv(pin, target), source)
 
 

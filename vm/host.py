@@ -83,6 +83,7 @@ class Probe:
     accelerator: Accelerator
     usable: bool
     reason: str
+    timed_out: bool = False
 
 
 def probe(qemu: Qemu, accelerator: Accelerator) -> Probe:
@@ -98,7 +99,8 @@ def probe(qemu: Qemu, accelerator: Accelerator) -> Probe:
         try:
             done = run(argv, timeout=PROBE_SECONDS, check=False)
         except HostTimeout:
-            return Probe(accelerator, False, f"a guest of a few instructions did not finish in {PROBE_SECONDS:.0f} s")
+            said = f"a guest of a few instructions did not finish in {PROBE_SECONDS:.0f} s"
+            return Probe(accelerator, False, said, timed_out=True)
     if done.returncode == PROBE_STATUS:
         return Probe(accelerator, True, "ran a test guest")
     said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200]
@@ -124,7 +126,8 @@ def probe_kvm(qemu: Qemu, cache_directory: Path | None, device: Path = Path("/de
         except (OSError, ValueError, KeyError, TypeError):
             stored.unlink(missing_ok=True)
     found = probe(qemu, KVM)
-    if stored is not None:
+    # A guest that was too slow may have been so because the host is busy right now: asked again next time.
+    if stored is not None and (found.usable or not found.timed_out):
         partial = stored.with_suffix(f".{os.getpid()}")
         # A cache that cannot be written costs two seconds next time, not this run.
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -329,9 +330,16 @@ class Machine:
             closer = self._closing.pop()
             try:
                 closer()
-            except (OSError, OsgatesError) as error:
-                with (self.records / "close.log").open("a") as log:
-                    log.write(f"{type(error).__name__}: {error}\n")
+            except (OSError, OsgatesError, RuntimeError, ValueError) as error:
+                self._note(error)
+        for listener in (self._qmp, self._serial, self._kernel_log, self._journal):
+            if listener is not None and listener.listener_error is not None:
+                self._note(listener.listener_error)
+                listener.listener_error = None
+
+    def _note(self, error: Exception) -> None:
+        with contextlib.suppress(OSError), (self.records / "close.log").open("a") as log:
+            log.write(f"{type(error).__name__}: {error}\n")
 
 
 def _needed(value: T | None, what: str, spec: MachineSpec) -> T:

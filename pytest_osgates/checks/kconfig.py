@@ -240,7 +240,9 @@ def _checks(seen: KconfigObservation, policy: KconfigPolicy) -> list[Finding]:
 
 
 def _not_found(seen: KconfigObservation, policy: KconfigPolicy) -> list[Finding]:
-    absent = [check for check in seen.checks if check.result == "OK: is not found"]
+    absent = [
+        check for check in seen.checks if check.result.startswith("OK") and check.result.endswith("is not found")
+    ]
     if not absent:
         return []
     if policy.not_found == "violation":

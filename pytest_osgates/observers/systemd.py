@@ -10,7 +10,7 @@ from pytest_osgates.vm.errors import ChannelError
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.text import one_line
 
-_UNIT = re.compile(r"^[A-Za-z0-9:_.\\@-]{1,255}\.[a-z]+$")
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}\.[a-z]+")
 MAX_UNITS = 500
 
 # sd-messages(3): SD_MESSAGE_UNIT_FAILURE_RESULT, logged each time that a unit enters the failed state or fails and
@@ -29,7 +29,7 @@ _STAMPS = (
 
 
 def _unit(name: str) -> str:
-    if not _UNIT.match(name):
+    if not _UNIT.fullmatch(name):
         raise ChannelError(f"the guest named something that is no unit: {one_line(name, 80)!r}")
     return name
 
@@ -49,10 +49,10 @@ def active_states(shell: GuestShell, *units: str) -> dict[str, str]:
 def uptime(shell: GuestShell) -> float:
     """Seconds since the guest's kernel started (proc(5), /proc/uptime)."""
     text = shell.run("cat /proc/uptime", timeout=30).check().text
-    try:
-        return float(text.split()[0])
-    except (ValueError, IndexError):
-        raise ChannelError(f"/proc/uptime says {one_line(text, 80)!r}") from None
+    match = re.match(r"(\d{1,12}(?:\.\d{1,6})?) ", text)
+    if match is None:
+        raise ChannelError(f"/proc/uptime says {one_line(text, 80)!r}")
+    return float(match[1])
 
 
 def timestamps(shell: GuestShell, target: str) -> dict[str, float]:
@@ -135,7 +135,7 @@ def _from_journal(line: str, failed: set[str]) -> UnitFailure | None:
     if not isinstance(entry, dict):
         raise ChannelError("the guest's journal is not a list of objects")
     # Only PID 1 and user managers may say so: other fields of an entry come from whoever wrote it.
-    if entry.get("_PID") != "1" and entry.get("_SYSTEMD_UNIT", "").split("@")[0] != "user":
+    if entry.get("_PID") != "1" and str(entry.get("_SYSTEMD_UNIT")).split("@")[0] != "user":
         return None
     user = "UNIT" not in entry
     name = entry.get("USER_UNIT" if user else "UNIT")
@@ -145,7 +145,7 @@ def _from_journal(line: str, failed: set[str]) -> UnitFailure | None:
     return UnitFailure(
         unit=_unit(name),
         result=one_line(str(entry.get("UNIT_RESULT", "")), 40),
-        at=int(stamp) / 1e6 if stamp.isdecimal() else None,
+        at=int(stamp) / 1e6 if re.fullmatch(r"[0-9]{1,18}", stamp) else None,
         still_failed=not user and name in failed,
         user=user,
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, SerializeAsAny
+from pydantic import AfterValidator, Field, SerializeAsAny, field_validator
 
 from pytest_osgates.model import Model, Policy, State
 from pytest_osgates.vm.spec import Firmware
@@ -42,6 +42,13 @@ class MachineSection(Model):
     cpus: int = Field(default=2, ge=1, le=255)
     cpu_model: str | None = None
     tpm: bool = True
+
+    @field_validator("firmware")
+    @classmethod
+    def _once(cls, firmware: tuple[Firmware, ...]) -> tuple[Firmware, ...]:
+        if len(set(firmware)) != len(firmware):
+            raise ValueError("a firmware is named twice")
+        return firmware
 
 
 class KeyStep(Model):

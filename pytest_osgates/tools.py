@@ -108,8 +108,9 @@ def _else(pin: Pin) -> str:
 
 def _unpack(pin: Pin, package: Path, source: str) -> Tool:
     """Unpack the verified package into a private directory of this process: nobody else can have changed it."""
-    target = workdir.make(pin.name)
-    atexit.register(workdir.remove, target)
+    private = workdir.make(pin.name)
+    atexit.register(workdir.remove, private)
+    target = private / "package"
     unpack = which("dpkg-deb", remedy="apt-get install dpkg (Fedora: dnf install dpkg)")
     run([unpack, "-x", str(package), str(target)], timeout=120)
     return Tool(pin.name, pin.version, pin.sha256, _argv(pin, target), source)

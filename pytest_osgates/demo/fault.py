@@ -185,7 +185,14 @@ def add_fault(
             tar = scratch / "fault.tar"
             tar.write_bytes(tree_tar(planted.tree, dict(planted.file.modes), dict(planted.file.symlinks), when))
             layer = scratch / "fault.squashfs"
-            squash(tar, layer, definition, estimated(progress, f"planting {planted.name}", 2.0), when)
+            squash(
+                tar,
+                layer,
+                definition,
+                estimated(progress, f"planting {planted.name}", 2.0),
+                epoch=when,
+                all_root=True,
+            )
             added = (f"live/zz-fault-{planted.name}.squashfs",)
             maps.append((layer, added[0]))
         changed: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,21 +151,46 @@ def _only(where: Path, pattern: str) -> Path:
 
 
 def squash(
-    tar: Path, output: Path, definition: Definition, on_poll: Callable[[float], None], epoch: int | None = None
+    tar: Path,
+    output: Path,
+    definition: Definition,
+    on_poll: Callable[[float], None],
+    *,
+    epoch: int | None = None,
+    all_root: bool = False,
 ) -> None:
-    """A squashfs of what a tar file holds: owners, modes and extended attributes come from it, not from any disk."""
-    squashfs = definition.squashfs
+    """A squashfs of what a tar file holds: owners, modes and extended attributes come from it, not from any disk.
+
+    With `all_root`, everything belongs to root whatever the tar file says.
+    """
+    when = epoch or definition.source_date_epoch
     feed(
-        [
-            *("mksquashfs", "-", str(output), "-tar", "-noappend", "-no-progress", "-quiet", "-exports"),
-            *("-comp", squashfs.compression, "-Xcompression-level", str(squashfs.level)),
-            *("-b", str(squashfs.block_size), "-xattrs"),
-            # The root directory itself may be missing in a tar file.
-            *("-root-uid", "0", "-root-gid", "0", "-root-mode", "755"),
-            *("-root-time", str(epoch or definition.source_date_epoch)),
-        ],
+        [*as_root_of_its_own(all_root=all_root), *squash_arguments(output, definition, when, all_root=all_root)],
         tar,
         timeout=_SQUASHFS_SECONDS,
-        env=environment(epoch or definition.source_date_epoch),
+        env=environment(when),
         on_poll=on_poll,
     )
+
+
+def as_root_of_its_own(*, all_root: bool) -> list[str]:
+    """What to put before mksquashfs, so that the root directory itself belongs to root.
+
+    Reading a tar file, mksquashfs 4.5.1 ignores both the entry ``./`` and -root-uid and gives that directory to
+    whoever runs it; only -all-root reaches it. Elsewhere an ordinary user needs a user namespace, as for mmdebstrap.
+    """
+    if all_root or os.geteuid() == 0:
+        return []
+    return ["unshare", "--user", "--map-root-user", "--"]
+
+
+def squash_arguments(output: Path, definition: Definition, epoch: int, *, all_root: bool) -> list[str]:
+    """The command line of mksquashfs(1)."""
+    squashfs = definition.squashfs
+    return [
+        *("mksquashfs", "-", str(output), "-tar", "-noappend", "-no-progress", "-quiet", "-exports"),
+        *("-comp", squashfs.compression, "-Xcompression-level", str(squashfs.level)),
+        *("-b", str(squashfs.block_size), "-xattrs"),
+        *("-root-mode", "755", "-root-time", str(epoch)),
+        *(["-all-root"] if all_root else []),
+    ]

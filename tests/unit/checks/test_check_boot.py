@@ -8,9 +8,9 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from pydantic import ValidationError
 from gate_samples import BOOT_POLICY, HOSTILE, bare, booted, keys
 from hypothesis import given, settings
+from pydantic import ValidationError
 
 from pytest_osgates.checks import boot
 from pytest_osgates.checks.boot import (

@@ -12,7 +12,7 @@ from pytest_osgates.debian import LockedPackage
 from pytest_osgates.demo import load_definition, tools
 from pytest_osgates.demo.build import scratch_beside, tool_changes
 from pytest_osgates.demo.media import volume_date, xorriso_arguments
-from pytest_osgates.demo.root import bootstrap_arguments
+from pytest_osgates.demo.root import as_root_of_its_own, bootstrap_arguments, squash_arguments
 from pytest_osgates.demo.tools import environment, feed, subordinate_ids, with_umask
 from pytest_osgates.vm.errors import CommandFailed, HostError, HostTimeout, MissingTool, UsageError
 from pytest_osgates.vm.process import run
@@ -126,3 +126,14 @@ def test_golden_dates_of_the_medium() -> None:
     argv = xorriso_arguments(definition, Path("/m"), Path("/b"), Path("/o"))
     assert "--modification-date=2026010100000000" in argv
     assert argv[-3:] == ["-o", "/o", "/m"]
+
+
+def test_the_root_directory_of_a_layer_belongs_to_root_whoever_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    definition = load_definition()
+    assert "-all-root" in squash_arguments(Path("/o"), definition, 1, all_root=True)
+    assert "-all-root" not in squash_arguments(Path("/o"), definition, 1, all_root=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert as_root_of_its_own(all_root=True) == []
+    assert as_root_of_its_own(all_root=False)[0] == "unshare"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert as_root_of_its_own(all_root=False) == []

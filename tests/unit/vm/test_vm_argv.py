@@ -46,7 +46,7 @@ CASES: dict[str, tuple[MachineSpec, Accelerator, FirmwareFiles | None, Wiring]] 
         MachineSpec("bare", Firmware.UEFI, ISO, tpm=False, nic=False),
         KVM,
         PLAIN,
-        Wiring(qmp_fd=3, serial_fd=4, variables=FlashImage(Path("/work/variables.fd"), "raw")),
+        Wiring(qmp_fd=3, serial_fd=4, variables=FlashImage(Path("/private/variables.fd"), "raw")),
     ),
     "uefi-secureboot-tpm": (
         MachineSpec("secure", Firmware.UEFI_SECUREBOOT, ISO, memory_mib=4096, cpus=4, cpu_model="Skylake-Client"),
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[MachineSpec, Accelerator, FirmwareFiles | None, Wiring]] 
         Wiring(
             qmp_fd=10,
             serial_fd=11,
-            variables=FlashImage(Path("/work/variables.fd"), "qcow2"),
+            variables=FlashImage(Path("/private/variables.fd"), "qcow2"),
             swtpm_fd=12,
             nic_fd=13,
         ),
@@ -64,13 +64,15 @@ CASES: dict[str, tuple[MachineSpec, Accelerator, FirmwareFiles | None, Wiring]] 
         MachineSpec("installed", Firmware.BIOS, disks=(Path("/d/a.raw"), Path("/d/b.qcow2")), tpm=False),
         TCG,
         None,
-        Wiring(qmp_fd=10, serial_fd=11, overlays=(Path("/work/disk0.qcow2"), Path("/work/disk1.qcow2")), nic_fd=12),
+        Wiring(
+            qmp_fd=10, serial_fd=11, overlays=(Path("/private/disk0.qcow2"), Path("/private/disk1.qcow2")), nic_fd=12
+        ),
     ),
     "iso-beside-a-disk": (
         MachineSpec("install", Firmware.BIOS, ISO, disks=(Path("/d/empty.raw"),), tpm=False, nic=False),
         TCG,
         None,
-        Wiring(qmp_fd=10, serial_fd=11, overlays=(Path("/work/disk0.qcow2"),)),
+        Wiring(qmp_fd=10, serial_fd=11, overlays=(Path("/private/disk0.qcow2"),)),
     ),
     "commas-doubled": (
         MachineSpec(
@@ -147,7 +149,7 @@ def test_missing_swtpm_and_firmware() -> None:
         argv.build(spec, accelerator, None, wiring)
 
 
-@pytest.mark.parametrize("overlays", [(), (Path("/work/disk0.qcow2"),), (Path("/a"), Path("/b"), Path("/c"))])
+@pytest.mark.parametrize("overlays", [(), (Path("/private/disk0.qcow2"),), (Path("/a"), Path("/b"), Path("/c"))])
 def test_as_many_overlays_as_disks(overlays: tuple[Path, ...]) -> None:
     spec, accelerator, firmware, wiring = CASES["installed-two-disks"]
     with pytest.raises(UsageError, match=f"2 disks but {len(overlays)} overlays"):

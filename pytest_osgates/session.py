@@ -269,6 +269,7 @@ class Controller:
         """What is about to be judged, and on what."""
         return terminal.header(self.run, self.swept)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self) -> None:
         """Show progress from here on."""
         self.live.start()

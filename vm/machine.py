@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -312,6 +313,14 @@ class Machine:
             for device in self.qmp.execute("query-blockstats")
             if str(device.get("device", "")).startswith(("cd", "disk"))
         )
+
+    def kernel_runs(self) -> bool:
+        """Whether a 64-bit Linux kernel has taken over: its descriptor table lies in the upper half of the address
+        space (Documentation/arch/x86/x86_64/mm.rst), where firmware and boot loaders have nothing.
+        """
+        text = str(self.qmp.execute("human-monitor-command", command_line="info registers"))
+        table = re.search(r"^GDT= *([0-9a-f]{16}) ", text, re.MULTILINE)
+        return table is not None and int(table[1], 16) >= 0xFFFF_8000_0000_0000
 
     def power_off(self, timeout: float = 60.0) -> bool:
         """Press the power button and wait; whether the guest went down by itself."""

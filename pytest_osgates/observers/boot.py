@@ -204,6 +204,8 @@ class Boot:
             return True
         if machine.kernel_log is not None and machine.kernel_log.spoken:
             return True
+        if machine.kernel_runs():
+            return True
         texts = (self._screen.text, strip_escapes(machine.serial.tail(16384)))
         return any(_KERNEL.search(line.rstrip()) for text in texts for line in text.splitlines())
 

@@ -23,6 +23,11 @@ KNOWN_GATES = (
 GATE_NAME = re.compile(r"^[a-z][a-z0-9-]{1,40}$")
 
 
+# "host login:" of agetty(8); "user@host:~$" and "[user@host ~]$", the prompts of Debian's and Fedora's shells. Not a
+# bare "#": the shells of an initramfs and of emergency mode end like that.
+READY_TEXT = r"(?:^|\s)login: ?$|^\[?\w[\w.-]*@[\w.-]+[: ][^\r\n]{0,80}[$#] ?$"
+
+
 def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
@@ -72,7 +77,7 @@ class BootSection(Model):
     """
 
     ready_target: str = ""
-    ready_text: Regex = r"(?:^|\s)login: ?$|[$#] ?$"
+    ready_text: Regex = READY_TEXT
     keys: tuple[KeyStep, ...] | None = None
 
 

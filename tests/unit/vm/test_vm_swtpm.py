@@ -62,6 +62,7 @@ def test_it_ends_with_its_machine(tmp_path: Path) -> None:
 def test_its_death_is_told_even_without_a_log(tmp_path: Path) -> None:
     tpm = Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log")
     with tpm.start():
+        wait_for(lambda: len(users_of(tmp_path / "tpm")) == 1, "swtpm has started", 20.0)
         (pid,) = users_of(tmp_path / "tpm")
         wait_for((tmp_path / "swtpm.log").exists, "swtpm has begun", 10.0)
         os.kill(pid, 9)

@@ -46,10 +46,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
             if gate is None or not row.get("observation"):
                 continue
             try:
+                if not (evidence.root / row["observation"]).resolve().is_relative_to(evidence.root.resolve()):
+                    raise HostError(f"{row['observation']} lies outside the evidence")
                 data = (evidence.root / row["observation"]).read_bytes()
                 if hashlib.sha256(data).hexdigest() != row["sha256"]:
                     raise HostError(f"{row['observation']} is not what the run recorded (another SHA-256)")
                 seen = evidence.read_observation(row["observation"], gate.observation)
+                if getattr(seen, "state", section.state) != section.state:
+                    # What was seen on one state says nothing of another.
+                    raise HostError(f"it was observed on the state {seen.state}, the profile wants {section.state}")
                 judgement = judge(gate, seen, section.policy)  # type: ignore[arg-type]
                 record.rows[case] = RowRecord(
                     name, case, judgement.verdict, findings=judgement.findings, considered=judgement.considered

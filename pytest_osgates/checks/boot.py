@@ -113,7 +113,7 @@ class AlarmAcceptance(Acceptance):
 
 
 class BootPolicy(Policy):
-    """``[gates.boot]`` of a distro profile. Seconds."""
+    """``[gate.boot]`` of a distro profile. Seconds."""
 
     deadline_s: float = Field(default=900.0, gt=0)
     watch_s: float = Field(default=60.0, ge=0)

@@ -76,7 +76,7 @@ class AcceptedCheck(Acceptance):
 
 
 class KconfigPolicy(Policy):
-    """``[gates.kconfig]`` of a distro profile.
+    """``[gate.kconfig]`` of a distro profile.
 
     ``parameters``: every kernel parameter that may stand on the command line, ``NAME`` or ``NAME=VALUE``, with ``*``
     and ``?``; one that is not in it is a finding. ``not_found``: what to make of checks that pass only because the
@@ -276,7 +276,7 @@ def _parameters(seen: KconfigObservation, policy: KconfigPolicy) -> list[Finding
             seen=parameter,
             wanted="only kernel parameters that the profile lists",
             evidence="/proc/cmdline",
-            hint="add it to [gates.kconfig] parameters if it belongs there",
+            hint="add it to [gate.kconfig] parameters if it belongs there",
         )
         for parameter in split_parameters(seen.command_line)
         if not any(fnmatchcase(parameter, pattern.replace("[", "[[]")) for pattern in policy.parameters)
@@ -295,17 +295,17 @@ def baseline(seen: KconfigObservation, policy: KconfigPolicy) -> str:
             groups.setdefault(areas["kconfig", finding.subject], []).append(finding.subject)
         elif finding.rule in {"cmdline", "sysctl"}:
             singles.append(
-                f"# {_comment(finding)}\n[[gates.kconfig.accept_{finding.rule}]]\n"
+                f"# {_comment(finding)}\n[[gate.kconfig.accept_{finding.rule}]]\n"
                 f'option = {_toml(finding.subject)}\nreason = ""\n'
             )
         elif finding.rule == "unknown-parameter":
             parameters.append(finding.seen)
     blocks = []
     if parameters:
-        blocks.append(f"# to be added to [gates.kconfig]\nparameters = {_toml(parameters)}\n")
+        blocks.append(f"# to be added to [gate.kconfig]\nparameters = {_toml(parameters)}\n")
     for name, options in groups.items():
         blocks.append(
-            f'[[gates.kconfig.accept_kconfig]]\nname = {_toml(name)}\noptions = {_toml(options)}\nreason = ""\n'
+            f'[[gate.kconfig.accept_kconfig]]\nname = {_toml(name)}\noptions = {_toml(options)}\nreason = ""\n'
         )
     return "\n".join([*blocks, *singles])
 

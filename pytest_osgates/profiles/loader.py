@@ -94,9 +94,9 @@ def load(path: Path) -> Profile:
         raise UsageError(
             f"{path}: schema is {parsed.schema_}, this version knows {SCHEMA}", remedy="upgrade pytest-osgates"
         )
-    gates = {name: _gate(name, table, path) for name, table in parsed.gates.items()}
+    gates = {name: _gate(name, table, path) for name, table in parsed.gate.items()}
     if not any(gate.required for gate in gates.values()):
-        raise UsageError(f"{path}: no gate is required", remedy="list the project's gates as [gates.NAME]")
+        raise UsageError(f"{path}: no gate is required", remedy="list the project's gates as [gate.NAME]")
     return Profile(
         name=parsed.name,
         title=parsed.title,
@@ -111,7 +111,7 @@ def load(path: Path) -> Profile:
 
 
 def _gate(name: str, table: dict[str, Any], path: Path) -> GateSection:
-    where = f"gates.{name}"
+    where = f"gate.{name}"
     if not GATE_NAME.fullmatch(name):
         raise UsageError(f"{path}: {name!r} is not a gate's name", remedy="use lower case letters, digits and dashes")
     shared = {key: value for key, value in table.items() if key in GateCommon.model_fields}

@@ -90,7 +90,7 @@ class LoginSection(Model):
 
 
 class GateSection(Model):
-    """One ``[gates.NAME]``: what every gate has, and its own policy (None: this version lacks the gate)."""
+    """One ``[gate.NAME]``: what every gate has, and its own policy (None: this version lacks the gate)."""
 
     name: str
     required: bool
@@ -137,11 +137,11 @@ class ProfileFile(Model):
     machine: MachineSection = Field(default_factory=MachineSection)
     boot: BootSection = Field(default_factory=BootSection)
     login: LoginSection | None = None
-    gates: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    gate: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class GateCommon(Model):
-    """The keys that every ``[gates.NAME]`` has."""
+    """The keys that every ``[gate.NAME]`` has."""
 
     required: bool = True
     state: State | None = None

@@ -22,10 +22,10 @@ schema = 1
 name = "bench"
 [machine]
 firmware = ["uefi", "bios"]
-[gates.boot]
+[gate.boot]
 deadline_s = 600
 watch_s = 60
-[gates.kconfig]
+[gate.kconfig]
 parameters = ["BOOT_IMAGE=*", "quiet"]
 """
 

@@ -77,7 +77,7 @@ def test_the_fixture_host_is_never_the_testers_machine(bench: Bench) -> None:
 
 
 def test_a_state_without_its_disk_is_not_reached(bench: Bench) -> None:
-    bench.profile(PROFILE.replace("[gates.kconfig]", "[gates.kconfig]\nstate = 'installed'"))
+    bench.profile(PROFILE.replace("[gate.kconfig]", "[gate.kconfig]\nstate = 'installed'"))
     (bench.path / "test_rows.py").write_text(HOST_TESTS)
     done = bench.run("-m", "kconfig")
     assert done.status == 10

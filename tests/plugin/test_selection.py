@@ -73,7 +73,7 @@ def test_nothing_chosen_proves_nothing(bench: Bench) -> None:
 def test_gates_that_this_version_lacks_are_not_proven_even_where_no_path_is_named(bench: Bench) -> None:
     """Without a path the built-in gates are collected, whatever `testpaths` says, wherever they are installed."""
     bench.profile(
-        PROFILE + "[gates.lynis]\nstate = 'installed'\n[gates.house-rule]\n[gates.selinux]\nrequired = false\n"
+        PROFILE + "[gate.lynis]\nstate = 'installed'\n[gate.house-rule]\n[gate.selinux]\nrequired = false\n"
     )
     (bench.path / "pytest.ini").write_text("[pytest]\ntestpaths = .\n")
     done = bench.run("-v", "-m", "lynis or house-rule or selinux", tests=())
@@ -90,7 +90,7 @@ def test_gates_that_this_version_lacks_are_not_proven_even_where_no_path_is_name
 
 
 def test_a_gate_of_another_profile_is_left_out_and_other_tests_run_beside(bench: Bench) -> None:
-    bench.profile(PROFILE.replace('[gates.kconfig]\nparameters = ["BOOT_IMAGE=*", "quiet"]\n', ""))
+    bench.profile(PROFILE.replace('[gate.kconfig]\nparameters = ["BOOT_IMAGE=*", "quiet"]\n', ""))
     bench.rows(
         """
 def test_beside(os_run, os_image):

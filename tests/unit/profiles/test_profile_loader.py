@@ -35,7 +35,7 @@ def refused(path: Path, text: str | bytes) -> str:
 
 
 def test_the_smallest_profile_is_complete(path: Path) -> None:
-    path.write_text(HEAD + "[gates.boot]\n")
+    path.write_text(HEAD + "[gate.boot]\n")
     profile = loader.load(path)
     assert profile.required == ("boot",)
     assert profile.firmwares == ("uefi", "bios")
@@ -63,19 +63,19 @@ keys = ["down", "ret"]
 why = "the second entry is the live system"
 [login]
 user = "live"
-[gates.boot]
+[gate.boot]
 promise = "boots"
 watch_s = 5
-[[gates.boot.accept_units]]
+[[gate.boot.accept_units]]
 unit = "a.service"
 reason = "no such hardware"
-[gates.kconfig]
+[gate.kconfig]
 required = false
 state = "installed"
 parameters = ["quiet"]
-[gates.lynis]
+[gate.lynis]
 state = "installed"
-[gates.house-rule]
+[gate.house-rule]
 """
     )
     profile = loader.load(path)
@@ -94,28 +94,28 @@ state = "installed"
 
 
 UNKNOWN = [
-    ("titel = 'x'\n[gates.boot]\n", "unknown key titel", "title"),
-    ("[machine]\nmemory_mb = 4096\n[gates.boot]\n", "unknown key machine.memory_mb", "memory_mib"),
-    ("[boot]\nready_targt = 'x'\n[gates.boot]\n", "unknown key boot.ready_targt", "ready_target"),
-    ("[[boot.keys]]\nkey = ['ret']\nwhy = 'x'\n[gates.boot]\n", "unknown key boot.keys.0.key", "keys"),
-    ("[login]\nuser = 'x'\npasword = 'y'\n[gates.boot]\n", "unknown key login.pasword", "password"),
-    ("[gates.boot]\ndeadline = 5\n", "unknown key gates.boot.deadline", "deadline_s"),
-    ("[gates.boot]\nrequird = true\n", "unknown key gates.boot.requird", "required"),
-    ("[gates.boot]\nstat = 'live'\n", "unknown key gates.boot.stat", "state"),
+    ("titel = 'x'\n[gate.boot]\n", "unknown key titel", "title"),
+    ("[machine]\nmemory_mb = 4096\n[gate.boot]\n", "unknown key machine.memory_mb", "memory_mib"),
+    ("[boot]\nready_targt = 'x'\n[gate.boot]\n", "unknown key boot.ready_targt", "ready_target"),
+    ("[[boot.keys]]\nkey = ['ret']\nwhy = 'x'\n[gate.boot]\n", "unknown key boot.keys.0.key", "keys"),
+    ("[login]\nuser = 'x'\npasword = 'y'\n[gate.boot]\n", "unknown key login.pasword", "password"),
+    ("[gate.boot]\ndeadline = 5\n", "unknown key gate.boot.deadline", "deadline_s"),
+    ("[gate.boot]\nrequird = true\n", "unknown key gate.boot.requird", "required"),
+    ("[gate.boot]\nstat = 'live'\n", "unknown key gate.boot.stat", "state"),
     (
-        "[[gates.boot.accept_units]]\nunti = 'a'\nreason = 'x'\n",
-        "unknown key gates.boot.accept_units.0.unti",
+        "[[gate.boot.accept_units]]\nunti = 'a'\nreason = 'x'\n",
+        "unknown key gate.boot.accept_units.0.unti",
         "unit",
     ),
-    ("[gates.kconfig]\nparameter = []\n", "unknown key gates.kconfig.parameter", "parameters"),
+    ("[gate.kconfig]\nparameter = []\n", "unknown key gate.kconfig.parameter", "parameters"),
     (
-        "[[gates.kconfig.accept_kconfig]]\nname = 'a'\noptions = []\nreasons = 'x'\n",
-        "unknown key gates.kconfig.accept_kconfig.0.reasons",
+        "[[gate.kconfig.accept_kconfig]]\nname = 'a'\noptions = []\nreasons = 'x'\n",
+        "unknown key gate.kconfig.accept_kconfig.0.reasons",
         "reason",
     ),
-    ("[gates.lynis]\nrequird = true\n", "[gates.lynis] has requird", "required"),
-    ("[gates.kconfg]\nparameters = []\n", "no gate 'kconfg'", "kconfig"),
-    ("[gate.boot]\n", "unknown key gate", "gates"),
+    ("[gate.lynis]\nrequird = true\n", "[gate.lynis] has requird", "required"),
+    ("[gate.kconfg]\nparameters = []\n", "no gate 'kconfg'", "kconfig"),
+    ("[gat.boot]\n", "unknown key gat", "gate"),
 ]
 
 
@@ -127,13 +127,13 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(path: Path, text: st
 
 
 def test_a_key_that_resembles_nothing_gets_no_guess(path: Path) -> None:
-    message = refused(path, HEAD + "qqqqqq = 1\n[gates.boot]\n")
+    message = refused(path, HEAD + "qqqqqq = 1\n[gate.boot]\n")
     assert "unknown key qqqqqq" in message
     assert "did you mean" not in message
 
 
 def test_all_mistakes_are_told_at_once(path: Path) -> None:
-    message = refused(path, HEAD + "titel = 'x'\n[machine]\ncpus = 0\nmemory_mib = 'x'\n[gates.boot]\n")
+    message = refused(path, HEAD + "titel = 'x'\n[machine]\ncpus = 0\nmemory_mib = 'x'\n[gate.boot]\n")
     assert "titel" in message
     assert "machine.cpus" in message
     assert "machine.memory_mib" in message
@@ -143,30 +143,30 @@ def test_all_mistakes_are_told_at_once(path: Path) -> None:
     ("text", "said"),
     [
         ("", "schema: Field required"),
-        ("schema = 1\n[gates.boot]\n", "name: Field required"),
-        ("schema = 2\nname = 'p'\n[gates.boot]\n", "this version knows 1"),
+        ("schema = 1\n[gate.boot]\n", "name: Field required"),
+        ("schema = 2\nname = 'p'\n[gate.boot]\n", "this version knows 1"),
         (HEAD, "no gate is required"),
-        (HEAD + "[gates]\n", "no gate is required"),
-        (HEAD + "[gates.boot]\nrequired = false\n[gates.lynis]\nrequired = false\n", "no gate is required"),
-        (HEAD + "gates = 3\n", "gates: Input should be"),
-        (HEAD + "[gates]\nboot = 3\n", "gates.boot: Input should be"),
-        (HEAD + "[gates.Boot]\n", "not a gate's name"),
-        (HEAD + '[gates."../x"]\n', "not a gate's name"),
-        (HEAD + '[gates."boot\\n"]\n', "not a gate's name"),
-        (HEAD + "[gates.boot]\nstate = 'installed'\n", "this gate judges live"),
-        (HEAD + "[gates.kconfig]\nstate = 'image'\n", "this gate judges live or installed"),
-        (HEAD + "[gates.lynis]\nstate = 'running'\n", "gates.lynis.state: Input should be"),
-        (HEAD + "[gates.boot]\ndeadline_s = 0\n", "gates.boot.deadline_s: Input should be greater than 0"),
-        (HEAD + "[gates.boot]\nrequired = 'perhaps'\n", "gates.boot.required"),
-        (HEAD + "[machine]\nfirmware = []\n[gates.boot]\n", "machine.firmware"),
-        (HEAD + "[machine]\nfirmware = ['coreboot']\n[gates.boot]\n", "machine.firmware.0: Input should be"),
-        (HEAD + "[boot]\nready_text = '('\n[gates.boot]\n", "not a regular expression"),
-        (HEAD + "[login]\npassword = 'x'\n[gates.boot]\n", "login.user: Field required"),
-        (HEAD + "[gates.boot", "is not TOML"),
-        (HEAD + "[gates.boot]\n[gates.boot]\n", "is not TOML"),
+        (HEAD + "[gate]\n", "no gate is required"),
+        (HEAD + "[gate.boot]\nrequired = false\n[gate.lynis]\nrequired = false\n", "no gate is required"),
+        (HEAD + "gate = 3\n", "gate: Input should be"),
+        (HEAD + "[gate]\nboot = 3\n", "gate.boot: Input should be"),
+        (HEAD + "[gate.Boot]\n", "not a gate's name"),
+        (HEAD + '[gate."../x"]\n', "not a gate's name"),
+        (HEAD + '[gate."boot\\n"]\n', "not a gate's name"),
+        (HEAD + "[gate.boot]\nstate = 'installed'\n", "this gate judges live"),
+        (HEAD + "[gate.kconfig]\nstate = 'image'\n", "this gate judges live or installed"),
+        (HEAD + "[gate.lynis]\nstate = 'running'\n", "gate.lynis.state: Input should be"),
+        (HEAD + "[gate.boot]\ndeadline_s = 0\n", "gate.boot.deadline_s: Input should be greater than 0"),
+        (HEAD + "[gate.boot]\nrequired = 'perhaps'\n", "gate.boot.required"),
+        (HEAD + "[machine]\nfirmware = []\n[gate.boot]\n", "machine.firmware"),
+        (HEAD + "[machine]\nfirmware = ['coreboot']\n[gate.boot]\n", "machine.firmware.0: Input should be"),
+        (HEAD + "[boot]\nready_text = '('\n[gate.boot]\n", "not a regular expression"),
+        (HEAD + "[login]\npassword = 'x'\n[gate.boot]\n", "login.user: Field required"),
+        (HEAD + "[gate.boot", "is not TOML"),
+        (HEAD + "[gate.boot]\n[gate.boot]\n", "is not TOML"),
         (b"\xff\xfe", "is not TOML"),
         (b"\0", "is not TOML"),
-        (HEAD + "[gates.boot]\n#" + "x" * loader.MAX_SIZE, "larger than"),
+        (HEAD + "[gate.boot]\n#" + "x" * loader.MAX_SIZE, "larger than"),
     ],
 )
 def test_a_wrong_profile_is_refused_by_its_key(path: Path, text: str | bytes, said: str) -> None:
@@ -257,7 +257,7 @@ def test_two_profiles_that_fit_are_one_too_many(tmp_path: Path, monkeypatch: pyt
     made = {}
     for name, release in (("a", '{ ID = "x" }'), ("b", '{ ID = "x", V = "1" }'), ("c", "{}")):
         made[name] = tmp_path / f"{name}.toml"
-        made[name].write_text(f'schema = 1\nname = "{name}"\nos_release = {release}\n[gates.boot]\n')
+        made[name].write_text(f'schema = 1\nname = "{name}"\nos_release = {release}\n[gate.boot]\n')
     monkeypatch.setattr(loader, "built_in", lambda: made)
     assert loader.detect({"ID": "x"}) == made["a"]
     with pytest.raises(UsageError, match="several built-in profiles fit an image with ID='x'"):

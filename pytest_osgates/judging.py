@@ -39,7 +39,9 @@ def judge(gate: AnyGate, observation: Observation, policy: Policy) -> Judgement:
     """
     findings = tuple(gate.judge(observation, policy))
     before = {finding.key for finding in findings if finding.severity is not Severity.REMARK}
-    controls = tuple(_control(gate, control, observation, policy, before) for control in gate.controls)
+    controls = tuple(
+        _control(gate, control, observation, policy, before) for control in gate.controls_for(observation, policy)
+    )
     severities = {finding.severity for finding in findings}
     if Severity.VIOLATION in severities:
         verdict = Verdict.FAIL

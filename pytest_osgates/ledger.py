@@ -130,7 +130,7 @@ class Ledger:
     def __init__(self, profile: Profile, expected: Mapping[str, Sequence[str]]) -> None:
         self.gates: dict[str, GateRecord] = {
             name: GateRecord(
-                name, section.required, str(section.state), section.promise, tuple(expected.get(name, ("",)))
+                name, section.required, section.states, section.promise, tuple(expected.get(name, ("",)))
             )
             for name, section in profile.gates.items()
         }

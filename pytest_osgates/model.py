@@ -106,8 +106,10 @@ class Gate(Generic[O, P]):
     """One gate: everything but how its observation is made.
 
     `cases` gives the names of the rows that together make the gate, from a policy and the machine's firmwares; each
-    row is a test of its own, and the gate passes only when all rows pass. `baseline` writes acceptances with empty
-    reasons, as TOML, for what is not accepted yet.
+    row is a test of its own, and the gate passes only when all rows pass. `state_of_case`: the state that a row is
+    judged on, for a gate whose rows differ in it; the profile's section then names none. `controls` that depend on
+    what the profile demands are a function of the observation and the policy. `baseline` writes acceptances with
+    empty reasons, as TOML, for what is not accepted yet.
     """
 
     name: str
@@ -116,9 +118,14 @@ class Gate(Generic[O, P]):
     observation: type[O]
     policy: type[P]
     judge: Callable[[O, P], list[Finding]]
-    controls: tuple[Control[O], ...]
+    controls: tuple[Control[O], ...] | Callable[[O, P], tuple[Control[O], ...]]
     cases: Callable[[P, tuple[str, ...]], tuple[str, ...]] = field(default=lambda policy, firmwares: ("",))
     baseline: Callable[[O, P], str] | None = None
+    state_of_case: Callable[[str], State] | None = None
+
+    def controls_for(self, observation: O, policy: P) -> tuple[Control[O], ...]:
+        """The controls to run on one observation."""
+        return self.controls(observation, policy) if callable(self.controls) else self.controls
 
 
 AnyGate = Gate[Any, Any]

@@ -153,7 +153,7 @@ class GateItems:
                 # No gate is missing: pytest would show a skipped test for the empty list.
                 continue
             if not {"os_live", "os_installed", "os_machine"}.isdisjoint(getattr(item, "fixturenames", ())):
-                state = State.LIVE if gate is None else self.run.profile.gates[gate].state
+                state = State.LIVE if gate is None else self.run.profile.gates[gate].state_of(case_of(item))
                 item.add_marker(pytest.mark.xdist_group(f"osgates-{state}"))
             kept.append(item)
         items[:] = kept

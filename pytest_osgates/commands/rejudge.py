@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         gate = GATES.get(name)
         recorded = verdicts["gates"].get(name, {}).get("rows", {})
         expected = ("",) if gate is None or section.policy is None else gate.cases(section.policy, profile.firmwares)
-        record = GateRecord(name, section.required, str(section.state), section.promise, tuple(expected))
+        record = GateRecord(name, section.required, section.states, section.promise, tuple(expected))
         for case, row in recorded.items():
             if gate is None or not row.get("observation"):
                 continue
@@ -52,9 +52,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 if hashlib.sha256(data).hexdigest() != row["sha256"]:
                     raise HostError(f"{row['observation']} is not what the run recorded (another SHA-256)")
                 seen = evidence.read_observation(row["observation"], gate.observation)
-                if getattr(seen, "state", section.state) != section.state:
+                state = section.state_of(case)
+                if getattr(seen, "state", state) != state:
                     # What was seen on one state says nothing of another.
-                    raise HostError(f"it was observed on the state {seen.state}, the profile wants {section.state}")
+                    raise HostError(f"it was observed on the state {seen.state}, the profile wants {state}")
                 judgement = judge(gate, seen, section.policy)  # type: ignore[arg-type]
                 record.rows[case] = RowRecord(
                     name, case, judgement.verdict, findings=judgement.findings, considered=judgement.considered

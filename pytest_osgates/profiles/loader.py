@@ -94,7 +94,8 @@ def load(path: Path) -> Profile:
         raise UsageError(
             f"{path}: schema is {parsed.schema_}, this version knows {SCHEMA}", remedy="upgrade pytest-osgates"
         )
-    gates = {name: _gate(name, table, path) for name, table in parsed.gate.items()}
+    firmwares = tuple(str(firmware) for firmware in parsed.machine.firmware)
+    gates = {name: _gate(name, table, path, firmwares) for name, table in parsed.gate.items()}
     if not any(gate.required for gate in gates.values()):
         raise UsageError(f"{path}: no gate is required", remedy="list the project's gates as [gate.NAME]")
     return Profile(
@@ -110,7 +111,7 @@ def load(path: Path) -> Profile:
     )
 
 
-def _gate(name: str, table: dict[str, Any], path: Path) -> GateSection:
+def _gate(name: str, table: dict[str, Any], path: Path, firmwares: tuple[str, ...]) -> GateSection:
     where = f"gate.{name}"
     if not GATE_NAME.fullmatch(name):
         raise UsageError(f"{path}: {name!r} is not a gate's name", remedy="use lower case letters, digits and dashes")
@@ -133,6 +134,11 @@ def _gate(name: str, table: dict[str, Any], path: Path) -> GateSection:
             promise=common.promise,
             policy=None,
         )
+    if gate.state_of_case is not None and common.state is not None:
+        raise UsageError(
+            f"{path}: [{where}] names a state, but each of its entries names its own",
+            remedy=f"remove state from [{where}]",
+        )
     state = common.state or gate.states[0]
     if state not in gate.states:
         raise UsageError(
@@ -146,6 +152,9 @@ def _gate(name: str, table: dict[str, Any], path: Path) -> GateSection:
         state=state,
         promise=common.promise or gate.title,
         policy=policy,
+        row_states={}
+        if gate.state_of_case is None
+        else {case: gate.state_of_case(case) for case in gate.cases(policy, firmwares)},
     )
 
 

@@ -90,13 +90,26 @@ class LoginSection(Model):
 
 
 class GateSection(Model):
-    """One ``[gate.NAME]``: what every gate has, and its own policy (None: this version lacks the gate)."""
+    """One ``[gate.NAME]``: what every gate has, and its own policy (None: this version lacks the gate).
+
+    ``row_states``: the state of each row, for a gate whose rows differ in it.
+    """
 
     name: str
     required: bool
     state: State
     promise: str
     policy: SerializeAsAny[Policy] | None
+    row_states: Mapping[str, State] = Field(default_factory=dict)
+
+    def state_of(self, case: str) -> State:
+        """What one row is judged on."""
+        return self.row_states.get(case, self.state)
+
+    @property
+    def states(self) -> str:
+        """Every state that is judged, for the reader: ``live``, or ``live, installed``."""
+        return ", ".join(dict.fromkeys(str(state) for state in self.row_states.values() or [self.state]))
 
 
 class Profile(Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_osgates import _version, tools
-from pytest_osgates.checks.registry import GATES
 from pytest_osgates.evidence import Evidence, dump, new_run_id
 from pytest_osgates.image.digest import image_digest
 from pytest_osgates.image.rootfs import open_root, os_release
@@ -128,9 +128,7 @@ class Run:
     def cases(self, gate: str) -> tuple[str, ...]:
         """The rows of one gate."""
         section = self.profile.gates.get(gate)
-        if gate not in GATES or section is None or section.policy is None:
-            return ("",)
-        return tuple(GATES[gate].cases(section.policy, self.profile.firmwares))
+        return ("",) if section is None else section.rows
 
     def facts(self, ledger_json: Mapping[str, Any], launch: str, selected: list[str], mode: str) -> dict[str, Any]:
         """The content of ``verdicts.json``."""
@@ -143,7 +141,20 @@ class Run:
             "accelerator": str(self.host.accelerator.kind),
             "selected": selected,
             "launch": launch,
-            "gates": ledger_json,
+            "gates": {name: {**entry, **self._from(name)} for name, entry in ledger_json.items()},
+        }
+
+    def _from(self, gate: str) -> dict[str, Any]:
+        """Where a gate came from that is not built in."""
+        outside = self.profile.gates[gate].outside
+        return {} if outside is None else {"from": outside.origin.model_dump(mode="json")}
+
+    def _outside(self) -> dict[str, str]:
+        """The digest of each gate that is not built in, its helpers with it."""
+        return {
+            name: hashlib.sha256(section.outside.origin.model_dump_json().encode()).hexdigest()
+            for name, section in self.profile.gates.items()
+            if section.outside is not None
         }
 
     def manifest_facts(self, interrupted: str) -> dict[str, Any]:
@@ -161,6 +172,9 @@ class Run:
                 path.parent.name: json.loads(path.read_text()).get("arguments", [])
                 for path in sorted((self.evidence.root / "machines").glob("*/qemu.json"))
             },
+            "gates_from": [
+                {"gate": name, **found["from"]} for name in self.profile.gates if (found := self._from(name))
+            ],
             "interrupted": interrupted,
         }
 
@@ -187,6 +201,7 @@ class Run:
             "tools": dict(self.request.tools),
             "profile": self.profile.source,
             "profile_sha256": self.profile.sha256,
+            "outside": self._outside(),
             "sha256": self.image_sha256,
             "size": self.size,
             "root": str(self.evidence.root),
@@ -197,7 +212,7 @@ class Run:
     def join(cls, data: Mapping[str, Any]) -> Run:
         """A worker's view of the controller's run.
 
-        :raise OsgatesError: the profile changed meanwhile.
+        :raise OsgatesError: the profile, or a gate of its own, changed meanwhile.
         """
         profile = loader.load(Path(data["profile"]))
         if profile.sha256 != data["profile_sha256"]:
@@ -210,7 +225,11 @@ class Run:
             accel=data["accel"],
             tools=data["tools"],
         )
-        return cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
+        run = cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
+        if (now := run._outside()) != data["outside"]:
+            names = [name for name in {*now, *data["outside"]} if now.get(name) != data["outside"].get(name)]
+            raise UsageError(f"the gate {', '.join(sorted(names))} changed while the run began", remedy="run again")
+        return run
 
 
 def free_bytes(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_osgates import options
+from pytest_osgates import collection, options
 from pytest_osgates.checks.registry import GATES
 from pytest_osgates.evidence import dump, safe_name
 from pytest_osgates.fixtures.gate import CASE_FIXTURE, ROW_KEY, GateFailed, NotProven
@@ -45,6 +45,7 @@ def activate(config: pytest.Config) -> None:
             run = Run.begin(_request(config))
         else:
             run = Run.join(json.loads(joined))
+        own = collection.arguments(run.profile, config.invocation_params.dir)
     except (OsgatesError, ValueError, OSError) as error:
         raise pytest.UsageError(printable(str(error), 4000)) from error
     config.stash[RUN_KEY] = run
@@ -53,7 +54,7 @@ def activate(config: pytest.Config) -> None:
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         # No path was named, so the gates are wanted, whatever testpaths says of this directory.
         config.option.pyargs = True
-        config.args[:] = ["pytest_osgates.gates"]
+        config.args[:] = ["pytest_osgates.gates", *own]
     from pytest_osgates.fixtures import guest, image, states
 
     for module in (image, states, guest):
@@ -124,6 +125,10 @@ class GateItems:
     def __init__(self, run: Run) -> None:
         self.run = run
 
+    def pytest_pycollect_makemodule(self, module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+        """Gates from outside are loaded already."""
+        return collection.make_module(self.run.profile, module_path, parent)
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test a row of the gate."""
         if CASE_FIXTURE not in metafunc.fixturenames:
@@ -142,18 +147,20 @@ class GateItems:
         )
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
         """Tests on one state go to one worker, and gates that the profile does not name are not run."""
         kept = []
-        for item in items:
+        for item in collection.keep_own(items, self.run.profile, session):
             gate = gate_of(item, self.run)
             if gate is not None and gate not in self.run.profile.gates:
                 continue
             if gate is None and item.name == "test_gate_exists[NOTSET]":
                 # No gate is missing: pytest would show a skipped test for the empty list.
                 continue
-            if not {"os_live", "os_installed", "os_machine"}.isdisjoint(getattr(item, "fixturenames", ())):
-                state = State.LIVE if gate is None else self.run.profile.gates[gate].state_of(case_of(item))
+            state = State.LIVE if gate is None else self.run.profile.gates[gate].state_of(case_of(item))
+            # Who asks for the state may go on to ask for its machine.
+            asks = {"os_live", "os_installed", "os_gate_state"} & set(getattr(item, "fixturenames", ()))
+            if asks and state is not State.IMAGE:
                 item.add_marker(pytest.mark.xdist_group(f"osgates-{state}"))
             kept.append(item)
         items[:] = kept
@@ -179,6 +186,8 @@ class GateItems:
         if gate is None:
             return report
         row = item.stash.get(ROW_KEY, None)
+        if row is not None and row.gate != gate:
+            row = None
         error = call.excinfo.value if call.excinfo is not None else None
         reason = ""
         if isinstance(error, NotProven | OsgatesError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,10 +15,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pytest_osgates.checks.registry import GATES
-from pytest_osgates.model import Policy, State
+from pytest_osgates.model import AnyGate, Policy, State
+from pytest_osgates.profiles.origin import OutsideGate
+from pytest_osgates.profiles.outside import load_gates
 from pytest_osgates.profiles.schema import (
     GATE_NAME,
     KNOWN_GATES,
+    ROW_NAME,
     SCHEMA,
     GateCommon,
     GateSection,
@@ -61,7 +65,7 @@ def detect(os_release: Mapping[str, str]) -> Path:
     """
     fitting = []
     for path in built_in().values():
-        wanted = load(path).os_release
+        wanted = _parse(path)[0].os_release
         if wanted and all(os_release.get(key) == value for key, value in wanted.items()):
             fitting.append(path)
     if len(fitting) == 1:
@@ -74,28 +78,28 @@ def detect(os_release: Mapping[str, str]) -> Path:
     )
 
 
-def load(path: Path) -> Profile:
-    """Read and check one profile.
+def load(path: Path, *, code: bool = True) -> Profile:
+    """Read and check one profile, and load the gates from outside that it names.
 
-    :raise UsageError: not TOML, an unknown key (with the nearest known one), a wrong value.
+    Without `code` nothing below its ``gates`` is loaded, and the gates there are absent: for a profile that lies in
+    evidence, which may be anyone's.
+
+    :raise UsageError: not TOML, an unknown key (with the nearest known one), a wrong value, a gate that cannot be
+        loaded.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"the distro profile {path} cannot be read: {error.strerror}") from error
-    if len(raw) > MAX_SIZE:
-        raise UsageError(f"the distro profile {path} is larger than {MAX_SIZE} bytes")
-    try:
-        data = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the distro profile {path} is not TOML: {error}") from error
-    parsed = _validated(ProfileFile, data, path, "")
-    if parsed.schema_ != SCHEMA:
-        raise UsageError(
-            f"{path}: schema is {parsed.schema_}, this version knows {SCHEMA}", remedy="upgrade pytest-osgates"
-        )
+    parsed, raw = _parse(path)
+    for name in parsed.gate:
+        if not GATE_NAME.fullmatch(name):
+            raise UsageError(
+                f"{path}: {name!r} is not a gate's name", remedy="use lower case letters, digits and dashes"
+            )
+    outside = load_gates(path, parsed.gates if code else (), parsed.gate)
     firmwares = tuple(str(firmware) for firmware in parsed.machine.firmware)
-    gates = {name: _gate(name, table, path, firmwares) for name, table in parsed.gate.items()}
+    elsewhere = () if code else parsed.gates
+    gates = {
+        name: _section(name, table, path, firmwares, outside.get(name), elsewhere)
+        for name, table in parsed.gate.items()
+    }
     if not any(gate.required for gate in gates.values()):
         raise UsageError(f"{path}: no gate is required", remedy="list the project's gates as [gate.NAME]")
     return Profile(
@@ -111,21 +115,61 @@ def load(path: Path) -> Profile:
     )
 
 
-def _gate(name: str, table: dict[str, Any], path: Path, firmwares: tuple[str, ...]) -> GateSection:
+def _parse(path: Path) -> tuple[ProfileFile, bytes]:
+    """The file as it is written, and its bytes.
+
+    :raise UsageError: not TOML, an unknown key, a wrong value, another schema.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the distro profile {path} cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_SIZE:
+        raise UsageError(f"the distro profile {path} is larger than {MAX_SIZE} bytes")
+    try:
+        data = tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the distro profile {path} is not TOML: {error}") from error
+    gates = data.get("gates", [])
+    if isinstance(gates, dict):
+        first = next(iter(gates), "NAME")
+        raise UsageError(
+            f"{path}: [gates.{first}] is written [gate.{first}] in this version",
+            remedy="rename every [gates.NAME] to [gate.NAME], also in [[gates.NAME.accept_...]];"
+            ' gates = ["DIRECTORY"] says where gates of your own are',
+        )
+    if isinstance(gates, str):
+        raise UsageError(f"{path}: gates is a list of paths", remedy=f"write gates = [{json.dumps(gates)}]")
+    parsed = _validated(ProfileFile, data, path, "")
+    if parsed.schema_ != SCHEMA:
+        raise UsageError(
+            f"{path}: schema is {parsed.schema_}, this version knows {SCHEMA}", remedy="upgrade pytest-osgates"
+        )
+    return parsed, raw
+
+
+def _section(
+    name: str,
+    table: dict[str, Any],
+    path: Path,
+    firmwares: tuple[str, ...],
+    outside: OutsideGate | None,
+    elsewhere: tuple[str, ...],
+) -> GateSection:
+    """`elsewhere`: paths that may hold the gate, and from which nothing was loaded."""
     where = f"gate.{name}"
-    if not GATE_NAME.fullmatch(name):
-        raise UsageError(f"{path}: {name!r} is not a gate's name", remedy="use lower case letters, digits and dashes")
     shared = {key: value for key, value in table.items() if key in GateCommon.model_fields}
     own = {key: value for key, value in table.items() if key not in GateCommon.model_fields}
     common = _validated(GateCommon, shared, path, where)
-    gate = GATES.get(name)
+    gate = GATES.get(name) if outside is None else outside.gate
     if gate is None:
-        if own:
+        if own and not elsewhere:
             hint = "" if name in KNOWN_GATES else _nearest(name, KNOWN_GATES)
             keys = sorted(own) if hint else [key + _nearest(key, GateCommon.model_fields) for key in sorted(own)]
             raise UsageError(
                 f"{path}: [{where}] has {', '.join(keys)}, but this version has no gate {name!r}{hint}",
-                remedy="until it has, only required, state and promise can be said of it",
+                remedy="until it has, only required, state and promise can be said of it;"
+                ' or say where a gate of your own is: gates = ["DIRECTORY"]',
             )
         return GateSection(
             name=name,
@@ -133,6 +177,9 @@ def _gate(name: str, table: dict[str, Any], path: Path, firmwares: tuple[str, ..
             state=common.state or State.LIVE,
             promise=common.promise,
             policy=None,
+            absent=f"the gate {name!r} is not here: it may be one of the run's own ({', '.join(elsewhere)})"
+            if elsewhere
+            else f"this version of pytest-osgates has no gate {name!r}",
         )
     if gate.state_of_case is not None and common.state is not None:
         raise UsageError(
@@ -145,17 +192,44 @@ def _gate(name: str, table: dict[str, Any], path: Path, firmwares: tuple[str, ..
             f"{path}: [{where}] state is {state}, but this gate judges {' or '.join(gate.states)}",
             remedy="set another state",
         )
-    policy: Policy = _validated(gate.policy, own, path, where, also=GateCommon)
+    try:
+        policy: Policy = _validated(gate.policy, own, path, where, also=GateCommon)
+        rows = _rows(gate, policy, firmwares)
+        row_states = {} if gate.state_of_case is None else {row: gate.state_of_case(row) for row in rows}
+    except UsageError:
+        raise
+    except Exception as error:
+        # Only a gate's own code can raise something else here.
+        raise UsageError(
+            f"{path}: [{where}] breaks its gate: {type(error).__name__}: {error}",
+            remedy="mend the gate" if outside is None else f"mend {outside.origin.where}",
+        ) from error
     return GateSection(
         name=name,
         required=common.required,
         state=state,
         promise=common.promise or gate.title,
         policy=policy,
-        row_states={}
-        if gate.state_of_case is None
-        else {case: gate.state_of_case(case) for case in gate.cases(policy, firmwares)},
+        row_states=row_states,
+        rows=rows,
+        gate=gate,
+        outside=outside,
     )
+
+
+def _rows(gate: AnyGate, policy: Policy, firmwares: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a gate's rows; each becomes the name of a test and of a file.
+
+    :raise ValueError: they cannot.
+    """
+    rows = tuple(gate.cases(policy, firmwares))
+    if rows != ("",):
+        for row in rows:
+            if not (isinstance(row, str) and ROW_NAME.fullmatch(row)):
+                raise ValueError(f"{row!r} is not a row's name: letters, digits, '.', '_' and '-', at most 80")
+    if len(set(rows)) != len(rows):
+        raise ValueError(f"it names a row twice: {', '.join(rows)}")
+    return rows
 
 
 M = typing.TypeVar("M", bound=BaseModel)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, SerializeAsAny, field_validator
+from pydantic import AfterValidator, Field, InstanceOf, SerializeAsAny, field_validator
 
-from pytest_osgates.model import Model, Policy, State
+from pytest_osgates.model import Gate, Model, Policy, State
+from pytest_osgates.profiles.origin import OutsideGate
 from pytest_osgates.vm.spec import Firmware
 
 SCHEMA = 1
@@ -21,6 +22,7 @@ KNOWN_GATES = (
     *("mesh-dns-block", "mesh-protocol-block", "mesh-offline"),
 )
 GATE_NAME = re.compile(r"^[a-z][a-z0-9-]{1,40}$")
+ROW_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
 
 
 # "host login:" of agetty(8); "user@host:~$" and "[user@host ~]$", the prompts of Debian's and Fedora's shells. Not a
@@ -90,9 +92,10 @@ class LoginSection(Model):
 
 
 class GateSection(Model):
-    """One ``[gate.NAME]``: what every gate has, and its own policy (None: this version lacks the gate).
+    """One ``[gate.NAME]``: what every gate has, and its own policy (None: the gate is not there).
 
-    ``row_states``: the state of each row, for a gate whose rows differ in it.
+    ``row_states``: the state of each row, for a gate whose rows differ in it. ``rows``: their names. ``gate``: what
+    judges; None: ``absent`` says why not. ``outside``: where it came from, None for a built-in one.
     """
 
     name: str
@@ -101,6 +104,10 @@ class GateSection(Model):
     promise: str
     policy: SerializeAsAny[Policy] | None
     row_states: Mapping[str, State] = Field(default_factory=dict)
+    rows: tuple[str, ...] = ("",)
+    gate: InstanceOf[Gate] | None = Field(default=None, exclude=True, repr=False)  # type: ignore[type-arg]
+    outside: InstanceOf[OutsideGate] | None = Field(default=None, exclude=True, repr=False)
+    absent: str = ""
 
     def state_of(self, case: str) -> State:
         """What one row is judged on."""
@@ -150,6 +157,7 @@ class ProfileFile(Model):
     machine: MachineSection = Field(default_factory=MachineSection)
     boot: BootSection = Field(default_factory=BootSection)
     login: LoginSection | None = None
+    gates: tuple[str, ...] = ()
     gate: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 

@@ -29,6 +29,13 @@ def header(run: Run, swept: int) -> list[str]:
         f"osgates: {run.host.qemu.banner.split(' (')[0]}, {how}",
         f"osgates: evidence in {run.evidence.root}",
     ]
+    outside = [
+        f"{name} ({section.outside.origin.where})"
+        for name, section in run.profile.gates.items()
+        if section.outside is not None
+    ]
+    if outside:
+        lines.insert(2, f"osgates: gates that are not built in: {', '.join(outside)}")
     if swept:
         lines.append(f"osgates: removed what {swept} killed machines had left behind")
     return [one_line(line, 400) for line in lines]

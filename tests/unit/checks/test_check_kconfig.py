@@ -338,7 +338,7 @@ def test_a_baseline_with_reasons_filled_in_accepts_exactly_what_was_open(
     text = kconfig.baseline(seen, KconfigPolicy())
     assert "FAIL" not in tomllib.loads(text)
     head, found, rest = text.partition("# to be added to [gate.kconfig]\n")
-    data = tomllib.loads(f"[gate.kconfig]\n{rest}" if found else head or "[gate.kconfig]\n")["gates"]["kconfig"]
+    data = tomllib.loads(f"[gate.kconfig]\n{rest}" if found else head or "[gate.kconfig]\n")["gate"]["kconfig"]
     unexplained = KconfigPolicy.model_validate(data)
     assert keys(kconfig.judge(seen, unexplained), V) == keys(
         [f for f in kconfig.judge(seen, KconfigPolicy()) if f.rule != "unknown-parameter"], V

@@ -19,32 +19,39 @@ from pytest_osgates.vm.process import run, which
 
 @dataclass(frozen=True)
 class Pin:
-    """One entry of ``data/tools.toml``."""
+    """One entry of ``data/tools.toml``. Without a `python_path` it runs in the guest, not here."""
 
     name: str
     version: str
     suites: tuple[str, ...]
     sha256: str
     entry: str
-    python_path: str
+    python_path: str = ""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool ready to run. `sha256` is that of the package, or of the file that the user gave."""
+    """A tool ready to run. `sha256` is that of the package, or of the file that the user gave; `tree`: the
+    unpacked package. One that runs in the guest has no `argv`."""
 
     name: str
     version: str
     sha256: str
     argv: tuple[str, ...]
     source: str
+    tree: Path | None = None
 
 
 def pins() -> dict[str, Pin]:
     """All pinned tools."""
     return {
         name: Pin(
-            name, entry["version"], tuple(entry["suites"]), entry["sha256"], entry["entry"], entry["python_path"]
+            name,
+            entry["version"],
+            tuple(entry["suites"]),
+            entry["sha256"],
+            entry["entry"],
+            entry.get("python_path", ""),
         )
         for name, entry in load("tools").items()
     }
@@ -79,6 +86,11 @@ def find(name: str, given: Mapping[str, str], *, fetch: bool = True) -> Tool:
                     remedy=f"give the one with SHA-256 {pin.sha256}, or a program instead of a package",
                 )
             return _unpack(pin, path, f"--iso-tool {path}")
+        if not pin.python_path:
+            raise UsageError(
+                f"{name} runs in the guest, and {path} is not a Debian package of it",
+                remedy=f"give the package {name} {pin.version}, SHA-256 {pin.sha256}",
+            )
         if not os.access(path, os.X_OK):
             raise UsageError(f"{path} is not executable", remedy=f"chmod +x {path}, or give the Debian package")
         return Tool(name, "as given", sha256_of(path), (str(path),), f"--iso-tool {path}")
@@ -113,7 +125,7 @@ def _unpack(pin: Pin, package: Path, source: str) -> Tool:
     target = private / "package"
     unpack = which("dpkg-deb", remedy="apt-get install dpkg (Fedora: dnf install dpkg)")
     run([unpack, "-x", str(package), str(target)], timeout=120)
-    return Tool(pin.name, pin.version, pin.sha256, _argv(pin, target), source)
+    return Tool(pin.name, pin.version, pin.sha256, _argv(pin, target) if pin.python_path else (), source, target)
 
 
 def _argv(pin: Pin, target: Path) -> tuple[str, ...]:

@@ -81,6 +81,11 @@ class GuestShell:
         self._owed = 0
         self.requests = 0
 
+    @property
+    def directory(self) -> str:
+        """A directory in the guest's memory that belongs to this channel, and is named by its nonce."""
+        return self._directory
+
     def port_changed(self, is_open: bool) -> None:
         """QEMU says that the guest opened or closed the port (QMP event VSERPORT_CHANGE)."""
         self._generation += 1

@@ -14,7 +14,14 @@ from pytest_osgates.debian import DebStore
 from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.definition import DEFINITION, load_definition
 from pytest_osgates.demo.lock import Lock, apt_for, check_lock, read_lock, resolve_lock
-from pytest_osgates.demo.media import make_efi_image, place_configs, place_loaders, write_iso
+from pytest_osgates.demo.media import (
+    make_efi_image,
+    place_configs,
+    place_loaders,
+    root_files,
+    unpack_media,
+    write_iso,
+)
 from pytest_osgates.demo.root import build_root, squash
 from pytest_osgates.demo.tools import check_can_bootstrap, need, versions
 from pytest_osgates.vm.errors import UsageError
@@ -102,9 +109,12 @@ def build_demo_iso(
     with scratch_beside(output) as scratch:
         medium = scratch / "medium"
         (medium / "live").mkdir(parents=True)
+        media = {package.name: package for package in chosen.media}
+        unpacked = unpack_media(wanted, media, debs, scratch)
         root = build_root(
             wanted,
             definition.parent / "tree",
+            root_files(wanted, unpacked),
             chosen.packages,
             debs,
             scratch,
@@ -118,8 +128,7 @@ def build_demo_iso(
         )
         shutil.copyfile(root.kernel, medium / wanted.boot.kernel)
         shutil.copyfile(root.initrd, medium / wanted.boot.initrd)
-        media = {package.name: package for package in chosen.media}
-        boot_sector = place_loaders(wanted, media, debs, medium, scratch)
+        boot_sector = place_loaders(wanted, unpacked, medium)
         place_configs(wanted, medium)
         make_efi_image(medium, wanted.source_date_epoch)
         iso = scratch / "image.iso"

@@ -6,10 +6,12 @@ import hashlib
 import io
 import tarfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pytest_osgates.debian.model import NAME, Archive, Suite
 from pytest_osgates.vm.errors import UsageError
@@ -64,11 +66,34 @@ class PackageGroup(Strict):
 
 
 class MediaPackage(Strict):
-    """Files of a package that go to the medium; an empty destination: only used in building."""
+    """Single files of a package that is not installed: `files` go to the medium (an empty destination: only used in
+    building), `root_files` into the root file system."""
 
     package: PackageName
     reason: str = Field(min_length=1)
-    files: dict[RelativePath, Literal[""] | RelativePath] = Field(min_length=1)
+    files: dict[RelativePath, Literal[""] | RelativePath] = Field(default_factory=dict)
+    root_files: dict[RelativePath, RelativePath] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.files and not self.root_files:
+            raise ValueError(f"{self.package}: neither files nor root_files")
+        return self
+
+
+class TreeFiles(Strict):
+    """Files of tree/, and what they are for."""
+
+    reason: str = Field(min_length=1)
+    paths: tuple[RelativePath, ...] = Field(min_length=1)
+
+
+class Values(Strict):
+    """Lines ``NAME VALUE`` that are changed, or added, in a file that a package brings."""
+
+    file: RelativePath
+    reason: str = Field(min_length=1)
+    values: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], Annotated[str, Field(pattern=r"^[\w./-]+$")]]
 
 
 class KernelParameter(Strict):
@@ -82,9 +107,11 @@ class Dpkg(Strict):
 
 
 class Units(Strict):
-    enable: tuple[Unit, ...] = ()
-    disable: tuple[Unit, ...] = ()
-    mask: tuple[Unit, ...] = ()
+    """What is done with some units, and why (systemctl(1))."""
+
+    verb: Literal["enable", "disable", "mask"]
+    reason: str = Field(min_length=1)
+    names: tuple[Unit, ...] = Field(min_length=1)
 
 
 class Hooks(Strict):
@@ -118,7 +145,9 @@ class Definition(Strict):
     media: tuple[MediaPackage, ...]
     parameters: tuple[KernelParameter, ...]
     dpkg: Dpkg = Dpkg()
-    units: Units = Units()
+    units: tuple[Units, ...] = ()
+    files: tuple[TreeFiles, ...] = ()
+    values: tuple[Values, ...] = ()
     modes: dict[RelativePath, Mode] = Field(default_factory=dict)
     symlinks: dict[RelativePath, str] = Field(default_factory=dict)
     hooks: Hooks = Hooks()
@@ -129,6 +158,10 @@ class Definition(Strict):
     def package_names(self) -> tuple[str, ...]:
         """All packages asked for, sorted."""
         return tuple(sorted({name for group in self.packages for name in group.names}))
+
+    def unit_names(self, verb: str) -> tuple[str, ...]:
+        """All units that `verb` is done with."""
+        return tuple(name for entry in self.units if entry.verb == verb for name in entry.names)
 
     @property
     def command_line(self) -> str:
@@ -147,8 +180,21 @@ class Definition(Strict):
 
 
 def load_definition(path: Path = DEFINITION) -> Definition:
-    """:raise UsageError: it is not there, not TOML, or not a definition."""
-    return load_toml(path, Definition)
+    """The definition at `path`, whose ``tree/`` lies beside it.
+
+    :raise UsageError: it is not there, not TOML, not a definition, or a file of its tree has no reason, or two.
+    """
+    definition = load_toml(path, Definition)
+    tree = path.parent / "tree"
+    present = tree_files(tree) if tree.is_dir() else []
+    named = [name for entry in definition.files for name in entry.paths]
+    odd = sorted(set(present) ^ set(named)) + sorted({name for name in named if named.count(name) > 1})
+    if odd:
+        raise UsageError(
+            f"{path}: these files are not both in tree/ and in exactly one [[files]]: {', '.join(odd[:8])}",
+            remedy="each file has one entry that says what it is for",
+        )
+    return definition
 
 
 def load_toml(path: Path, model: type[ModelT]) -> ModelT:
@@ -192,14 +238,22 @@ def tree_digest(definition: Path) -> str:
     return digest.hexdigest()
 
 
-def tree_tar(tree: Path, modes: dict[str, int], symlinks: dict[str, str], epoch: int) -> bytes:
+def tree_tar(
+    tree: Path,
+    modes: dict[str, int],
+    symlinks: dict[str, str],
+    epoch: int,
+    extra: Mapping[str, Path] = MappingProxyType({}),
+) -> bytes:
     """`tree` as a tar archive: owner root, modes from `modes` (else 0644, directories 0755), times `epoch`.
+    `extra`: more files, by their path in the archive.
 
     Nothing of it comes from the files' own metadata: a clone made under another umask gives the same bytes.
 
     :raise UsageError: a mode is given for a file that is not there.
     """
-    files = tree_files(tree) if tree.is_dir() else []
+    files = {name: tree / name for name in tree_files(tree)} if tree.is_dir() else {}
+    files |= extra
     directories = {
         parent.as_posix()
         for name in (*files, *symlinks)
@@ -221,7 +275,7 @@ def tree_tar(tree: Path, modes: dict[str, int], symlinks: dict[str, str], epoch:
                 info.type, info.mode = tarfile.DIRTYPE, modes.get(name, 0o755)
                 archive.addfile(info)
             else:
-                content = (tree / name).read_bytes()
+                content = files[name].read_bytes()
                 info.size, info.mode = len(content), modes.get(name, 0o644)
                 archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()

@@ -18,23 +18,43 @@ _EFI_KIB = 8192
 _FAT_SERIAL = "05c0de01"
 
 
-def place_loaders(
-    definition: Definition, packages: Mapping[str, LockedPackage], store: DebStore, medium: Path, scratch: Path
-) -> Path:
-    """Copy boot loaders from the locked packages to `medium`. Returns the boot sector for hybrid images.
+def unpack_media(
+    definition: Definition, packages: Mapping[str, LockedPackage], store: DebStore, scratch: Path
+) -> dict[str, Path]:
+    """Unpack the locked packages of which only single files are used: where, by package.
 
-    :raise HostError: a package does not have the file.
+    :raise HostError: a package does not have a file that the definition names.
     """
-    boot_sector: Path | None = None
+    where = {}
     for entry in definition.media:
-        unpacked = scratch / f"media-{entry.package}"
+        unpacked = where[entry.package] = scratch / f"media-{entry.package}"
         unpacked.mkdir()
         deb = store.path(packages[entry.package])
         run(["dpkg-deb", "--extract", str(deb), str(unpacked)], timeout=120, env=environment(0))
-        for source, destination in entry.files.items():
-            found = unpacked / source
-            if not found.is_file():
+        for source in (*entry.files, *entry.root_files):
+            if not (unpacked / source).is_file():
                 raise HostError(f"{entry.package} {packages[entry.package].version} has no {source}")
+    return where
+
+
+def root_files(definition: Definition, unpacked: Mapping[str, Path]) -> dict[str, Path]:
+    """Files for the root file system, by their path there."""
+    return {
+        destination: unpacked[entry.package] / source
+        for entry in definition.media
+        for source, destination in entry.root_files.items()
+    }
+
+
+def place_loaders(definition: Definition, unpacked: Mapping[str, Path], medium: Path) -> Path:
+    """Copy boot loaders to `medium`. Returns the boot sector for hybrid images.
+
+    :raise HostError: the definition names no boot sector.
+    """
+    boot_sector: Path | None = None
+    for entry in definition.media:
+        for source, destination in entry.files.items():
+            found = unpacked[entry.package] / source
             if destination:
                 target = medium / destination
                 target.parent.mkdir(parents=True, exist_ok=True)

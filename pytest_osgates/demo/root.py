@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +58,13 @@ def local_repository(packages: Sequence[LockedPackage], store: DebStore, where: 
 def build_root(
     definition: Definition,
     tree: Path,
+    extra: Mapping[str, Path],
     packages: Sequence[LockedPackage],
     store: DebStore,
     scratch: Path,
     on_poll: Callable[[float], None],
 ) -> Root:
-    """Install `packages` and `tree` into a root file system, as a tar file in `scratch`.
+    """Install `packages`, `tree` and the `extra` files into a root file system, as a tar file in `scratch`.
 
     :raise HostError: this user cannot use mmdebstrap, or it failed.
     """
@@ -72,10 +73,10 @@ def build_root(
     local_repository(packages, store, repository, definition.suites[0].name)
     overlay = scratch / "tree.tar"
     overlay.write_bytes(
-        tree_tar(tree, dict(definition.modes), dict(definition.symlinks), definition.source_date_epoch)
+        tree_tar(tree, dict(definition.modes), dict(definition.symlinks), definition.source_date_epoch, extra)
     )
     customize = scratch / "customize.sh"
-    customize.write_text(definition.hooks.customize, encoding="utf-8")
+    customize.write_text(value_lines(definition) + definition.hooks.customize, encoding="utf-8")
     out = scratch / "out"
     out.mkdir()
     tar = scratch / "root.tar"
@@ -122,8 +123,8 @@ def bootstrap_arguments(
         f"--essential-hook={tree_in}",
         f"--customize-hook={tree_in}",
     ]
-    units = definition.units
-    for verb, names in (("disable", units.disable), ("mask", units.mask), ("enable", units.enable)):
+    for verb in ("disable", "mask", "enable"):
+        names = definition.unit_names(verb)
         if names:
             argv.append(f'--customize-hook=chroot "$1" systemctl --quiet {verb} {shlex.join(names)}')
     return [
@@ -134,6 +135,28 @@ def bootstrap_arguments(
         str(tar),
         f"deb [trusted=yes] copy://{repository} ./",
     ]
+
+
+# Sets NAME in FILE: its line, if it has one, commented out or not; else a new one at the end.
+_SET_VALUE = r"""set_value() {
+    awk -v name="$2" -v value="$3" '
+        $0 ~ "^#?[ \t]*" name "[ \t]" { if (!done) print name "\t" value; done = 1; next }
+        { print }
+        END { if (!done) print name "\t" value }' "$1" > "$1.new"
+    cat -- "$1.new" > "$1"
+    rm -- "$1.new"
+}
+"""
+
+
+def value_lines(definition: Definition) -> str:
+    """Shell that sets the definition's values; the root directory is ``$1``."""
+    lines = [
+        f'set_value "$1"/{shlex.quote(entry.file)} {shlex.quote(name)} {shlex.quote(value)}\n'
+        for entry in definition.values
+        for name, value in entry.values.items()
+    ]
+    return _SET_VALUE + "".join(lines) if lines else ""
 
 
 def _exactly(installed: frozenset[tuple[str, str]], packages: Sequence[LockedPackage]) -> None:

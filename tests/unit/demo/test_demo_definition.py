@@ -29,7 +29,7 @@ def members(content: bytes) -> dict[str, tarfile.TarInfo]:
 
 
 def test_every_choice_has_its_reason(demo: Definition) -> None:
-    for entry in (*demo.packages, *demo.media, *demo.parameters):
+    for entry in (*demo.packages, *demo.media, *demo.parameters, *demo.units, *demo.files, *demo.values):
         assert len(entry.reason) > 10
 
 
@@ -77,7 +77,7 @@ def test_the_firewall_lets_nothing_in() -> None:
 
 
 def test_ssh_is_off(demo: Definition) -> None:
-    assert "ssh.service" in demo.units.disable
+    assert "ssh.service" in demo.unit_names("disable")
     assert "disable ssh.service" in (TREE / "etc/systemd/system-preset/10-osgates-demo.preset").read_text()
 
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.text import Text
 
 from pytest_osgates import _version
-from pytest_osgates.commands import baseline, demo_iso, doctor, rejudge
+from pytest_osgates.commands import baseline, compare, demo_iso, doctor, rejudge
 from pytest_osgates.vm.errors import OsgatesError, UsageError
 from pytest_osgates.vm.text import printable
 
-_COMMANDS = (doctor, demo_iso, baseline, rejudge)
+_COMMANDS = (doctor, demo_iso, baseline, rejudge, compare)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,17 +32,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; its exit status. 4: wrong usage, 3: this host or the image, 130: interrupted."""
+    """Run one subcommand; its exit status. 4: wrong usage, 3: this host or the image, 130: interrupted; a subcommand
+    may have one of its own for trouble.
+    """
     options = build_parser().parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         return int(options.run(options, Console(highlight=False)))
     except UsageError as error:
         errors.print(Text(f"osgates: {printable(str(error), 4000)}"))
-        return 4
+        return int(getattr(options, "trouble", 4))
     except OsgatesError as error:
         errors.print(Text(f"osgates: {printable(str(error), 4000)}"))
-        return 3
+        return int(getattr(options, "trouble", 3))
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:

@@ -319,6 +319,28 @@ def _comment(finding: Finding) -> str:
     return " ".join(f"{finding.seen}, wanted {finding.wanted}".split())
 
 
+def compare(before: KconfigObservation, now: KconfigObservation) -> list[str]:
+    """Checks whose result changed, parameters that came or went, another kernel or checker."""
+    lines = [
+        f"{what}: {then} -> {since}"
+        for what, then, since in (
+            ("kernel", before.release, now.release),
+            ("config", before.config and before.config.name, now.config and now.config.name),
+            (now.tool, before.tool_version, now.tool_version),
+        )
+        if then != since
+    ]
+    results = [{(check.type, check.option): check.result for check in seen.checks} for seen in (before, now)]
+    for kind, option in dict.fromkeys([*results[0], *results[1]]):
+        then, since = (side.get((kind, option), "not checked") for side in results)
+        if then != since:
+            lines.append(f"{kind} {option}: {then} -> {since}")
+    parameters = [split_parameters(seen.command_line) for seen in (before, now)]
+    lines += [f"parameter {parameter}: gone" for parameter in parameters[0] if parameter not in parameters[1]]
+    lines += [f"parameter {parameter}: new" for parameter in parameters[1] if parameter not in parameters[0]]
+    return lines
+
+
 def _with_parameter(seen: KconfigObservation) -> KconfigObservation:
     return seen.model_copy(update={"command_line": f"{seen.command_line} osgates_control=1"})
 
@@ -348,6 +370,7 @@ GATE = Gate(
     policy=KconfigPolicy,
     judge=judge,
     baseline=baseline,
+    compare=compare,
     controls=(
         _with_failure("kconfig", "CONFIG_OSGATES_CONTROL"),
         _with_failure("cmdline", "osgates_control"),

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from pytest_osgates.checks.registry import GATES
-from pytest_osgates.commands.evidence_dir import observations, open_run, profile_of
+from pytest_osgates.commands.evidence_dir import absence, observations, open_run, profile_of, record_of
 from pytest_osgates.vm.errors import UsageError
 
 
@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type
         description="Prints TOML for the distro profile. Every reason is empty, and an empty reason counts as none:"
         " fill them in, one by one.",
     )
-    parser.add_argument("gate", metavar="GATE", choices=[name for name, gate in GATES.items() if gate.baseline])
+    parser.add_argument("gate", metavar="GATE", help="one that knows acceptances, such as kconfig")
     parser.add_argument(
         "--evidence", metavar="DIR", default="osgates-evidence", help="of a run (default: the newest)"
     )
@@ -33,12 +33,18 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     :raise UsageError: the run observed nothing of this gate.
     """
-    evidence, _ = open_run(options.evidence)
+    evidence, verdicts = open_run(options.evidence)
     profile = profile_of(evidence, options.iso_distro)
-    gate = GATES[options.gate]
+    section = profile.gates.get(options.gate)
+    gate = GATES.get(options.gate) if section is None else section.gate
+    if section is not None and (why_not := absence(record_of(verdicts, section.name), section)):
+        raise UsageError(why_not)
+    if gate is None or gate.baseline is None:
+        known = [name for name, entry in profile.gates.items() if entry.gate is not None and entry.gate.baseline]
+        how = "there is no gate" if gate is None else "no acceptances can be written for the gate"
+        raise UsageError(f"{how} {options.gate!r}", remedy="one of: " + ", ".join(known) if known else None)
     paths = observations(evidence, gate.name)
-    section = profile.gates.get(gate.name)
-    if not paths or gate.baseline is None:
+    if not paths:
         raise UsageError(f"the run in {evidence.root} observed nothing for {gate.name}", remedy="run the gate first")
     policy = gate.policy() if section is None or section.policy is None else section.policy
     for path in paths:

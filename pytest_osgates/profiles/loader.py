@@ -81,8 +81,8 @@ def detect(os_release: Mapping[str, str]) -> Path:
 def load(path: Path, *, code: bool = True) -> Profile:
     """Read and check one profile, and load the gates from outside that it names.
 
-    Without `code` nothing below its ``gates`` is loaded, and the gates there are absent: for a profile that lies in
-    evidence, which may be anyone's.
+    Without `code` nothing below its ``gates`` is loaded, and whatever stands in the section of a gate that is not
+    here is passed over: for a profile that lies in evidence, which may be anyone's.
 
     :raise UsageError: not TOML, an unknown key (with the nearest known one), a wrong value, a gate that cannot be
         loaded.
@@ -95,9 +95,8 @@ def load(path: Path, *, code: bool = True) -> Profile:
             )
     outside = load_gates(path, parsed.gates if code else (), parsed.gate)
     firmwares = tuple(str(firmware) for firmware in parsed.machine.firmware)
-    elsewhere = () if code else parsed.gates
     gates = {
-        name: _section(name, table, path, firmwares, outside.get(name), elsewhere)
+        name: _section(name, table, path, firmwares, outside.get(name), strict=code)
         for name, table in parsed.gate.items()
     }
     if not any(gate.required for gate in gates.values()):
@@ -154,16 +153,16 @@ def _section(
     path: Path,
     firmwares: tuple[str, ...],
     outside: OutsideGate | None,
-    elsewhere: tuple[str, ...],
+    *,
+    strict: bool,
 ) -> GateSection:
-    """`elsewhere`: paths that may hold the gate, and from which nothing was loaded."""
     where = f"gate.{name}"
     shared = {key: value for key, value in table.items() if key in GateCommon.model_fields}
     own = {key: value for key, value in table.items() if key not in GateCommon.model_fields}
     common = _validated(GateCommon, shared, path, where)
     gate = GATES.get(name) if outside is None else outside.gate
     if gate is None:
-        if own and not elsewhere:
+        if own and strict:
             hint = "" if name in KNOWN_GATES else _nearest(name, KNOWN_GATES)
             keys = sorted(own) if hint else [key + _nearest(key, GateCommon.model_fields) for key in sorted(own)]
             raise UsageError(
@@ -177,9 +176,7 @@ def _section(
             state=common.state or State.LIVE,
             promise=common.promise,
             policy=None,
-            absent=f"the gate {name!r} is not here: it may be one of the run's own ({', '.join(elsewhere)})"
-            if elsewhere
-            else f"this version of pytest-osgates has no gate {name!r}",
+            absent=f"this version of pytest-osgates has no gate {name!r}",
         )
     if gate.state_of_case is not None and common.state is not None:
         raise UsageError(

@@ -28,11 +28,7 @@ def judge(seen: SettingsObservation, policy: SettingsPolicy) -> list[Finding]:
 
 def controls(seen: SettingsObservation, policy: SettingsPolicy) -> tuple[Control[SettingsObservation], ...]:
     """One for each demand that is met: without the fact that meets it, the judge must report it."""
-    return tuple(
-        demand.control()
-        for demand in policy.demands(seen.state)
-        if all(miss.severity is Severity.REMARK for miss in demand.look(seen))
-    )
+    return tuple(demand.control() for demand in policy.demands(seen.state) if demand.met(seen))
 
 
 def cases(policy: SettingsPolicy, firmwares: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,10 +11,12 @@ from pydantic import AfterValidator, StrictBool, StrictInt, model_validator
 
 from pytest_osgates.checks.settings.demand import (
     MET,
+    MOOT,
     NOT_ASKED,
     Demand,
     Entry,
     Lines,
+    Looked,
     Miss,
     Path,
     Questions,
@@ -42,9 +44,9 @@ Names = Annotated[Lines, AfterValidator(_account_names)]
 
 
 def _accounts(
-    look: Callable[[AccountsFact], list[Miss]], spoil: Callable[[AccountsFact], AccountsFact]
-) -> tuple[Callable[[SettingsObservation], list[Miss]], Callable[[SettingsObservation], SettingsObservation]]:
-    def asked(seen: SettingsObservation) -> list[Miss]:
+    look: Callable[[AccountsFact], Looked], spoil: Callable[[AccountsFact], AccountsFact]
+) -> tuple[Callable[[SettingsObservation], Looked], Callable[[SettingsObservation], SettingsObservation]]:
+    def asked(seen: SettingsObservation) -> Looked:
         fact = seen.accounts
         if fact is None or fact.problem:
             return unproven(NOT_ASKED if fact is None else fact.problem)
@@ -136,9 +138,9 @@ class UserEntry(Entry):
         return self._demand(name, "password", f"password {wanted}", judge, (broken,))
 
     def _member(self, name: str, group: str) -> Demand:
-        def judge(fact: AccountsFact) -> list[Miss]:
+        def judge(fact: AccountsFact) -> Looked:
             if not any(user.name == name for user in fact.users):
-                return MET
+                return MOOT
             if not any(entry.name == group for entry in fact.groups):
                 return missed(f"there is no group {group}")
             return MET if name in members_of(fact, group) else missed("not a member")
@@ -174,9 +176,9 @@ class UserEntry(Entry):
         gone: bool = False,
         implied: bool = False,
     ) -> Demand:
-        def look(fact: AccountsFact) -> list[Miss]:
+        def look(fact: AccountsFact) -> Looked:
             mine = [user for user in fact.users if user.name == name]
-            return judge(mine) if mine or gone or what == "present" else MET
+            return judge(mine) if mine or gone or what == "present" else MOOT
 
         def spoil(fact: AccountsFact) -> AccountsFact:
             users = [user for user in fact.users if user.name != name]
@@ -236,9 +238,9 @@ class GroupEntry(Entry):
         gone: bool = False,
         implied: bool = False,
     ) -> Demand:
-        def look(fact: AccountsFact) -> list[Miss]:
+        def look(fact: AccountsFact) -> Looked:
             there = any(group.name == name for group in fact.groups)
-            return judge(fact, name) if there or gone or what == "present" else MET
+            return judge(fact, name) if there or gone or what == "present" else MOOT
 
         def spoil(fact: AccountsFact) -> AccountsFact:
             groups = [group for group in fact.groups if group.name != name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 
 # By number, from 0: CAP_CHOWN to CAP_CHECKPOINT_RESTORE (linux/capability.h).
@@ -82,3 +83,37 @@ def parse(text: str) -> Capabilities:
     if sets["e"] and sets["e"] != sets["p"] | sets["i"]:
         raise ValueError("a file has one effective bit for all its capabilities")
     return Capabilities(frozenset(sets["p"]), frozenset(sets["i"]), bool(sets["e"]), root)
+
+
+# linux/capability.h: struct vfs_cap_data and vfs_ns_cap_data, little-endian; the revision is the first number's top
+# byte. By revision: how many 32-bit pairs (permitted, inheritable), and whether the root user id follows.
+_REVISIONS = {0x01000000: (1, False), 0x02000000: (2, False), 0x03000000: (2, True)}
+_REVISION_MASK = 0xFF000000
+_EFFECTIVE = 0x000001
+
+
+def decode(data: bytes) -> Capabilities:
+    """The extended attribute ``security.capability`` (capabilities(7), "File capability extended attribute
+    versioning").
+
+    :raise ValueError: it is of no known revision, or of another length than its revision's.
+    """
+    if len(data) < 4:
+        raise ValueError(f"{len(data)} bytes are no security.capability")
+    (magic,) = struct.unpack_from("<I", data)
+    if magic & _REVISION_MASK not in _REVISIONS:
+        raise ValueError(f"a security.capability of the unknown revision {magic >> 24}")
+    pairs, has_root = _REVISIONS[magic & _REVISION_MASK]
+    if len(data) != 4 + 8 * pairs + 4 * has_root:
+        raise ValueError(f"{len(data)} bytes are no security.capability of revision {magic >> 24}")
+    permitted = inheritable = 0
+    for number in range(pairs):
+        low, high = struct.unpack_from("<II", data, 4 + 8 * number)
+        permitted |= low << 32 * number
+        inheritable |= high << 32 * number
+    (root,) = struct.unpack_from("<I", data, 4 + 8 * pairs) if has_root else (0,)
+    return Capabilities(_named(permitted), _named(inheritable), bool(magic & _EFFECTIVE), root)
+
+
+def _named(bits: int) -> frozenset[str]:
+    return frozenset(name(number) for number in range(64) if bits >> number & 1)

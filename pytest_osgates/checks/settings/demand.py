@@ -116,7 +116,10 @@ def missed(seen: str, hint: str = "") -> list[Miss]:
     return [Miss(seen, hint)]
 
 
+# What a look may end with: nothing wrong, something wrong, or nothing to look at, where another demand says so.
+Looked = list[Miss] | None
 MET: list[Miss] = []
+MOOT: Looked = None
 NOT_ASKED = "it was not asked for in this observation"
 
 
@@ -124,16 +127,17 @@ NOT_ASKED = "it was not asked for in this observation"
 class Demand:
     """One thing that must be so.
 
-    `look` gives what is wrong, nothing where it is met. `spoil` breaks the fact that meets it: the judge must then
-    report (rule, `spoiled` or subject), a violation unless `proof` says otherwise. `thing`: what it is about; of a
-    thing that must be absent (`gone`) nothing else can be demanded. `implied`: by another demand of the same entry.
+    `look` gives what is wrong, nothing where it is met, MOOT where its thing is not there. `spoil` breaks the fact
+    that meets it: the judge must then report (rule, `spoiled` or subject), a violation unless `proof` says otherwise.
+    `thing`: what it is about; of a thing that must be absent (`gone`) nothing else can be demanded. `implied`: by
+    another demand of the same entry.
     """
 
     rule: str
     subject: str
     wanted: str
     reason: str
-    look: Callable[[SettingsObservation], list[Miss]]
+    look: Callable[[SettingsObservation], Looked]
     spoil: Callable[[SettingsObservation], SettingsObservation]
     thing: str = ""
     gone: bool = False
@@ -153,8 +157,13 @@ class Demand:
                 severity=miss.severity,
                 reason=self.reason,
             )
-            for miss in self.look(seen)
+            for miss in self.look(seen) or MET
         ]
+
+    def met(self, seen: SettingsObservation) -> bool:
+        """Whether it is as demanded; remarks do not count."""
+        looked = self.look(seen)
+        return looked is not None and all(miss.severity is Severity.REMARK for miss in looked)
 
     def control(self) -> Control[SettingsObservation]:
         """The sabotage of what meets it."""

@@ -12,10 +12,12 @@ from pydantic import AfterValidator, BeforeValidator, StrictBool, model_validato
 from pytest_osgates.checks.settings import capabilities
 from pytest_osgates.checks.settings.demand import (
     MET,
+    MOOT,
     NOT_ASKED,
     Demand,
     Entry,
     Line,
+    Looked,
     Miss,
     Paths,
     Patterns,
@@ -255,7 +257,7 @@ class FileEntry(Entry):
         proof: Severity = Severity.VIOLATION,
     ) -> Demand:
         return self._demand(
-            path, what, wanted, lambda fact: MET if fact.own is None else judge(fact), broken, proof=proof
+            path, what, wanted, lambda fact: MOOT if fact.own is None else judge(fact), broken, proof=proof
         )
 
     def _demand(
@@ -263,14 +265,14 @@ class FileEntry(Entry):
         path: str,
         what: str,
         wanted: str,
-        judge: Callable[[FileFact], list[Miss]],
+        judge: Callable[[FileFact], Looked],
         broken: Callable[[FileFact], FileFact],
         *,
         gone: bool = False,
         implied: bool = False,
         proof: Severity = Severity.VIOLATION,
     ) -> Demand:
-        def look(seen: SettingsObservation) -> list[Miss]:
+        def look(seen: SettingsObservation) -> Looked:
             fact = seen.files.get(path)
             if fact is None or fact.problem:
                 return unproven(NOT_ASKED if fact is None else fact.problem)

@@ -9,11 +9,13 @@ from pydantic import StrictBool, model_validator
 
 from pytest_osgates.checks.settings.demand import (
     MET,
+    MOOT,
     NOT_ASKED,
     Demand,
     Entry,
     Line,
     Lines,
+    Looked,
     Miss,
     Paths,
     Questions,
@@ -123,10 +125,10 @@ class MountEntry(Entry):
         planted: Mount,
         say: Callable[[Mount], str] | None = None,
     ) -> Demand:
-        def judge(mount: Mount | None) -> list[Miss]:
-            if mount is None or fits(mount):
-                return MET
-            return missed((say or _say)(mount))
+        def judge(mount: Mount | None) -> Looked:
+            if mount is None:
+                return MOOT
+            return MET if fits(mount) else missed((say or _say)(mount))
 
         return self._demand(path, what, wanted, judge, planted)
 
@@ -135,13 +137,13 @@ class MountEntry(Entry):
         path: str,
         what: str,
         wanted: str,
-        judge: Callable[[Mount | None], list[Miss]],
+        judge: Callable[[Mount | None], Looked],
         planted: Mount | None,
         *,
         gone: bool = False,
         implied: bool = False,
     ) -> Demand:
-        def look(seen: SettingsObservation) -> list[Miss]:
+        def look(seen: SettingsObservation) -> Looked:
             fact = seen.mounts
             if fact is None or fact.problem:
                 return unproven(NOT_ASKED if fact is None else fact.problem)

@@ -11,11 +11,13 @@ from pydantic import AfterValidator, StrictBool, model_validator
 
 from pytest_osgates.checks.settings.demand import (
     MET,
+    MOOT,
     NOT_ASKED,
     Demand,
     Entry,
     Line,
     Lines,
+    Looked,
     Miss,
     Questions,
     like,
@@ -109,7 +111,7 @@ class PackageEntry(Entry):
     ) -> Demand:
         where = f" ({self.manager})" if self.manager else ""
 
-        def look(seen: SettingsObservation) -> list[Miss]:
+        def look(seen: SettingsObservation) -> Looked:
             if seen.packages is None:
                 return unproven(NOT_ASKED)
             problem = self._unknown(seen.packages, gone=gone)
@@ -124,7 +126,8 @@ class PackageEntry(Entry):
             ]
             if what in {"present", "absent"}:
                 return judge(found)
-            return judge([entry for entry in found if is_installed(entry[1])])
+            installed = [entry for entry in found if is_installed(entry[1])]
+            return judge(installed) if installed else MOOT
 
         def spoil(seen: SettingsObservation) -> SettingsObservation:
             packages = dict(seen.packages or {})

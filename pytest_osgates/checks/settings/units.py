@@ -11,10 +11,12 @@ from pydantic import AfterValidator, StrictBool, model_validator
 
 from pytest_osgates.checks.settings.demand import (
     MET,
+    MOOT,
     NOT_ASKED,
     Demand,
     Entry,
     Lines,
+    Looked,
     Miss,
     Questions,
     missed,
@@ -119,8 +121,8 @@ class UnitEntry(Entry):
             load="loaded", active="failed", file_state="transient", wanted_by=("osgates-control.target",)
         )
 
-        def unless_absent(fact: UnitFact) -> list[Miss]:
-            return MET if _is_there(fact) else judge(fact)
+        def unless_absent(fact: UnitFact) -> Looked:
+            return MOOT if _is_there(fact) else judge(fact)
 
         if what == "masked" and wanted == "not masked":
             broken = UnitFact(load="masked", file_state="masked")
@@ -131,13 +133,13 @@ class UnitEntry(Entry):
         name: str,
         what: str,
         wanted: str,
-        judge: Callable[[UnitFact], list[Miss]],
+        judge: Callable[[UnitFact], Looked],
         broken: UnitFact,
         *,
         gone: bool = False,
         implied: bool = False,
     ) -> Demand:
-        def look(seen: SettingsObservation) -> list[Miss]:
+        def look(seen: SettingsObservation) -> Looked:
             fact = seen.units.get(name)
             if fact is None or fact.problem:
                 return unproven(NOT_ASKED if fact is None else fact.problem)

@@ -24,7 +24,8 @@ NAMED = 12
 
 class LynisObservation(Observation):
     """One run of Lynis. ``status``: its exit status, None if nobody saw it end. ``altered``: files of the tool that
-    are not what was copied into the guest. ``guest_profiles``: Lynis profiles that the guest has, none of which was used."""
+    are not what was copied into the guest. ``guest_profiles``: Lynis profiles that the guest has, none of
+    them used."""
 
     state: State
     report: LynisReport

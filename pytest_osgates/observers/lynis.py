@@ -54,8 +54,9 @@ _WRAPPER = (
     "echo $? >out/status.new; mv out/status.new out/status"
 )
 _LOOK = (
-    f"[ -e out/status ] || timeout {LOOK_SECONDS} cat out/end >/dev/null 2>&1; "
-    'if [ -e out/status ]; then echo ended; elif kill -0 "$(cat out/pid)" 2>/dev/null; then echo running; '
+    'p=$(cat out/pid); [ -e out/status ] || ! kill -0 "$p" 2>/dev/null || '
+    f"timeout {LOOK_SECONDS} cat out/end >/dev/null 2>&1; "
+    'if [ -e out/status ]; then echo ended; elif kill -0 "$p" 2>/dev/null; then echo running; '
     "elif [ -e out/status ]; then echo ended; else echo gone; fi; tail -c 2000 out/log 2>/dev/null || :"
 )
 _TEST = re.compile(r"test ID ([A-Z0-9]+-[0-9]+)")
@@ -176,7 +177,7 @@ def _run(place: Place, quoted: str, deadline_s: float) -> tuple[int | None, str]
         if state != "running":
             break
         if time.monotonic() >= end:
-            shell.run(f'cd {quoted} && kill -KILL -- -"$(cat out/pid)"')
+            shell.run(f'cd {quoted} && kill -s KILL -- -"$(cat out/pid)"')
             place.progress.step(Step("lynis", "stopped", elapsed, EXPECTED_SECONDS, done=True))
             return (
                 None,

@@ -46,16 +46,15 @@ _COMMAND = (
     "sh ./lynis audit system --usecwd --no-colors --quick --plugindir ./plugins"
     ' --logfile "$PWD/out/log" --report-file "$PWD/out/report"'
 )
-# Two FIFOs. Reading from `begun` ends when the wrapper has said who it is; reading from `end`, which it holds open
-# and Lynis does not, when it is gone.
+# Two FIFOs. Reading from `begun` ends when the wrapper has said who it is. Into `end` it writes once it has a status;
+# whoever opens it for both ways before looking for the status cannot miss that.
 _WRAPPER = (
     "exec 9<>out/end; echo $$ >out/pid; : >out/begun; "
     f"{_ENVIRONMENT} {_COMMAND} </dev/null >out/screen 2>&1 9>&-; "
-    "echo $? >out/status.new; mv out/status.new out/status"
+    "echo $? >out/status.new; mv out/status.new out/status; echo >&9"
 )
 _LOOK = (
-    'p=$(cat out/pid); [ -e out/status ] || ! kill -0 "$p" 2>/dev/null || '
-    f"timeout {LOOK_SECONDS} cat out/end >/dev/null 2>&1; "
+    f"exec 8<>out/end; p=$(cat out/pid); [ -e out/status ] || timeout {LOOK_SECONDS} head -c 1 <&8 >/dev/null 2>&1; "
     'if [ -e out/status ]; then echo ended; elif kill -0 "$p" 2>/dev/null; then echo running; '
     "elif [ -e out/status ]; then echo ended; else echo gone; fi; tail -c 2000 out/log 2>/dev/null || :"
 )

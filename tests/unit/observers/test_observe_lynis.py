@@ -27,7 +27,7 @@ def story() -> Story:
 
 @pytest.fixture
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is dead, but not yet taken note of by its parent, looks alive: then a look takes its full time."""
+    """For what says nothing at its end, a look takes its full time."""
     monkeypatch.setattr(lynis, "_LOOK", lynis._LOOK.replace(f"timeout {lynis.LOOK_SECONDS}", "timeout 1"))
 
 

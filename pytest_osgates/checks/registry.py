@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_osgates.checks import boot, kconfig, lynis
+from pytest_osgates.checks import boot, kconfig, lynis, settings
 from pytest_osgates.model import AnyGate
 
-GATES: Mapping[str, AnyGate] = {gate.name: gate for gate in (boot.GATE, kconfig.GATE, lynis.GATE)}
+GATES: Mapping[str, AnyGate] = {gate.name: gate for gate in (boot.GATE, kconfig.GATE, lynis.GATE, settings.GATE)}

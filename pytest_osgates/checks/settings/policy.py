@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 from pydantic import model_validator
 
@@ -52,6 +53,14 @@ class SettingsPolicy(Policy):
 
     def demands(self, state: State) -> tuple[Demand, ...]:
         """What is demanded of one state; what follows from several entries, once."""
+        return self._by_state.get(state, ())
+
+    @cached_property
+    def _by_state(self) -> dict[State, tuple[Demand, ...]]:
+        """Made once: each control judges everything anew."""
+        return {state: self._made(state) for state in self.states()}
+
+    def _made(self, state: State) -> tuple[Demand, ...]:
         found: dict[tuple[str, str], Demand] = {}
         twice: list[Demand] = []
         for entry in self.entries():

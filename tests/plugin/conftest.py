@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,9 +167,18 @@ class Bench:
 @pytest.fixture(scope="session")
 def iso(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A live ISO that says ID=osgates-test and holds nothing else."""
-    base = tmp_path_factory.mktemp("iso")
+    return make_iso(tmp_path_factory.mktemp("iso"), {})
+
+
+def make_iso(base: Path, files: Mapping[str, int]) -> Path:
+    """An ISO of this kind with more `files`: their paths and modes."""
     (base / "root" / "etc").mkdir(parents=True)
     (base / "root" / "etc" / "os-release").write_text("ID=osgates-test\n")
+    for name, mode in files.items():
+        file = base / "root" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        file.chmod(mode)
     (base / "tree" / "live").mkdir(parents=True)
     squashfs = base / "tree" / "live" / "filesystem.squashfs"
     pack = ["mksquashfs", str(base / "root"), str(squashfs), "-quiet", "-no-progress", "-processors", "1"]

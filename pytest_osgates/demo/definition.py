@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Literal, Self, TypeVar
@@ -244,32 +244,42 @@ def tree_tar(
     symlinks: dict[str, str],
     epoch: int,
     extra: Mapping[str, Path] = MappingProxyType({}),
+    xattrs: Mapping[str, Mapping[str, bytes]] = MappingProxyType({}),
+    removed: Sequence[str] = (),
 ) -> bytes:
     """`tree` as a tar archive: owner root, modes from `modes` (else 0644, directories 0755), times `epoch`.
-    `extra`: more files, by their path in the archive.
+    `extra`: more files, by their path in the archive. `xattrs`: extended attributes of files. `removed`: what an
+    overlayfs is to hide of the layers below, by a character device 0:0 (the kernel's filesystems/overlayfs.rst).
 
     Nothing of it comes from the files' own metadata: a clone made under another umask gives the same bytes.
 
-    :raise UsageError: a mode is given for a file that is not there.
+    :raise UsageError: a mode or an attribute is given for a file that is not there.
     """
     files = {name: tree / name for name in tree_files(tree)} if tree.is_dir() else {}
     files |= extra
     directories = {
         parent.as_posix()
-        for name in (*files, *symlinks)
+        for name in (*files, *symlinks, *removed)
         for parent in PurePosixPath(name).parents
         if parent.as_posix() != "."
     }
     unknown = sorted(set(modes) - set(files) - directories)
     if unknown:
         raise UsageError(f"modes are given for what is not in {tree}: {', '.join(unknown)}")
+    if lost := sorted(set(xattrs) - set(files)):
+        raise UsageError(f"attributes are given for what is not in {tree}: {', '.join(lost)}")
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name in sorted({*files, *directories, *symlinks}):
+    # Only the pax format has attributes, in the records that GNU tar and star(1) write.
+    form = tarfile.PAX_FORMAT if xattrs else tarfile.GNU_FORMAT
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name in sorted({*files, *directories, *symlinks, *removed}):
             info = tarfile.TarInfo(name)
             info.mtime = epoch
             if name in symlinks:
                 info.type, info.linkname, info.mode = tarfile.SYMTYPE, symlinks[name], 0o777
+                archive.addfile(info)
+            elif name in removed:
+                info.type, info.mode = tarfile.CHRTYPE, 0
                 archive.addfile(info)
             elif name in directories:
                 info.type, info.mode = tarfile.DIRTYPE, modes.get(name, 0o755)
@@ -277,5 +287,9 @@ def tree_tar(
             else:
                 content = files[name].read_bytes()
                 info.size, info.mode = len(content), modes.get(name, 0o644)
+                info.pax_headers = {
+                    f"SCHILY.xattr.{key}": value.decode("utf-8", "surrogateescape")
+                    for key, value in xattrs.get(name, {}).items()
+                }
                 archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()

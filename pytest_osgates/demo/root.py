@@ -16,6 +16,7 @@ from pytest_osgates.demo.tools import check_can_bootstrap, environment, feed, wi
 from pytest_osgates.vm.errors import HostError
 from pytest_osgates.vm.process import run
 
+LEFT_OUT = "etc/dpkg/dpkg.cfg.d/50-left-out"
 _BOOTSTRAP_SECONDS = 1800.0
 _SQUASHFS_SECONDS = 1800.0
 
@@ -72,6 +73,9 @@ def build_root(
     repository = scratch / "repository"
     local_repository(packages, store, repository, definition.suites[0].name)
     overlay = scratch / "tree.tar"
+    left_out = scratch / "left-out"
+    left_out.write_text(left_out_lines(definition), encoding="utf-8")
+    extra = {**extra, LEFT_OUT: left_out}
     overlay.write_bytes(
         tree_tar(tree, dict(definition.modes), dict(definition.symlinks), definition.source_date_epoch, extra)
     )
@@ -147,6 +151,13 @@ _SET_VALUE = r"""set_value() {
     rm -- "$1.new"
 }
 """
+
+
+def left_out_lines(definition: Definition) -> str:
+    """dpkg.cfg(5): what is left out of packages, now and in updates."""
+    lines = [f"path-exclude={pattern}" for pattern in definition.dpkg.exclude]
+    lines += [f"path-include={pattern}" for pattern in definition.dpkg.include]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def value_lines(definition: Definition) -> str:

@@ -1,8 +1,9 @@
 """Planted faults: an ISO that is the demo but for one defect, made in seconds from the finished one.
 
 live-boot(7) stacks every ``/live/*.squashfs`` in the order of their names, later ones above earlier ones. So a fault
-is one more squashfs, ``zz-fault-NAME.squashfs``, whose files hide or join those of the base; a fault of the kernel
-command line is a changed copy of the boot loaders' configurations. All else is the base image's, byte for byte.
+is one more squashfs, ``zz-fault-NAME.squashfs``, whose files hide or join those of the base, or take some away. A
+fault of the kernel command line is a changed copy of the boot loaders' configurations. All else is the base image's,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -39,22 +41,33 @@ _MODIFIED = 830
 _MARK = b"\x01CD001\x01"
 
 
+Hexadecimal = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2})+$")]
+
+
 class Expectation(Strict):
     """What a gate must find on this image, and nothing else."""
 
     gate: str = Field(pattern=r"^[a-z][a-z0-9_\-]*$")
     rule: str = Field(pattern=r"^[a-z][a-z0-9_.\-]*$")
     subject: str = Field(min_length=1)
+    verdict: Literal["FAIL", "NOT PROVEN"] = "FAIL"
 
 
 class FaultFile(Strict):
-    """``fault.toml``. Files lie in ``tree/`` beside it."""
+    """``fault.toml``. Files lie in ``tree/`` beside it.
+
+    ``removed``: paths of the base that are not to be there. ``xattrs``: extended attributes of files in ``tree/``,
+    in hexadecimal digits.
+    """
 
     title: str = Field(min_length=1)
     expects: Expectation
     parameters: tuple[Parameter, ...] = Field(default=(), alias="cmdline_append")
+    dropped: tuple[Parameter, ...] = Field(default=(), alias="cmdline_remove")
     symlinks: dict[RelativePath, str] = Field(default_factory=dict)
     modes: dict[RelativePath, Mode] = Field(default_factory=dict)
+    removed: tuple[RelativePath, ...] = ()
+    xattrs: dict[RelativePath, dict[str, Hexadecimal]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,24 @@ class Fault:
 
     @property
     def has_files(self) -> bool:
-        return self.tree.is_dir() or bool(self.file.symlinks)
+        return self.tree.is_dir() or bool(self.file.symlinks or self.file.removed)
+
+    @property
+    def changes_parameters(self) -> bool:
+        return bool(self.file.parameters or self.file.dropped)
+
+    def layer(self, epoch: int) -> bytes:
+        """Its files, as a tar archive.
+
+        :raise UsageError: ``fault.toml`` speaks of a file that is not in ``tree/``.
+        """
+        file = self.file
+        attributes = {
+            path: {key: bytes.fromhex(value) for key, value in values.items()} for path, values in file.xattrs.items()
+        }
+        return tree_tar(
+            *(self.tree, dict(file.modes), dict(file.symlinks), epoch), xattrs=attributes, removed=file.removed
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +133,7 @@ def load_fault(fault: str | Path) -> Fault:
     else:
         directory = Path(fault).resolve()
     loaded = Fault(directory.name, directory, load_toml(directory / "fault.toml", FaultFile))
-    if not loaded.has_files and not loaded.file.parameters:
+    if not loaded.has_files and not loaded.changes_parameters:
         raise UsageError(f"{directory}: this fault changes nothing")
     if not set("abcdefghijklmnopqrstuvwxyz0123456789-") >= set(loaded.name) or not loaded.name:
         raise UsageError(f"{directory}: the name of a fault is a-z, 0-9 and '-'")
@@ -131,10 +161,11 @@ def image_epoch(iso: Path) -> int:
         raise ImageError(f"{iso} does not say when its volume was last changed") from None
 
 
-def append_parameters(config: str, parameters: tuple[str, ...]) -> str:
-    """A configuration of GRUB or ISOLINUX with more kernel parameters on each line that has some.
+def change_parameters(config: str, parameters: tuple[str, ...], dropped: tuple[str, ...] = ()) -> str:
+    """A configuration of GRUB or ISOLINUX with more kernel parameters on each line that has some, and without those
+    in `dropped`.
 
-    :raise ImageError: it has no such line.
+    :raise ImageError: it has no such line, or one to be dropped is not there.
     """
     lines = []
     found = False
@@ -142,7 +173,13 @@ def append_parameters(config: str, parameters: tuple[str, ...]) -> str:
         word = line.split(maxsplit=1)[:1]
         if word in (["linux"], ["linuxefi"], ["append"], ["APPEND"]):
             found = True
-            lines.append(f"{line.rstrip()} {' '.join(parameters)}")
+            indent = line[: len(line) - len(line.lstrip())]
+            words = line.split()
+            missing = [parameter for parameter in dropped if parameter not in words]
+            if missing:
+                raise ImageError(f"a boot loader's configuration has no kernel parameter {missing[0]!r} to drop")
+            kept = [text for text in words if text not in dropped]
+            lines.append(indent + " ".join([*kept, *parameters]))
         else:
             lines.append(line)
     if not found:
@@ -183,7 +220,7 @@ def add_fault(
         added: tuple[str, ...] = ()
         if planted.has_files:
             tar = scratch / "fault.tar"
-            tar.write_bytes(tree_tar(planted.tree, dict(planted.file.modes), dict(planted.file.symlinks), when))
+            tar.write_bytes(planted.layer(when))
             layer = scratch / "fault.squashfs"
             squash(
                 tar,
@@ -196,12 +233,13 @@ def add_fault(
             added = (f"live/zz-fault-{planted.name}.squashfs",)
             maps.append((layer, added[0]))
         changed: tuple[str, ...] = ()
-        if planted.file.parameters:
+        if planted.changes_parameters:
             changed = BOOT_CONFIGS
             for index, name in enumerate(BOOT_CONFIGS):
                 copy = scratch / f"config-{index}"
+                text = _extract(base, name, copy, env)
                 copy.write_text(
-                    append_parameters(_extract(base, name, copy, env), planted.file.parameters), encoding="utf-8"
+                    change_parameters(text, planted.file.parameters, planted.file.dropped), encoding="utf-8"
                 )
                 maps.append((copy, name))
         image = scratch / "image.iso"

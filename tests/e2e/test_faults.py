@@ -14,7 +14,7 @@ from tests.e2e.quick import quick_profile
 
 pytestmark = pytest.mark.boots
 
-QUICK = ("failing-unit", "kernel-panic", "weak-sysctl", "unknown-parameter")
+QUICK = ("failing-unit", "kernel-panic", "weak-sysctl", "unknown-parameter", "file-capability")
 FAULTS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in fault_names()]
 
 
@@ -25,7 +25,7 @@ def test_fault_is_found(name: str, gates: Gates, fault_iso: Callable[[str], Path
     deadline = 150 if name == "no-ready" else 400
     profile = quick_profile(gates.directory, deadline_s=deadline)
     # What only the guest itself can say needs only the boot in which it is asked.
-    rows = ["-k", "channel"] if "unit" in name else []
+    rows = ["-k", "channel"] if "unit" in name and expects.gate == "boot" else []
     outcome = gates.run("--iso", fault_iso(name), "--iso-distro", profile, "-m", expects.gate, *rows)
     gate = outcome.verdicts["gates"][expects.gate]
     assert gate["verdict"] == "FAIL"

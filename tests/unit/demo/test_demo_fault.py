@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import difflib
+import io
+import tarfile
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from pytest_osgates.demo import fault_names, load_definition, load_fault
-from pytest_osgates.demo.definition import tree_tar
-from pytest_osgates.demo.fault import append_parameters, image_epoch, remaster_arguments
+from pytest_osgates.demo.definition import DEFINITION
+from pytest_osgates.demo.fault import change_parameters, image_epoch, remaster_arguments
 from pytest_osgates.vm.errors import ImageError, UsageError
+
+TREE = DEFINITION.parent / "tree"
 
 
 @pytest.mark.parametrize("name", fault_names())
@@ -17,19 +22,55 @@ def test_a_shipped_fault_is_valid(name: str) -> None:
     fault = load_fault(name)
     assert fault.name == name
     assert len(fault.file.title) > 10
-    content = tree_tar(fault.tree, dict(fault.file.modes), dict(fault.file.symlinks), 1)
-    assert content
+    assert fault.layer(1) if fault.has_files else fault.changes_parameters
     for path in fault.tree.rglob("*"):
         if path.is_file():
-            assert "planted fault" in path.read_text() or path.parent.name.endswith(".d")
+            assert "planted fault" in path.read_text().lower() or path.parent.name.endswith(".d")
             assert "\\" not in path.name
 
 
 @pytest.mark.parametrize("name", fault_names())
-def test_a_link_of_a_shipped_fault_leads_to_one_of_its_files(name: str) -> None:
+def test_a_link_of_a_shipped_fault_leads_to_one_of_its_files_or_of_the_demos(name: str) -> None:
     fault = load_fault(name)
     for link, target in fault.file.symlinks.items():
-        assert (fault.tree / link).parent.parent.joinpath(target.removeprefix("../")).is_file()
+        if target.startswith("/"):
+            continue  # /dev/null, or nowhere, on purpose
+        leads_to = [
+            tree / PurePosixPath(link).parent.parent / target.removeprefix("../") for tree in (fault.tree, TREE)
+        ]
+        assert any(path.is_file() for path in leads_to)
+
+
+@pytest.mark.parametrize("name", [name for name in fault_names() if load_fault(name).file.expects.gate == "settings"])
+def test_what_a_shipped_fault_changes_in_the_demos_files_is_little(name: str) -> None:
+    """A copy of a file in the base that was not kept up with it would be a second fault."""
+    fault = load_fault(name)
+    for path in (path for path in fault.tree.rglob("*") if path.is_file()):
+        base = TREE / path.relative_to(fault.tree)
+        if base.is_file():
+            ours, theirs = path.read_text().splitlines(), base.read_text().splitlines()
+            changed = [line for line in difflib.ndiff(theirs, ours) if line.startswith(("- ", "+ "))]
+            assert len(changed) <= 3, changed
+
+
+def test_a_layer_has_attributes_and_takes_files_away(tmp_path: Path) -> None:
+    text = 'removed = ["etc/gone"]\nxattrs = { "etc/a" = { "security.capability" = "0100000200ff" } }\n'
+    directory = fault_dir(tmp_path / "mine", text)
+    (directory / "tree/etc").mkdir(parents=True)
+    (directory / "tree/etc/a").write_text("x")
+    with tarfile.open(fileobj=io.BytesIO(load_fault(directory).layer(1))) as archive:
+        found = {member.name: member for member in archive}
+    assert set(found) == {"etc", "etc/a", "etc/gone"}
+    gone = found["etc/gone"]
+    assert (gone.ischr(), gone.devmajor, gone.devminor) == (True, 0, 0)
+    value = found["etc/a"].pax_headers["SCHILY.xattr.security.capability"]
+    assert value.encode("utf-8", "surrogateescape") == bytes.fromhex("0100000200ff")
+
+
+def test_an_attribute_of_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    text = 'removed = ["etc/gone"]\nxattrs = { "etc/a" = { "security.capability" = "00" } }\n'
+    with pytest.raises(UsageError, match=r"etc/a"):
+        load_fault(fault_dir(tmp_path / "mine", text)).layer(1)
 
 
 def test_the_faults_that_the_gates_are_tried_on_are_there() -> None:
@@ -64,6 +105,8 @@ def test_a_fault_in_any_directory(tmp_path: Path) -> None:
         ("mine", "", "changes nothing"),
         ("My Fault", 'cmdline_append = ["a"]', "name of a fault"),
         ("mine", "unknown = 1", "unknown"),
+        ("mine", 'xattrs = { "a" = { "b" = "0g" } }', "xattrs"),
+        ("mine", 'removed = ["/etc/x"]', "removed"),
         ("mine", 'cmdline_append = ["a b"]', "cmdline_append"),
         ("mine", 'symlinks = { "/etc/x" = "y" }', "symlinks"),
     ],
@@ -76,14 +119,23 @@ def test_what_is_wrong_with_a_fault_is_named(tmp_path: Path, name: str, text: st
 def test_parameters_are_appended_in_both_configurations() -> None:
     definition = load_definition()
     for text in definition.boot_configs().values():
-        changed = append_parameters(text, ("extra=1", "more"))
+        changed = change_parameters(text, ("extra=1", "more"))
         assert f"{definition.command_line} extra=1 more\n" in changed
         assert len(changed) == len(text) + len(" extra=1 more")
 
 
+def test_parameters_are_dropped_in_both_configurations() -> None:
+    definition = load_definition()
+    for text in definition.boot_configs().values():
+        changed = change_parameters(text, (), ("slab_nomerge",))
+        assert changed == text.replace(" slab_nomerge", "")
+        with pytest.raises(ImageError, match="slab_nomerg'"):
+            change_parameters(text, (), ("slab_nomerg",))
+
+
 def test_a_configuration_without_parameters_is_refused() -> None:
     with pytest.raises(ImageError):
-        append_parameters("set timeout=1\n", ("a",))
+        change_parameters("set timeout=1\n", ("a",))
 
 
 def descriptor(date: bytes) -> bytes:

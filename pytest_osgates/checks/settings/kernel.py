@@ -66,19 +66,40 @@ def _by_path(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _no_booleans(value: object) -> object:
-    if isinstance(value, bool) or (isinstance(value, list) and any(isinstance(entry, bool) for entry in value)):
-        raise ValueError("a sysctl is a number or a text, not true or false")
+    entries = value if isinstance(value, list) else [value]
+    if any(isinstance(entry, bool) for entry in entries):
+        raise ValueError("its value is a number or a text, not true or false")
+    return _no_table(value)
+
+
+def _no_table(value: object) -> object:
+    """TOML takes a name with dots for tables in tables."""
+    if isinstance(value, dict):
+        raise ValueError('a name with dots stands in quotes, like "kernel.kptr_restrict" = 2')  # noqa: TRY004  (pydantic makes a message of it)
     return value
 
 
+def _texts(value: object) -> object:
+    """Numbers are good enough for texts."""
+    _no_booleans(value)
+    if isinstance(value, list):
+        return [str(entry) if isinstance(entry, int) else entry for entry in value]
+    return str(value) if isinstance(value, int) else value
+
+
 Value = Annotated[StrictInt | StrictStr | tuple[StrictInt | StrictStr, ...], BeforeValidator(_no_booleans)]
+
+
+Text = Annotated[StrictStr | tuple[StrictStr, ...], BeforeValidator(_texts)]
 
 
 class SysctlEntry(Entry):
     """``[[gate.settings.sysctl]]``: ``values``: one value, or a list of which any will do; ``at_least``: a number."""
 
     values: Annotated[dict[str, Value], AfterValidator(_by_path)] = Field(default_factory=dict)
-    at_least: Annotated[dict[str, StrictInt], AfterValidator(_by_path)] = Field(default_factory=dict)
+    at_least: Annotated[dict[str, Annotated[StrictInt, BeforeValidator(_no_booleans)]], AfterValidator(_by_path)] = (
+        Field(default_factory=dict)
+    )
 
     @model_validator(mode="after")
     def _demands_something(self) -> SysctlEntry:
@@ -160,9 +181,7 @@ class ParameterEntry(Entry):
     """
 
     present: Annotated[tuple[Line, ...], AfterValidator(_parameter_names)] = ()
-    values: Annotated[dict[str, StrictStr | tuple[StrictStr, ...]], AfterValidator(_parameter_values)] = Field(
-        default_factory=dict
-    )
+    values: Annotated[dict[str, Text], AfterValidator(_parameter_values)] = Field(default_factory=dict)
     absent: Annotated[tuple[Line, ...], AfterValidator(_parameters)] = ()
 
     @model_validator(mode="after")

@@ -99,8 +99,10 @@ class LibraryEntry(Entry):
 
     def _look_at_preload(self, seen: SettingsObservation) -> list[Miss]:
         fact = seen.processes
-        if fact is None or fact.preload.problem:
-            return unproven(NOT_ASKED if fact is None else fact.preload.problem)
+        if fact is None or self.path not in fact.libraries:
+            return unproven(NOT_ASKED if fact is None else fact.problem or NOT_ASKED)
+        if fact.preload.problem:
+            return unproven(f"/etc/ld.so.preload: {fact.preload.problem}")
         if fact.preload.text is None:
             return missed("there is no /etc/ld.so.preload")
         if self.path not in preloaded(fact.preload.text):
@@ -112,7 +114,7 @@ class LibraryEntry(Entry):
     def _look_at_maps(self, seen: SettingsObservation) -> list[Miss]:
         fact = seen.processes
         if fact is None or self.path not in fact.libraries:
-            return unproven(NOT_ASKED)
+            return unproven(NOT_ASKED if fact is None else fact.problem or NOT_ASKED)
         if fact.problem:
             return unproven(fact.problem)
         if not fact.processes:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.guide import package, write_out
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -96,3 +98,33 @@ def test_beside_a_project_with_its_own_vm(python: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "probe.py").write_text(probe)
     _run(python, "probe.py", cwd=tmp_path)
+
+
+def test_a_gate_in_a_package_of_its_own(python: Path, tmp_path: Path) -> None:
+    """The package of docs/writing-a-gate.md, installed by pip, judges an image that is not booted; then again."""
+    write_out(tmp_path)
+    package(tmp_path)
+    out = tmp_path / "dist"
+    _run(sys.executable, "-m", "build", "--wheel", "--outdir", out, tmp_path, cwd=tmp_path)
+    (built,) = out.glob("*.whl")
+    site = next((python.parents[1] / "lib").glob("python*/site-packages"))
+    _run(
+        *(sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"),
+        *("--target", site, built),
+        cwd=tmp_path,
+    )
+    start = tmp_path / "start"
+    start.mkdir()
+    (tmp_path / "my.toml").rename(start / "my.toml")
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/os-release").write_text("ID=osgates-demo\n")
+    (tmp_path / "tree/live").mkdir(parents=True)
+    squashfs = tmp_path / "tree/live/filesystem.squashfs"
+    _run("mksquashfs", tmp_path / "root", squashfs, "-quiet", "-no-progress", cwd=tmp_path)
+    _run("xorriso", "-as", "mkisofs", "-quiet", "-o", start / "my.iso", tmp_path / "tree", cwd=tmp_path)
+
+    done = _run(python, "-P", "-m", "pytest", "--iso=my.iso", "--iso-distro=my.toml", cwd=start)
+    assert "osgates: gates that are not built in: writable (my_gates/test_writable.py of my-gates 1.0)" in done.stdout
+    assert "LAUNCH: ALL REQUIRED PASS" in done.stdout
+    again = _run(python, "-P", "-m", "pytest_osgates", "rejudge", "osgates-evidence", cwd=start)
+    assert again.stdout.split() == ["writable", "image", "PASS"]

@@ -5,22 +5,36 @@
 1. noticing ready: how long after the guest reached its target, by its own clock, the host knew;
 2. a shell round trip: `GuestShell.run("true")` against the floor, a bare `echo` typed into the same port;
 3. 10 MB out of the guest: `GuestShell.read_file` against the floor, `cat` of the same file on the same port;
-4. what the plugin adds to a pytest run without --iso: against the same run with `-p no:osgates`.
+4. what the plugin adds to a pytest run without --iso: against the same run with `-p no:osgates`. Times of runs of a
+   second scatter by more than it adds; instructions (valgrind(1), where installed) do not.
+
+    ./run bench --lynis
+
+5. the gate `lynis` against a bare `lynis audit system` in the same guest, one after the other (half an hour).
 """
 
 from __future__ import annotations
 
+import os
+import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from pytest_osgates import tools
 from pytest_osgates.checks.boot import patterns
+from pytest_osgates.checks.lynis_report import read_report
 from pytest_osgates.demo import cached_demo_iso
+from pytest_osgates.evidence import Evidence
+from pytest_osgates.model import State
+from pytest_osgates.observers import lynis as observer
 from pytest_osgates.observers import systemd
 from pytest_osgates.observers.boot import Boot, Plan
 from pytest_osgates.profiles.schema import BootSection
@@ -60,8 +74,9 @@ def bare(shell: GuestShell, command: str, wanted: int) -> None:
         got += len(shell._sock.recv(1 << 18))
 
 
-def guest() -> None:
-    """Measurements 1 to 3, in one boot."""
+@contextmanager
+def booted() -> Iterator[tuple[Boot, Path]]:
+    """The demo, ready, and where its records are."""
     iso = cached_demo_iso(lambda stage, fraction: None)
     nonce = new_nonce()
     spec = MachineSpec(
@@ -75,25 +90,61 @@ def guest() -> None:
             boot = Boot(machine, plan, ProgressLog(records / "progress.jsonl"))
             if not boot.run():
                 raise SystemExit(f"the demo did not boot: {boot.detail}")
-            seen = boot.observation()
-            reached, noticed = seen.phases["multi-user.target"], seen.ready_guest_s or 0.0
-            print(f"{'accelerator':<34} {host.accelerator.kind}, {spec.firmware}, power-on to ready {seen.ready_s} s")
-            print(f"{'noticing ready':<34} {(noticed - reached) * 1000:9.1f} ms after the guest's own time of it")
-            shell = machine.shell
-            systemd.uptime(shell)
-            line(
-                "shell round trip",
-                timed(lambda: shell.run("true").check(), ROUNDS),
-                timed(lambda: bare(shell, "echo x", 2), ROUNDS),
-                "a bare echo on the port",
-            )
-            shell.run(f"head -c {SIZE} /dev/urandom >/run/bench").check()
-            line(
-                "10 MB out of the guest",
-                timed(lambda: shell.read_file("/run/bench"), 5),
-                timed(lambda: bare(shell, "cat /run/bench", SIZE), 5),
-                "a bare cat on the port",
-            )
+            print(f"{'accelerator':<34} {host.accelerator.kind}, {spec.firmware}")
+            yield boot, records
+
+
+def guest() -> None:
+    """Measurements 1 to 3, in one boot."""
+    with booted() as (boot, _):
+        seen = boot.observation()
+        reached, noticed = seen.phases["multi-user.target"], seen.ready_guest_s or 0.0
+        print(f"{'power-on to ready':<34} {(seen.ready_s or 0.0) * 1000:9.1f} ms")
+        print(f"{'noticing ready':<34} {(noticed - reached) * 1000:9.1f} ms after the guest's own time of it")
+        shell = boot.machine.shell
+        systemd.uptime(shell)
+        line(
+            "shell round trip",
+            timed(lambda: shell.run("true").check(), ROUNDS),
+            timed(lambda: bare(shell, "echo x", 2), ROUNDS),
+            "a bare echo on the port",
+        )
+        shell.run(f"head -c {SIZE} /dev/urandom >/run/bench").check()
+        line(
+            "10 MB out of the guest",
+            timed(lambda: shell.read_file("/run/bench"), 5),
+            timed(lambda: bare(shell, "cat /run/bench", SIZE), 5),
+            "a bare cat on the port",
+        )
+
+
+def lynis() -> None:
+    """Measurement 5. Ours first: what the guest has read stays in its memory, which favours the second."""
+    tool = tools.find("lynis", {})
+    with booted() as (boot, records):
+        shell = boot.machine.shell
+        (records / "inputs").mkdir()
+        place = observer.Place(shell, State.LIVE, Evidence(records), ProgressLog(records / "progress.jsonl"))
+        begun = time.perf_counter()
+        seen = observer.observe(place, tool, 7200.0)
+        ours = time.perf_counter() - begun
+        files = {name: data for name, data in observer.tool_files(tool).items() if name != "custom.prf"}
+        shell.run("mkdir /run/bare").check()
+        shell.write_file("/run/bare/tool.tar", observer.pack(files))
+        shell.run("cd /run/bare && tar -xf tool.tar", timeout=120).check()
+        begun = time.perf_counter()
+        shell.run(
+            "cd /run/bare && sh ./lynis audit system --usecwd --quick --no-colors --plugindir ./plugins "
+            "--logfile /run/bare/log --report-file /run/bare/report",
+            timeout=7200.0,
+        ).check()
+        bare_seconds = time.perf_counter() - begun
+        by_hand = read_report(shell.read_file("/run/bare/report").decode("utf-8", "replace"))
+    line("the gate lynis", [ours], [bare_seconds], "a bare lynis audit system")
+    print(
+        f"{'hardening index, tests run':<34} {seen.report.index}, {seen.considered}; by hand: {by_hand.index}, "
+        f"{by_hand.tests_done}"
+    )
 
 
 def plugin() -> None:
@@ -115,9 +166,30 @@ def plugin() -> None:
             floor.append(run("-p", "no:osgates"))
         difference = (statistics.median(ours) - statistics.median(floor)) * 1000
         line("a pytest run without --iso", ours, floor, "without the plugin")
-        print(f"{'':<34} {difference:9.1f} ms added")
+        print(f"{'':<34} {difference:9.1f} ms added (medians)")
+        valgrind = shutil.which("valgrind")
+        if valgrind is None:
+            return
+        counts = []
+        for extra in ([], ["-p", "no:osgates"]):
+            counted = subprocess.run(
+                [valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null", *base, *extra],
+                cwd=directory,
+                check=True,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PYTHONHASHSEED": "0"},
+            )
+            counts.append(int(re.findall(r"Collected : (\d+)", counted.stderr)[-1]) / 1e6)
+        print(
+            f"{'the same, in instructions':<34} {counts[0]:9.0f} M    without the plugin: {counts[1]:.0f} M   "
+            f"ratio {counts[0] / counts[1]:.3f}"
+        )
 
 
 if __name__ == "__main__":
-    plugin()
-    guest()
+    if sys.argv[1:] == ["--lynis"]:
+        lynis()
+    else:
+        plugin()
+        guest()

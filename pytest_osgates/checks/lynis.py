@@ -85,9 +85,15 @@ class LynisPolicy(Policy):
 
 
 def judge(seen: LynisObservation, policy: LynisPolicy) -> list[Finding]:
-    """The score, the warnings and the guest's own profiles violate; whatever the score cannot rest on is unproven."""
+    """The score, the warnings and the guest's own profiles violate; whatever the score cannot rest on is unproven.
+
+    Of a run that did not end, what is missing says nothing: then that alone is told.
+    """
+    sound = _sound(seen)
+    if any(finding.rule == "ended-early" for finding in sound):
+        return [*sound, *_profiles(seen, policy)]
     return [
-        *_ended(seen),
+        *sound,
         *_adds_up(seen),
         *_score(seen, policy),
         *_remarks("warning", seen.report.warnings, policy.accept_warnings, Severity.VIOLATION),
@@ -101,10 +107,10 @@ def _unproven(rule: str, subject: str, found: str, wanted: str, hint: str = "") 
     return Finding(rule=rule, subject=subject, seen=found, wanted=wanted, hint=hint, severity=Severity.UNPROVEN)
 
 
-def _ended(seen: LynisObservation) -> list[Finding]:
+def _sound(seen: LynisObservation) -> list[Finding]:
     findings = []
-    if not seen.report.finished or seen.status is None or seen.status not in {0, 78}:
-        # Exit status 78 with error-on-warnings=yes, which is not set; 0 otherwise (lynis(8)).
+    if not seen.report.finished or seen.status != 0:
+        # 78 would say that there were warnings, but only with error-on-warnings=yes, which is not set (default.prf).
         said = "nobody saw it end" if seen.status is None else f"exit status {seen.status}"
         last = seen.log.tests[-1].id if seen.log.tests else "no test"
         end = "has an end" if seen.report.finished else "has no end"
@@ -126,7 +132,7 @@ def _ended(seen: LynisObservation) -> list[Finding]:
                 "the files of the pinned package",
             )
         )
-    if seen.report.version != seen.tool_version.partition("-")[0]:
+    if seen.report.finished and seen.report.version != seen.tool_version.partition("-")[0]:
         findings.append(
             _unproven(
                 "other-version",
@@ -449,8 +455,12 @@ def _forged_list(seen: LynisObservation) -> LynisObservation:
     return _with_report(seen, executed=(*(seen.report.executed or ()), _INVENTED))
 
 
+def _no_end(seen: LynisObservation) -> LynisObservation:
+    return _with_report(seen, finished=False)
+
+
 def _cut(seen: LynisObservation) -> LynisObservation:
-    return _with_log(_with_report(seen, finished=False), tests=seen.log.tests[:10])
+    return _with_log(seen, tests=seen.log.tests[:10])
 
 
 CONTROLS = (
@@ -461,7 +471,7 @@ CONTROLS = (
     Control("the guest's own profile", _own_profile, "guest-profile", f"/etc/lynis/{_INVENTED}.prf"),
     Control("a report with another index", _forged_index, "report-mismatch", "hardening index", Severity.UNPROVEN),
     Control("a report with another test", _forged_list, "report-mismatch", "tests run", Severity.UNPROVEN),
-    Control("a run without an end", _cut, "ended-early", "lynis", Severity.UNPROVEN),
+    Control("a run without an end", _no_end, "ended-early", "lynis", Severity.UNPROVEN),
     Control("a log cut off", _cut, "too-few-tests", "lynis", Severity.UNPROVEN),
 )
 

@@ -21,14 +21,20 @@ def stock_iso() -> Path:
 
 
 def test_stock_image(gates: Gates, stock_iso: Path) -> None:
-    """It boots on both firmwares, its menu answered; and its kernel's settings fail."""
+    """It boots on both firmwares, its menu answered; its kernel's settings fail, and so does its score."""
     profile = PROFILES / "livebuild.toml"
     outcome = gates.run("--iso", stock_iso, "--iso-distro", profile, "-n", "2", "--dist", "loadgroup")
     assert outcome.verdicts["gates"]["boot"]["verdict"] == "PASS"
     assert outcome.verdicts["gates"]["kconfig"]["verdict"] == "FAIL"
+    assert outcome.verdicts["gates"]["lynis"]["verdict"] == "FAIL"
+    assert ("score", "hardening index") in outcome.findings("lynis")
     assert outcome.status == 1
     assert outcome.last_line == "LAUNCH: NOT READY"
     assert outcome.root is not None
+    lynis = json.loads((outcome.root / "observations/lynis.json").read_text())
+    assert lynis["status"] == 0
+    assert 0 < lynis["report"]["index"] < 90
+    assert lynis["report"]["tests_done"] > 200
     for row in ("bios-channel", "bios-bare", "uefi-channel", "uefi-bare"):
         seen = json.loads((outcome.root / f"observations/boot/{row}.json").read_text())
         assert [press["keys"] for press in seen["keys"]] == ["ret"], row

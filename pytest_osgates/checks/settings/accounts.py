@@ -30,7 +30,7 @@ CONTROL = "osgates-control"
 NO_SHADOW = "/etc/shadow has no line for this user"
 _NO_ID = -1
 # What nobody has: a user or group of a control differs in everything from what was demanded.
-_STRANGER = User(name=CONTROL, uid=_NO_ID, gid=_NO_ID, home="/" + CONTROL, shell="/" + CONTROL)
+_STRANGER = User(name=CONTROL, uid=_NO_ID, gid=_NO_ID, home=f"/{CONTROL}", shell=f"/{CONTROL}", password="set")  # noqa: S604, S106
 
 
 def _account_names(names: tuple[str, ...]) -> tuple[str, ...]:

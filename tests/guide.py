@@ -10,10 +10,10 @@ _BLOCK = re.compile(r"^```(?:toml|python|text) (\S+)\n(.*?)^```$", re.MULTILINE 
 
 
 def blocks() -> dict[str, str]:
-    """Path and text; several blocks of one path are one file."""
+    """Path and text; several blocks of one path are one file, two empty lines between them."""
     found: dict[str, str] = {}
     for path, text in _BLOCK.findall(GUIDE.read_text(encoding="utf-8")):
-        found[path] = found.get(path, "") + text
+        found[path] = f"{found[path]}\n\n{text}" if path in found else text
     return found
 
 

@@ -73,7 +73,7 @@ reason = "no such hardware"
 required = false
 state = "installed"
 parameters = ["quiet"]
-[gate.lynis]
+[gate.mesh-offline]
 state = "installed"
 [gate.house-rule]
 """
@@ -85,12 +85,12 @@ state = "installed"
     assert profile.login is not None
     assert profile.gates["boot"].promise == "boots"
     assert profile.policy("boot").accept_units[0].documented
-    assert profile.required == ("boot", "lynis", "house-rule")
+    assert profile.required == ("boot", "mesh-offline", "house-rule")
     assert (profile.gates["kconfig"].state, profile.policy("kconfig")) == (
         State.INSTALLED,
         KconfigPolicy(parameters=("quiet",)),
     )
-    assert (profile.gates["lynis"].state, profile.policy("lynis")) == (State.INSTALLED, None)
+    assert (profile.gates["mesh-offline"].state, profile.policy("mesh-offline")) == (State.INSTALLED, None)
 
 
 UNKNOWN = [
@@ -113,7 +113,7 @@ UNKNOWN = [
         "unknown key gate.kconfig.accept_kconfig.0.reasons",
         "reason",
     ),
-    ("[gate.lynis]\nrequird = true\n", "[gate.lynis] has requird", "required"),
+    ("[gate.mesh-offline]\nrequird = true\n", "[gate.mesh-offline] has requird", "required"),
     ("[gate.kconfg]\nparameters = []\n", "no gate 'kconfg'", "kconfig"),
     ("[gat.boot]\n", "unknown key gat", "gate"),
 ]
@@ -147,7 +147,7 @@ def test_all_mistakes_are_told_at_once(path: Path) -> None:
         ("schema = 2\nname = 'p'\n[gate.boot]\n", "this version knows 1"),
         (HEAD, "no gate is required"),
         (HEAD + "[gate]\n", "no gate is required"),
-        (HEAD + "[gate.boot]\nrequired = false\n[gate.lynis]\nrequired = false\n", "no gate is required"),
+        (HEAD + "[gate.boot]\nrequired = false\n[gate.mesh-offline]\nrequired = false\n", "no gate is required"),
         (HEAD + "gate = 3\n", "gate: Input should be"),
         (HEAD + "[gate]\nboot = 3\n", "gate.boot: Input should be"),
         (HEAD + "[gate.Boot]\n", "not a gate's name"),
@@ -155,7 +155,7 @@ def test_all_mistakes_are_told_at_once(path: Path) -> None:
         (HEAD + '[gate."boot\\n"]\n', "not a gate's name"),
         (HEAD + "[gate.boot]\nstate = 'installed'\n", "this gate judges live"),
         (HEAD + "[gate.kconfig]\nstate = 'image'\n", "this gate judges live or installed"),
-        (HEAD + "[gate.lynis]\nstate = 'running'\n", "gate.lynis.state: Input should be"),
+        (HEAD + "[gate.mesh-offline]\nstate = 'running'\n", "gate.mesh-offline.state: Input should be"),
         (HEAD + "[gate.boot]\ndeadline_s = 0\n", "gate.boot.deadline_s: Input should be greater than 0"),
         (HEAD + "[gate.boot]\nrequired = 'perhaps'\n", "gate.boot.required"),
         (HEAD + "[machine]\nfirmware = []\n[gate.boot]\n", "machine.firmware"),

@@ -278,6 +278,8 @@ class Boot:
             start = systemd.uptime(machine.shell)
             limit = machine.elapsed + 3 * seconds + 60
             while watched < seconds and machine.elapsed < limit:
+                # What the journal had to say was asked for; left set, the wait below would not wait.
+                self._news.clear()
                 machine.check_guest()
                 self._look()
                 self._progress.step(Step(self._plan.case, "watching after ready", watched, seconds, self._counts()))

@@ -92,7 +92,7 @@ def reached_target(line: str) -> str | None:
         return None
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(entry, dict) or entry.get("_PID") != "1" or entry.get("MESSAGE_ID") != STARTED_MESSAGE:
         return None
@@ -130,7 +130,7 @@ def failures(shell: GuestShell) -> tuple[UnitFailure, ...]:
 def _from_journal(line: str, failed: set[str]) -> UnitFailure | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ChannelError(f"the guest's journal is not JSON: {one_line(line, 80)!r}") from None
     if not isinstance(entry, dict):
         raise ChannelError("the guest's journal is not a list of objects")

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lynis_samples import OTHER_OS, STAMP, Story
 from pydantic import ValidationError
 
 from pytest_osgates.checks import lynis
@@ -14,7 +15,6 @@ from pytest_osgates.checks.lynis import GATE, LynisObservation, LynisPolicy
 from pytest_osgates.checks.lynis_report import read_log, read_report
 from pytest_osgates.judging import judge
 from pytest_osgates.model import Finding, Severity, Verdict
-from tests.unit.lynis_samples import OTHER_OS, STAMP, Story
 
 
 def policy(**values: object) -> LynisPolicy:

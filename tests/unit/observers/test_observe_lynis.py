@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from local_shell import local_shell
+from lynis_samples import Story
 
 from pytest_osgates.evidence import Evidence
 from pytest_osgates.model import State
@@ -16,8 +18,6 @@ from pytest_osgates.observers import lynis
 from pytest_osgates.progress import ProgressLog
 from pytest_osgates.tools import Tool
 from pytest_osgates.vm.errors import HostError
-from tests.unit.lynis_samples import Story
-from tests.unit.observers.local_shell import local_shell
 
 
 @pytest.fixture

@@ -225,6 +225,7 @@ BROKEN = {
     "def (": "line 2: SyntaxError: ",
     "import no_such_module_anywhere": "line 2: ModuleNotFoundError: No module named 'no_such_module_anywhere'",
     "import sys; sys.exit(0)": "line 2: SystemExit: 0",
+    "from pytest_osgates.checks.registry import GATES\nGATES['boot'] = GATES['kconfig']": "line 3: TypeError",
     "exit()": "line 2: SystemExit",
     "import pytest; pytest.skip('not here', allow_module_level=True)": "line 2: Skipped: not here",
     "import pytest; pytest.importorskip('no_such_module_anywhere')": "line 2: Skipped: ",

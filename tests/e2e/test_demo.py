@@ -17,9 +17,9 @@ ROWS = {f"{firmware}-{way}" for firmware in ("bios", "uefi", "uefi-secureboot") 
 
 
 def test_demo_passes_every_gate_on_every_firmware(gates: Gates, demo_iso: Path) -> None:
-    """Six boots, one verdict a gate."""
+    """Six boots, one run of Lynis, one verdict a gate."""
     junit = gates.directory / "junit.xml"
-    outcome = gates.run("--iso", demo_iso, "--junitxml", junit)
+    outcome = gates.run("--iso", demo_iso, "--junitxml", junit, "-n", "2", "--dist", "loadgroup")
     assert outcome.status == 0
     assert outcome.last_line.startswith("LAUNCH: ALL REQUIRED PASS (not a sign-off")
     boot = outcome.verdicts["gates"]["boot"]
@@ -30,9 +30,12 @@ def test_demo_passes_every_gate_on_every_firmware(gates: Gates, demo_iso: Path) 
     _check_boots(outcome.root)
     _check_manifest(outcome.root)
     _check_junit(junit)
-    kconfig = outcome.verdicts["gates"]["kconfig"]
-    assert kconfig["verdict"] == "PASS"
-    assert kconfig["considered"] > 300
+    for gate, fewest in (("kconfig", 300), ("lynis", 200), ("settings", 20)):
+        assert outcome.verdicts["gates"][gate]["verdict"] == "PASS", gate
+        assert outcome.verdicts["gates"][gate]["considered"] > fewest, gate
+    lynis = json.loads((outcome.root / "observations/lynis.json").read_text())
+    assert lynis["report"]["index"] >= 90
+    assert lynis["report"]["tests_done"] == outcome.verdicts["gates"]["lynis"]["considered"]
     assert "PASS (" in outcome.output
 
 
@@ -67,7 +70,7 @@ def _check_manifest(root: Path) -> None:
 
 def _check_junit(path: Path) -> None:
     cases = ET.parse(path).getroot().findall(".//testcase")  # noqa: S314  (our own output)
-    assert len(cases) == len(ROWS) + 1
+    assert len(cases) == len(ROWS) + 3
     for case in cases:
         properties = {(entry.get("name"), entry.get("value")) for entry in case.findall("./properties/property")}
         assert ("verdict", "PASS") in properties
@@ -78,7 +81,7 @@ def test_one_gate_boots_once_and_is_partial(gates: Gates, demo_iso: Path) -> Non
     own = Path(__file__).parent / "guest" / "guest_checks.py"
     outcome = gates.run("--iso", demo_iso, "-m", "kconfig or own", own, "--pyargs", "pytest_osgates.gates")
     assert outcome.status == 0
-    assert outcome.last_line == "LAUNCH: PARTIAL (1 of 2 required gates)"
+    assert outcome.last_line == "LAUNCH: PARTIAL (1 of 4 required gates)"
     assert outcome.root is not None
     assert len(list((outcome.root / "machines").iterdir())) == 1
     assert outcome.verdicts["selected"] == ["kconfig"]

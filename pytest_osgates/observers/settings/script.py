@@ -239,12 +239,12 @@ for p; do
         esac
     done <"$p/cgroup"; } 2>/dev/null
     say process "${p##*/}" "$readable" "$c" "$(readlink -- "$p/exe" 2>/dev/null)" "$g"
-    live="$live $p"
+    live="$live ${p##*/}"
 done
 # Once more: a process that was just being started has its libraries by now, and one that has ended is none.
 mapped
 for p in $live; do
-    if [ -d "$p" ]; then say alive "${p##*/}"; fi
+    if [ -d "$R/proc/$p" ]; then say alive "$p"; fi
 done
 """
 

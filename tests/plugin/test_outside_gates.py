@@ -98,7 +98,8 @@ def test_rows_of_an_own_gate_are_rows_like_any_other(own: Bench, arguments: tupl
     assert (done.root / "observations" / "house-rule" / "three.json").is_file()
     assert set(done.record["gates"]["house-rule"]["from"]["beside"]) == {"conftest.py", "helper.py"}
     assert "from" not in done.record["gates"]["lurking"]
-    assert done.junit["test_row[two]"][0] == {"failure"}
+    # Older versions of xdist write the group behind the name.
+    assert [found for name, (found, _) in done.junit.items() if name.startswith("test_row[two]")] == [{"failure"}]
     assert not list((done.root / "machines").iterdir())
 
     (own.path / "gates" / "helper.py").write_text("WORDS = {}\n")

@@ -2,8 +2,10 @@
 
 import pytest
 
-from pytest_osgates.checks.settings import NOTHING_DEMANDED, SettingsObservation
+from pytest_osgates.checks.settings import NOTHING_DEMANDED
 from pytest_osgates.checks.settings.demand import Questions
+from pytest_osgates.checks.settings.facts import SettingsObservation
+from pytest_osgates.checks.settings.policy import SettingsPolicy
 from pytest_osgates.fixtures.gate import Judge, NotProven
 from pytest_osgates.model import State
 from pytest_osgates.observers import settings
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.settings
 @pytest.fixture
 def questions(os_case: str, os_run: Run, os_gate_state: State) -> Questions:
     """What to ask, before any boot: a profile that demands nothing is known at once."""
-    policy = os_run.profile.policy("settings")
+    policy: SettingsPolicy = os_run.profile.policy("settings")
     if not policy.demands(os_gate_state):
         raise NotProven(f"{NOTHING_DEMANDED}: see docs/profiles.md for what it may demand")
     return policy.questions(os_gate_state)

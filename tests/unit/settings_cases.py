@@ -6,7 +6,6 @@ from typing import Any
 
 from settings_samples import LIBRARY, a_file, a_mount, a_process, policy, system
 
-from pytest_osgates.checks.settings import SettingsObservation
 from pytest_osgates.checks.settings.facts import (
     AccountsFact,
     CapabilityFact,
@@ -16,6 +15,7 @@ from pytest_osgates.checks.settings.facts import (
     Package,
     PackagesFact,
     SelinuxFact,
+    SettingsObservation,
     SysctlFact,
     TextFact,
     UnitFact,
@@ -430,7 +430,7 @@ CASES: dict[str, tuple[SettingsObservation, list[tuple[str, str, Severity]]]] = 
         [("library", f"{LIBRARY} in /usr/sbin/odd", V)],
     ),
     "a process with another of that name": (
-        with_process(a_process(9, "/usr/sbin/odd", "/root/usr/lib/libsafe.so.1")),
+        with_process(a_process(9, "/usr/sbin/odd", "/elsewhere/usr/lib/libsafe.so.1")),
         [("library", f"{LIBRARY} in /usr/sbin/odd", V)],
     ),
     "a process without a program": (

@@ -193,7 +193,8 @@ if has rpm; then rpm -qa --qf @RPM@ >"$D/o" 2>"$D/e"; blob rpm "$?"; else say no
 if has flatpak; then
     flatpak list --columns=application,version,branch,installation >"$D/o" 2>"$D/e"
     s=$?
-    for d in "$R"/root/.local/share/flatpak "$R"/home/*/.local/share/flatpak "$R"/var/home/*/.local/share/flatpak; do
+    for h in "$R"/root "$R"/home/* "$R"/var/home/*; do
+        d=$h/.local/share/flatpak
         [ -d "$d/repo" ] || continue
         FLATPAK_USER_DIR=$d flatpak list --user --columns=application,version,branch,installation >>"$D/o" 2>"$D/e" ||
             s=$?

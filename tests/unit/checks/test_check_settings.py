@@ -9,8 +9,9 @@ from gate_samples import keys
 from settings_cases import CASES, CLEAN, DEMANDED, SSHD, R, U, V, with_key
 from settings_samples import FILE, LIBRARY, POLICY, REASON, a_file, policy
 
-from pytest_osgates.checks.settings import GATE, SettingsObservation, SettingsPolicy
-from pytest_osgates.checks.settings.facts import FileFact, ProcessesFact, SysctlFact, TextFact
+from pytest_osgates.checks.settings import GATE
+from pytest_osgates.checks.settings.facts import FileFact, ProcessesFact, SettingsObservation, SysctlFact, TextFact
+from pytest_osgates.checks.settings.policy import SettingsPolicy
 from pytest_osgates.judging import judge
 from pytest_osgates.model import State, Verdict
 

@@ -275,8 +275,13 @@ CASES: dict[str, tuple[SettingsObservation, list[tuple[str, str, Severity]]]] = 
         [("file", f"{SSHD} mode", V)],
     ),
     "mode behind a link to nothing": (
-        with_key("files", SSHD, LINK.model_copy(update={"target": None, "content": CLEAN.files[SSHD].content})),
-        [("file", f"{SSHD} mode", V)],
+        with_key("files", SSHD, LINK.model_copy(update={"target": None})),
+        [
+            ("file", f"{SSHD} mode", V),
+            ("file", f"{SSHD} contains ^PermitRootLogin no$", V),
+            ("file", f"{SSHD} lacks ^PermitEmptyPasswords\\s+yes", V),
+            ("file", f"{SSHD} lacks ^(?!P)[A-Z]{{3}}$", V),
+        ],
     ),
     "mount without an option": (
         with_tmp(a_mount("/tmp", "rw", super_options=("rw", "size=1k"))),

@@ -170,6 +170,8 @@ class FileEntry(Entry):
             other = "none" if wanted != capabilities.Capabilities() else "cap_sys_admin=ep"
 
             def judge(fact: FileFact) -> list[Miss]:
+                if fact.target is None:
+                    return _dangling(fact)
                 seen = fact.capabilities
                 if seen is None or seen.problem:
                     return unproven(NOT_ASKED if seen is None else seen.problem)
@@ -189,6 +191,8 @@ class FileEntry(Entry):
             hollow = self.empty
 
             def judge_empty(fact: FileFact) -> list[Miss]:
+                if fact.target is None:
+                    return _dangling(fact)
                 if fact.empty is None:
                     return unproven(NOT_ASKED)
                 return MET if fact.empty == hollow else missed("empty" if fact.empty else "not empty")
@@ -205,6 +209,8 @@ class FileEntry(Entry):
         compiled = re.compile(pattern, re.MULTILINE)
 
         def judge(fact: FileFact) -> list[Miss]:
+            if fact.target is None:
+                return _dangling(fact)
             content = fact.content
             if content is None or content.problem:
                 return unproven(NOT_ASKED if content is None else content.problem)
@@ -237,7 +243,7 @@ class FileEntry(Entry):
     ) -> Demand:
         def judge(fact: FileFact) -> list[Miss]:
             if fact.target is None:
-                return missed(f"a link to {short(fact.link)}, where nothing is")
+                return _dangling(fact)
             through = f", of {short(fact.leads_to)}, which it leads to" if fact.link else ""
             return MET if fits(fact.target) else missed(f"{say(fact.target)}{through}")
 
@@ -320,6 +326,10 @@ def _is_absent(fact: FileFact) -> list[Miss]:
 
 def _is_there(fact: FileFact) -> list[Miss]:
     return missed("nothing there") if fact.own is None else MET
+
+
+def _dangling(fact: FileFact) -> list[Miss]:
+    return missed(f"a link to {short(fact.link)}, where nothing is")
 
 
 def _type(fact: FileFact) -> str:

@@ -63,6 +63,20 @@ def test_a_gate_without_controls_proves_nothing() -> None:
     assert judge(gate(), Lamp(words=("violation",)), Rules()).verdict is Verdict.FAIL
 
 
+def test_controls_may_be_made_for_what_was_seen_and_is_demanded() -> None:
+    def fitting(seen: Lamp, rules: Rules) -> tuple[Control[Lamp], ...]:
+        return () if "remark" in seen.words else (BREAKS, HIDES)
+
+    made = Gate("lamp", "it shines", (State.IMAGE,), Lamp, Rules, look, fitting)
+    judgement = judge(made, Lamp(), Rules())
+    assert [(control.name, control.caught) for control in judgement.controls] == [
+        ("it breaks", True),
+        ("it hides", True),
+    ]
+    assert judgement.verdict is Verdict.PASS
+    assert judge(made, Lamp(words=("remark",)), Rules()).verdict is Verdict.NOT_PROVEN
+
+
 def test_one_uncaught_control_proves_nothing_but_hides_no_violation() -> None:
     blind = gate(BREAKS, HIDES, judge=lambda seen, rules: [f for f in look(seen, rules) if f.rule != "unproven"])
     judgement = judge(blind, Lamp(), Rules())

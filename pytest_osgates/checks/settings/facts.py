@@ -210,3 +210,10 @@ class SettingsObservation(Observation):
     processes: ProcessesFact | None = None
     selinux: SelinuxFact | None = None
     lockdown: TextFact | None = None
+
+    @property
+    def considered(self) -> int:
+        """Each sysctl, unit and file by its name, and each list that was read as a whole (mounts, processes, ...)."""
+        named = len(self.sysctls) + len(self.units) + len(self.files) + len(self.packages or ())
+        wholes = (self.command_line, self.mounts, self.accounts, self.processes, self.selinux, self.lockdown)
+        return named + sum(1 for whole in wholes if whole is not None)

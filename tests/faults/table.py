@@ -37,8 +37,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 @dataclass(frozen=True)
 class Fault:
-    """One row. `status`: exit status; `verdict`: of the gate that met it, or ``refused``: no run began; `message`: words
-    that the output has (``...`` stands for anything); `points`: at how many moments it is made."""
+    """One row. `status`: exit status; `verdict`: of the gate that met it, or ``refused``: no run began; `message`:
+    words that the output has (``...`` stands for anything); `points`: at how many moments it is made."""
 
     kind: str
     name: str
@@ -126,8 +126,8 @@ def _lines() -> Iterator[str]:
     yield "# What goes wrong, and what is said of it"
     yield ""
     yield (
-        f"{len(every)} faults, made at {points} moments in all. Each row is a test under `tests/faults` that makes the"
-        " fault, reads exit status, verdict, message and evidence, and looks that no process is left; none has a"
+        f"{len(every)} faults, made at {points} moments in all. Each row is a test under `tests/faults` that makes"
+        " the fault, reads exit status, verdict, message and evidence, and looks that no process is left; none has a"
         " traceback, and none is ever a PASS of the gate that met it unless the table says so. This page is made from"
         " the tests' own table by `python -m tests.faults.table`, and a test compares the two."
     )

@@ -3,7 +3,7 @@
 Layout of one run, ``<base>/<first 12 digits of the image's SHA-256>/<UTC>-<run id>/``:
 
     verdicts.json       every required gate; NOT PROVEN before the first boot, replaced after each gate
-    manifest.json       every file with its SHA-256, versions, the run's options
+    manifest.json       every file with its SHA-256, versions, the run's options; replaced after each gate as well
     profile.toml        the distro profile as it was used
     observations/       GATE.json or GATE/ROW.json
     machines/NAME/      QEMU's arguments and log, consoles with times, screenshots, monitor events
@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,9 @@ from pydantic import BaseModel, ValidationError
 from pytest_osgates.vm.errors import HostError
 
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
+MANIFEST = "manifest.json"
+VERDICTS = "verdicts.json"
+MORE_ROOM = "free some space, or choose another directory with --iso-evidence"
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -47,20 +51,34 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     :raise HostError: it cannot be written (disk full, read-only).
     """
+    with prepared(path, data) as partial, _disk(path):
+        partial.replace(path)
+
+
+@contextlib.contextmanager
+def prepared(path: Path, data: bytes) -> Iterator[Path]:
+    """A file beside `path` with `data` in it, safe on disk, to be renamed to it; removed if it was not.
+
+    :raise HostError: it cannot be written (disk full, read-only).
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as file:
+        with _disk(path), partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
+        yield partial
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise HostError(
-            f"evidence cannot be written to {path}: {error.strerror}",
-            remedy="free some space, or choose another directory with --iso-evidence",
-        ) from error
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"evidence cannot be written to {path}: {error.strerror}", remedy=MORE_ROOM) from error
 
 
 def dump(value: object) -> bytes:
@@ -81,6 +99,8 @@ class Evidence:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # What the manifest says of a file, by its path, for as long as it is the file that was read.
+        self._digests: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
 
     @classmethod
     def create(cls, base: Path, image_sha256: str, run_id: str) -> Evidence:
@@ -109,7 +129,7 @@ class Evidence:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise HostError(f"{path} cannot be made: {error.strerror}", remedy="free some space") from error
+                raise HostError(f"{path} cannot be made: {error.strerror}", remedy=MORE_ROOM) from error
             return path
         raise HostError(f"a thousand machines called {name}")
 
@@ -122,7 +142,7 @@ class Evidence:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise HostError(f"{path.parent} cannot be made: {error.strerror}", remedy="free some space") from error
+            raise HostError(f"{path.parent} cannot be made: {error.strerror}", remedy=MORE_ROOM) from error
         write_atomic(path, data)
         return Stored(relative, hashlib.sha256(data).hexdigest())
 
@@ -142,18 +162,70 @@ class Evidence:
         except (OSError, ValidationError) as error:
             raise HostError(f"the observation {path} cannot be read back: {error}") from error
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Write ``manifest.json``: `facts` and the SHA-256 of every other file.
+    def go_on(self, verdicts: bytes, facts: dict[str, Any]) -> None:
+        """Write ``verdicts.json`` and ``manifest.json`` of a run that goes on: `facts`, the SHA-256 of every file
+        that is finished, and under ``open`` the names of those that are still written to. So what it says stands
+        even if nobody comes to write the last one. A file that did not change since the last time (inode, size,
+        time) is not read again.
 
-        :raise HostError: it cannot be written.
+        :raise HostError: they cannot be written, or a file cannot be read.
         """
-        listed = {}
+        self.write(VERDICTS, verdicts)
+        self._write_manifest(facts, ended=False)
+
+    def finish(self, verdicts: bytes, facts: dict[str, Any]) -> None:
+        """Write the last ``manifest.json``, with the SHA-256 of every file, then the ``verdicts.json`` that it lists:
+        where the one cannot be written, the other still says what it said before.
+
+        :raise HostError: they cannot be written, or a file cannot be read.
+        """
+        path = self.root / VERDICTS
+        with prepared(path, verdicts) as partial:
+            self._write_manifest(facts, ended=True, verdicts=verdicts)
+            with _disk(path):
+                partial.replace(path)
+
+    def _write_manifest(self, facts: dict[str, Any], *, ended: bool, verdicts: bytes = b"") -> None:
+        listed: dict[str, dict[str, Any]] = {}
+        still_open = []
         for path in sorted(self.root.rglob("*")):
-            if path.is_symlink() or not path.is_file() or path.name.startswith(".") or path.name == "manifest.json":
+            name = str(path.relative_to(self.root))
+            if path.is_symlink() or not path.is_file() or path.name.startswith(".") or name == MANIFEST:
                 continue
-            with path.open("rb") as file:
-                listed[str(path.relative_to(self.root))] = {
-                    "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-                    "size": path.stat().st_size,
-                }
-        write_atomic(self.root / "manifest.json", dump({"schema": 1, **facts, "files": listed}))
+            if ended and name == VERDICTS:
+                listed[name] = {"sha256": hashlib.sha256(verdicts).hexdigest(), "size": len(verdicts)}
+                continue
+            if not ended and is_open(name):
+                still_open.append(name)
+                continue
+            try:
+                listed[name] = self._entry(path, fresh=ended)
+            except OSError as error:
+                if not ended and isinstance(error, FileNotFoundError):
+                    # Another process has just removed it.
+                    continue
+                raise HostError(
+                    f"the evidence {path} cannot be read back: {error.strerror}", remedy="look at the disk it is on"
+                ) from error
+        notes = {"ended": ended} if ended else {"ended": ended, "open": still_open}
+        write_atomic(self.root / MANIFEST, dump({"schema": 1, **notes, **facts, "files": listed}))
+
+    def _entry(self, path: Path, *, fresh: bool) -> dict[str, Any]:
+        status = path.stat()
+        key = (status.st_ino, status.st_size, status.st_mtime_ns)
+        known = self._digests.get(path)
+        if known is not None and known[0] == key and not fresh:
+            return known[1]
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        entry = {"sha256": digest, "size": size}
+        self._digests[path] = (key, entry)
+        return entry
+
+
+def is_open(name: str) -> bool:
+    """Whether a file of the evidence is written to as long as the run goes on."""
+    if name.startswith("machines/"):
+        return name.endswith((".log", ".jsonl", "/qemu.json"))
+    return name in {VERDICTS, "selected.json", "progress.jsonl"}

@@ -169,7 +169,7 @@ class Run:
                 "kvm": self.host.kvm.reason,
             },
             "machines": {
-                path.parent.name: json.loads(path.read_text()).get("arguments", [])
+                path.parent.name: _arguments(path)
                 for path in sorted((self.evidence.root / "machines").glob("*/qemu.json"))
             },
             "gates_from": [
@@ -237,6 +237,15 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+def _arguments(path: Path) -> list[str]:
+    """QEMU's arguments as a machine recorded them; empty as long as it is writing them, or where it could not."""
+    try:
+        found = json.loads(path.read_text())["arguments"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [str(argument) for argument in found]
+
+
 
 
 __all__ = ["OsgatesError", "Request", "Run", "existing_file", "free_bytes", "parse_tools"]

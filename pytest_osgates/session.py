@@ -66,7 +66,11 @@ def activate(config: pytest.Config) -> None:
             # one that died are gone. What was not run is NOT PROVEN.
             config.option.maxworkerrestart = "0"
         swept = workdir.sweep()
-        config.pluginmanager.register(Controller(config, run, len(swept)), "osgates-controller")
+        try:
+            controller = Controller(config, run, len(swept))
+        except OsgatesError as error:
+            raise pytest.UsageError(printable(str(error), 4000)) from error
+        config.pluginmanager.register(controller, "osgates-controller")
 
 
 def _check_ini_file(config: pytest.Config) -> None:
@@ -256,16 +260,22 @@ class Controller:
 
     # -- evidence -------------------------------------------------------------------------------------------------
 
-    def _write(self, launch: Launch = Launch.NOT_READY) -> None:
-        """Until the run has ended, nothing is ready, whatever the gates say so far."""
+    def _write(self, launch: Launch = Launch.NOT_READY, *, ended: bool = False) -> None:
+        """Verdicts, and a manifest. Until the run has ended, nothing is ready, whatever the gates say so far."""
         facts = self.run.facts(self.ledger.to_json(), str(launch), sorted(self.ledger.selected), "check")
-        self.run.evidence.write("verdicts.json", dump(facts))
+        evidence = self.run.evidence
+        write = evidence.finish if ended else evidence.go_on
+        write(dump(facts), self.run.manifest_facts(self.interrupted))
 
     def _try_write(self) -> None:
         try:
             self._write()
         except OsgatesError as error:
-            self.broken.append(str(error))
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        if (said := str(error)) not in self.broken:
+            self.broken.append(said)
 
     # -- hooks ----------------------------------------------------------------------------------------------------
 
@@ -316,12 +326,11 @@ class Controller:
         status = self.ledger.exit_status(int(session.exitstatus))
         launch = Launch.NOT_READY if self.broken else self.ledger.launch_at(status)
         try:
-            self._write(launch)
-            self.run.evidence.finish(self.run.manifest_facts(self.interrupted))
+            self._write(launch, ended=True)
         except (OsgatesError, OSError, ValueError) as error:
-            self.broken.append(str(error))
+            self._break(error)
             launch = Launch.NOT_READY
-            with contextlib.suppress(OsgatesError):
+            with contextlib.suppress(OsgatesError, OSError, ValueError):
                 self._write(launch)
         if self.broken and status in {0, 10}:
             # Verdicts without their evidence prove nothing.

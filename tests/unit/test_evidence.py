@@ -148,19 +148,83 @@ def test_machines_of_one_name_do_not_share_their_records(store: Evidence) -> Non
 
 
 def test_the_manifest_lists_every_file_with_its_digest(store: Evidence) -> None:
-    store.write("verdicts.json", b"{}")
+    store.write("verdicts.json", b"older")
     store.write("inputs/kconfig/config", b"CONFIG_X=y\n")
     (store.root / "machines" / "Grüße").write_bytes(bytes(3_000_000))
     (store.root / "machines" / "link").symlink_to("/etc/passwd")
-    store.finish({"run": "run-1", "interrupted": ""})
+    store.finish(b"{}", {"run": "run-1", "interrupted": ""})
     manifest = json.loads((store.root / "manifest.json").read_text())
-    assert (manifest["schema"], manifest["run"]) == (1, "run-1")
+    assert (manifest["schema"], manifest["run"], manifest["ended"]) == (1, "run-1", True)
+    assert (store.root / "verdicts.json").read_bytes() == b"{}"
     assert set(manifest["files"]) == files(store.root) - {"manifest.json", "machines/link"}
+    check_digests(store, manifest)
+    store.finish(b"{}", {"run": "run-1"})
+    assert json.loads((store.root / "manifest.json").read_text())["files"] == manifest["files"]
+
+
+def check_digests(store: Evidence, manifest: dict[str, Any]) -> None:
     for name, entry in manifest["files"].items():
         data = (store.root / name).read_bytes()
         assert entry == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    store.finish({"run": "run-1"})
-    assert json.loads((store.root / "manifest.json").read_text())["files"] == manifest["files"]
+
+
+def test_a_manifest_stands_while_the_run_goes_on(store: Evidence) -> None:
+    """It has what is finished, and names the rest; a killed run leaves nothing that it would have to take back."""
+    store.write("observations/boot/a.json", b"1")
+    machine = store.machine("a")
+    for name in ("serial.log", "events.jsonl", "qemu.json", "screen-ready.png"):
+        (machine / name).write_bytes(b"2")
+    store.write("inputs/lynis/lynis.log", b"3")
+    store.go_on(b"{}", {"run": "run-1"})
+    manifest = json.loads((store.root / "manifest.json").read_text())
+    assert manifest["ended"] is False
+    assert set(manifest["files"]) == {
+        *("observations/boot/a.json", "machines/a/screen-ready.png", "inputs/lynis/lynis.log"),
+    }
+    assert manifest["open"] == [
+        *("machines/a/events.jsonl", "machines/a/qemu.json", "machines/a/serial.log", "verdicts.json"),
+    ]
+    check_digests(store, manifest)
+
+
+def test_only_what_changed_is_read_again_until_the_end(store: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    digest = hashlib.file_digest
+
+    def spy(file: Any, name: str) -> Any:
+        read.append(Path(file.name).name)
+        return digest(file, name)
+
+    monkeypatch.setattr(module.hashlib, "file_digest", spy)
+    store.write("inputs/a", b"1")
+    store.write("inputs/b", b"1")
+    store.go_on(b"{}", {})
+    store.write("inputs/b", b"2")
+    store.go_on(b"{}", {})
+    assert read == ["a", "b", "b"]
+    check_digests(store, json.loads((store.root / "manifest.json").read_text()))
+    store.finish(b"{}", {})
+    assert read == ["a", "b", "b", "a", "b"]
+
+
+def test_the_last_verdicts_are_not_there_without_the_last_manifest(
+    store: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that is full at the end, what stands there says what it said while the run went on."""
+    store.go_on(b'"not ready"', {})
+    write = module.write_atomic
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "manifest.json":
+            raise HostError("full")
+        write(path, data)
+
+    monkeypatch.setattr(module, "write_atomic", full)
+    with pytest.raises(HostError, match="full"):
+        store.finish(b'"all required pass"', {})
+    assert (store.root / "verdicts.json").read_bytes() == b'"not ready"'
+    assert json.loads((store.root / "manifest.json").read_text())["ended"] is False
+    assert files(store.root) == {"verdicts.json", "manifest.json"}
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
@@ -73,6 +73,17 @@ class Observation(Model):
 
 class Policy(Model):
     """What a distro profile demands of one gate."""
+
+    # A deadline without end is none, and nothing is less than what is not a number.
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Contradiction(ValueError):
+    """Entries of a policy that cannot all hold. `entries`: where they stand in it, such as ``("unit", 3)``."""
+
+    def __init__(self, what: str, entries: Iterable[tuple[str | int, ...]] = ()) -> None:
+        super().__init__(what)
+        self.entries = tuple(entries)
 
 
 class Acceptance(Model):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import tomllib
+import os
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from pytest_osgates.checks.registry import GATES
-from pytest_osgates.model import AnyGate, Policy, State
+from pytest_osgates.model import AnyGate, Contradiction, Policy, State
 from pytest_osgates.profiles.origin import OutsideGate
 from pytest_osgates.profiles.outside import load_gates
 from pytest_osgates.profiles.schema import (
@@ -28,9 +30,12 @@ from pytest_osgates.profiles.schema import (
     Profile,
     ProfileFile,
 )
+from pytest_osgates.profiles.source import ProfileText
 from pytest_osgates.vm.errors import UsageError
 
-MAX_SIZE = 1 << 20
+SEE = "see docs/profiles.md for every key and its meaning"
+# pydantic's "Input should be 'bios', 'uefi' or 'uefi-secureboot'".
+_WORDS = re.compile(r"'([^']*)'")
 
 
 def built_in() -> dict[str, Path]:
@@ -49,9 +54,13 @@ def find(name: str) -> Path:
         return known[name]
     path = Path(name)
     if path.suffix == ".toml" or "/" in name:
-        if path.is_file():
+        # Whatever else lies there is said to be what it is when it is read.
+        if os.path.lexists(name):
             return path
-        raise UsageError(f"no distro profile at {name}", remedy="give a TOML file or one of: " + ", ".join(known))
+        near = _nearest(name, map(str, path.parent.glob("*.toml"))) if path.parent.is_dir() else ""
+        raise UsageError(
+            f"no distro profile at {name}{near}", remedy="give a TOML file or one of: " + ", ".join(known)
+        )
     raise UsageError(
         f"no distro profile {name!r}{_nearest(name, known)}",
         remedy=f"use one of {', '.join(known)}, or a path to a TOML file",
@@ -65,7 +74,7 @@ def detect(os_release: Mapping[str, str]) -> Path:
     """
     fitting = []
     for path in built_in().values():
-        wanted = _parse(path)[0].os_release
+        wanted = _parse(ProfileText(path)).os_release
         if wanted and all(os_release.get(key) == value for key, value in wanted.items()):
             fitting.append(path)
     if len(fitting) == 1:
@@ -87,20 +96,22 @@ def load(path: Path, *, code: bool = True) -> Profile:
     :raise UsageError: not TOML, an unknown key (with the nearest known one), a wrong value, a gate that cannot be
         loaded.
     """
-    parsed, raw = _parse(path)
+    text = ProfileText(path)
+    parsed = _parse(text)
     for name in parsed.gate:
         if not GATE_NAME.fullmatch(name):
             raise UsageError(
-                f"{path}: {name!r} is not a gate's name", remedy="use lower case letters, digits and dashes"
+                f"{text.at('gate', name)} {name!r} is not a gate's name",
+                remedy="use lower case letters, digits and dashes",
             )
-    outside = load_gates(path, parsed.gates if code else (), parsed.gate)
+    outside = load_gates(path, parsed.gates if code else (), parsed.gate, at=text.at("gates"))
     firmwares = tuple(str(firmware) for firmware in parsed.machine.firmware)
     gates = {
-        name: _section(name, table, path, firmwares, outside.get(name), strict=code)
+        name: _section(name, table, text, firmwares, outside.get(name), strict=code)
         for name, table in parsed.gate.items()
     }
     if not any(gate.required for gate in gates.values()):
-        raise UsageError(f"{path}: no gate is required", remedy="list the project's gates as [gate.NAME]")
+        raise UsageError(f"{text.at('gate')} no gate is required", remedy="list the project's gates as [gate.NAME]")
     return Profile(
         name=parsed.name,
         title=parsed.title,
@@ -109,64 +120,61 @@ def load(path: Path, *, code: bool = True) -> Profile:
         boot=parsed.boot,
         login=parsed.login,
         gates=gates,
-        sha256=hashlib.sha256(raw).hexdigest(),
+        sha256=hashlib.sha256(text.raw).hexdigest(),
         source=str(path),
     )
 
 
-def _parse(path: Path) -> tuple[ProfileFile, bytes]:
-    """The file as it is written, and its bytes.
+def _parse(text: ProfileText) -> ProfileFile:
+    """The file as it is written.
 
-    :raise UsageError: not TOML, an unknown key, a wrong value, another schema.
+    :raise UsageError: an unknown key, a wrong value, another schema.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"the distro profile {path} cannot be read: {error.strerror}") from error
-    if len(raw) > MAX_SIZE:
-        raise UsageError(f"the distro profile {path} is larger than {MAX_SIZE} bytes")
-    try:
-        data = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the distro profile {path} is not TOML: {error}") from error
+    data = text.data
     gates = data.get("gates", [])
     if isinstance(gates, dict):
         first = next(iter(gates), "NAME")
         raise UsageError(
-            f"{path}: [gates.{first}] is written [gate.{first}] in this version",
+            f"{text.at('gates', first)} [gates.{first}] is written [gate.{first}] in this version",
             remedy="rename every [gates.NAME] to [gate.NAME], also in [[gates.NAME.accept_...]];"
             ' gates = ["DIRECTORY"] says where gates of your own are',
         )
     if isinstance(gates, str):
-        raise UsageError(f"{path}: gates is a list of paths", remedy=f"write gates = [{json.dumps(gates)}]")
-    parsed = _validated(ProfileFile, data, path, "")
-    if parsed.schema_ != SCHEMA:
         raise UsageError(
-            f"{path}: schema is {parsed.schema_}, this version knows {SCHEMA}", remedy="upgrade pytest-osgates"
+            f"{text.at('gates')} gates is a list of paths", remedy=f"write gates = [{json.dumps(gates)}]"
         )
-    return parsed, raw
+    schema = data.get("schema")
+    if isinstance(schema, int) and schema != SCHEMA:
+        # Before anything else is complained of: another version has other keys.
+        raise UsageError(
+            f"{text.at('schema')} schema is {schema}, this version knows {SCHEMA}",
+            remedy="upgrade pytest-osgates" if schema > SCHEMA else f"write schema = {SCHEMA}",
+        )
+    return _validated(ProfileFile, data, text, ())
 
 
 def _section(
     name: str,
     table: dict[str, Any],
-    path: Path,
+    text: ProfileText,
     firmwares: tuple[str, ...],
     outside: OutsideGate | None,
     *,
     strict: bool,
 ) -> GateSection:
     where = f"gate.{name}"
+    key = ("gate", name)
     shared = {key: value for key, value in table.items() if key in GateCommon.model_fields}
     own = {key: value for key, value in table.items() if key not in GateCommon.model_fields}
-    common = _validated(GateCommon, shared, path, where)
+    common = _validated(GateCommon, shared, text, key)
     gate = GATES.get(name) if outside is None else outside.gate
     if gate is None:
         if own and strict:
             hint = "" if name in KNOWN_GATES else _nearest(name, KNOWN_GATES)
-            keys = sorted(own) if hint else [key + _nearest(key, GateCommon.model_fields) for key in sorted(own)]
+            keys = [each + ("" if hint else _nearest(each, GateCommon.model_fields)) for each in sorted(own)]
+            at = text.at(*key) if hint else text.at(*key, min(own))
             raise UsageError(
-                f"{path}: [{where}] has {', '.join(keys)}, but this version has no gate {name!r}{hint}",
+                f"{at} [{where}] has {', '.join(keys)}, but this version has no gate {name!r}{hint}",
                 remedy="until it has, only required, state and promise can be said of it;"
                 ' or say where a gate of your own is: gates = ["DIRECTORY"]',
             )
@@ -180,17 +188,17 @@ def _section(
         )
     if gate.state_of_case is not None and common.state is not None:
         raise UsageError(
-            f"{path}: [{where}] names a state, but each of its entries names its own",
+            f"{text.at(*key, 'state')} [{where}] names a state, but each of its entries names its own",
             remedy=f"remove state from [{where}]",
         )
     state = common.state or gate.states[0]
     if state not in gate.states:
         raise UsageError(
-            f"{path}: [{where}] state is {state}, but this gate judges {' or '.join(gate.states)}",
+            f"{text.at(*key, 'state')} [{where}] state is {state}, but this gate judges {' or '.join(gate.states)}",
             remedy="set another state",
         )
     try:
-        policy: Policy = _validated(gate.policy, own, path, where, also=GateCommon)
+        policy: Policy = _validated(gate.policy, own, text, key, also=GateCommon)
         rows = _rows(gate, policy, firmwares)
         row_states = {} if gate.state_of_case is None else {row: gate.state_of_case(row) for row in rows}
     except UsageError:
@@ -198,7 +206,7 @@ def _section(
     except Exception as error:
         # Only a gate's own code can raise something else here.
         raise UsageError(
-            f"{path}: [{where}] breaks its gate: {type(error).__name__}: {error}",
+            f"{text.at(*key)} [{where}] breaks its gate: {type(error).__name__}: {error}",
             remedy="mend the gate" if outside is None else f"mend {outside.origin.where}",
         ) from error
     return GateSection(
@@ -233,26 +241,49 @@ M = typing.TypeVar("M", bound=BaseModel)
 
 
 def _validated(
-    model: type[M], data: dict[str, Any], path: Path, where: str, also: type[BaseModel] | None = None
+    model: type[M],
+    data: dict[str, Any],
+    text: ProfileText,
+    where: tuple[str, ...],
+    also: type[BaseModel] | None = None,
 ) -> M:
+    """`data`, which stands at `where`, as `model`; keys of `also` may stand there too.
+
+    :raise UsageError: unknown keys and wrong values, all of them, each with its line.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = []
-        for entry in error.errors(include_url=False):
-            location = [where] if where else []
-            location += [str(part) for part in entry["loc"]]
-            key = ".".join(location)
-            if entry["type"] == "extra_forbidden":
-                names = set(_fields_at(model, entry["loc"][:-1]))
-                if also is not None and len(entry["loc"]) == 1:
-                    names |= set(also.model_fields)
-                problems.append(f"unknown key {key}{_nearest(str(entry['loc'][-1]), names)}")
-            else:
-                problems.append(f"{key}: {entry['msg']}")
-        raise UsageError(
-            f"{path}: " + "; ".join(problems), remedy="see docs/profiles.md for every key and its meaning"
-        ) from error
+        found = [_problem(model, entry, text, where, also) for entry in error.errors(include_url=False)]
+        problems = [problem for _, problem in sorted(found, key=lambda entry: entry[0])]
+        raise UsageError(f"{text.path}: " + "; ".join(dict.fromkeys(problems)), remedy=SEE) from error
+
+
+def _problem(
+    model: type[BaseModel],
+    entry: ErrorDetails,
+    text: ProfileText,
+    where: tuple[str, ...],
+    also: type[BaseModel] | None,
+) -> tuple[int, str]:
+    """One thing that is wrong, after its (first) line: line, key, what it is and what was probably meant."""
+    location = (*where, *entry["loc"])
+    key = ".".join(map(str, location))
+    cause = entry.get("ctx", {}).get("error")
+    places = [(*where, *place) for place in cause.entries] if isinstance(cause, Contradiction) else [location]
+    numbers = sorted({number for place in places if (number := text.line(*place)) is not None})
+    line = f"line{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}: " if numbers else ""
+    first = numbers[0] if numbers else 0
+    if entry["type"] == "extra_forbidden":
+        names = set(_fields_at(model, entry["loc"][:-1]))
+        if also is not None and len(entry["loc"]) == 1:
+            names |= set(also.model_fields)
+        return first, f"{line}unknown key {key}{_nearest(str(entry['loc'][-1]), names)}"
+    said = entry["msg"].removeprefix("Value error, ")
+    meant = ""
+    if entry["type"] in {"enum", "literal_error"} and isinstance(entry["input"], str):
+        meant = _nearest(entry["input"], _WORDS.findall(str(entry.get("ctx", {}).get("expected", ""))))
+    return first, f"{line}{key}: {said}{meant}"
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:

@@ -46,14 +46,16 @@ class _Found:
     file: Path
 
 
-def load_gates(profile: Path, entries: Sequence[str], named: Collection[str]) -> dict[str, OutsideGate]:
+def load_gates(profile: Path, entries: Sequence[str], named: Collection[str], *, at: str) -> dict[str, OutsideGate]:
     """Every gate below the profile's ``gates``, and those installed ones that it has a section for (`named`).
+
+    `at` says where in the profile that is, to begin a message with.
 
     :raise UsageError: a path that is not there, a file that cannot be loaded or holds no gate, a name that is a
         built-in gate's or that two have, a gate in the profile's own directories for which it has no section.
     """
     gates: dict[str, OutsideGate] = {}
-    for found in _files(profile, entries):
+    for found in _files(profile, entries, at):
         loaded = _from_file(found, profile)
         _refuse_clash(loaded.gate.name, f"{profile}: {found.path}", gates)
         if loaded.gate.name not in named:
@@ -82,11 +84,11 @@ def _refuse_clash(name: str, where: str, gates: Mapping[str, OutsideGate]) -> No
 # -- files that the profile names ------------------------------------------------------------------------------------
 
 
-def _files(profile: Path, entries: Iterable[str]) -> list[_Found]:
+def _files(profile: Path, entries: Iterable[str], at: str) -> list[_Found]:
     """The files below each entry, each once, whatever links lead to it."""
     found: dict[Path, _Found] = {}
     for entry in entries:
-        where = f"{profile}: gates: {entry!r}"
+        where = f"{at} gates: {entry!r}"
         remedy = "give a directory with test_*.py, or one such file, relative to the profile"
         if not entry or "\0" in entry:
             raise UsageError(f"{where} is no path", remedy=remedy)

@@ -33,12 +33,21 @@ READY_TEXT = r"(?:^|\s)login: ?$|^\[?\w[\w.-]*@[\w.-]+[: ][^\r\n]{0,80}[$#] ?$"
 def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"not a regular expression: {error}") from error
     return pattern
 
 
 Regex = Annotated[str, AfterValidator(_compiles)]
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > 80:
+        raise ValueError("give one line of printable text, at most 80 characters")
+    return text
+
+
+Title = Annotated[str, AfterValidator(_one_line)]
 
 
 class MachineSection(Model):
@@ -151,7 +160,7 @@ class ProfileFile(Model):
     """The file as it is written, gates not yet split."""
 
     schema_: int = Field(alias="schema")
-    name: str
+    name: Title
     title: str = ""
     os_release: dict[str, str] = Field(default_factory=dict)
     machine: MachineSection = Field(default_factory=MachineSection)

@@ -26,13 +26,16 @@ def _said(value: str) -> str:
 def _line(value: str) -> str:
     if any(char in value for char in "\0\n\r"):
         raise ValueError(f"{value!r} is more than one line")
+    if value != value.strip() and value.strip():
+        # Nothing on any system would be called this: what must be absent would always be.
+        raise ValueError(f"{value!r} begins or ends with white space")
     return _said(value)
 
 
 def _pattern(value: str) -> str:
     try:
         compiled = re.compile(_said(value), re.MULTILINE)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"not a regular expression: {error}") from error
     if compiled.search(""):
         raise ValueError(f"{value!r} is found in any text, also in an empty one: it demands nothing")
@@ -48,6 +51,8 @@ def _path(value: str) -> str:
         or str(PurePosixPath(value)) != value
     ):
         raise ValueError(f"{value!r} is not an absolute path in its shortest form, like /etc/skel")
+    if set(value) & set("*?"):
+        raise ValueError(f"{value!r} would be taken word for word: a path is no pattern here")
     return value
 
 

@@ -15,7 +15,7 @@ from pytest_osgates.checks.settings.libraries import LibraryEntry
 from pytest_osgates.checks.settings.mounts import MountEntry
 from pytest_osgates.checks.settings.packages import PackageEntry
 from pytest_osgates.checks.settings.units import UnitEntry
-from pytest_osgates.model import Policy, State
+from pytest_osgates.model import Contradiction, Policy, State
 
 
 class SettingsPolicy(Policy):
@@ -37,9 +37,18 @@ class SettingsPolicy(Policy):
     def _no_contradiction(self) -> SettingsPolicy:
         for state in self.states():
             demands = self.demands(state)
-            _said_once(demands, state)
-            _not_gone_and_there(demands, state)
+            for what, pair in (*_said_again(demands), *_gone_and_there(demands)):
+                raise Contradiction(f"{state}: {what}", self._entries_of(pair, state))
         return self
+
+    def _entries_of(self, pair: tuple[Demand, Demand], state: State) -> Iterator[tuple[str, int]]:
+        """Where the entries stand that make these demands."""
+        keys = {(demand.rule, demand.subject, demand.wanted) for demand in pair}
+        for kind in type(self).model_fields:
+            for number, entry in enumerate(getattr(self, kind)):
+                made = {(demand.rule, demand.subject, demand.wanted) for demand in entry.demands()}
+                if entry.state == state and keys & made:
+                    yield kind, number
 
     def entries(self) -> Iterator[Entry]:
         """All of them, by kind."""
@@ -84,16 +93,16 @@ class SettingsPolicy(Policy):
         return questions
 
 
-def _said_once(demands: Iterable[Demand], state: State) -> None:
+def _said_again(demands: Iterable[Demand]) -> Iterator[tuple[str, tuple[Demand, Demand]]]:
     said: dict[tuple[str, str], Demand] = {}
     for demand in demands:
         before = said.setdefault((demand.rule, demand.subject), demand)
         if before is not demand:
             how = "twice" if before.wanted == demand.wanted else f"as {before.wanted} and as {demand.wanted}"
-            raise ValueError(f"{state}: {demand.rule} {demand.subject} is demanded {how}")
+            yield f"{demand.rule} {demand.subject} is demanded {how}", (before, demand)
 
 
-def _not_gone_and_there(demands: Iterable[Demand], state: State) -> None:
+def _gone_and_there(demands: Iterable[Demand]) -> Iterator[tuple[str, tuple[Demand, Demand]]]:
     demands = [demand for demand in demands if demand.thing]
     for gone in demands:
         if not gone.gone:
@@ -101,6 +110,5 @@ def _not_gone_and_there(demands: Iterable[Demand], state: State) -> None:
         for other in demands:
             same = other.thing == gone.thing or (gone.rule == "package" and like(other.thing, gone.thing))
             if other.rule == gone.rule and not other.gone and same:
-                raise ValueError(
-                    f"{state}: {gone.rule} {gone.thing} is demanded absent, and {other.subject} as {other.wanted}"
-                )
+                what = f"{gone.rule} {gone.thing} is demanded absent, and {other.subject} as {other.wanted}"
+                yield what, (gone, other)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ class Run:
             raise ImageError(f"{request.iso} cannot be read: {error.strerror}") from error
         # Asked before anything is written, so that a machine that cannot boot says so at once.
         host = vm_host.select(request.accel, cache_dir("probe"))
+        host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))
         tools.check_names(request.tools)
         evidence = Evidence.create(request.evidence, sha256, run_id)
         run = cls(request, profile, sha256, size, evidence, run_id)
@@ -168,6 +169,7 @@ class Run:
                 "accelerator": f"{self.host.accelerator.kind} -cpu {self.host.accelerator.cpu}",
                 "kvm": self.host.kvm.reason,
             },
+            "pace": round(self.host.pace, 2),
             "machines": {
                 path.parent.name: _arguments(path)
                 for path in sorted((self.evidence.root / "machines").glob("*/qemu.json"))
@@ -206,6 +208,7 @@ class Run:
             "size": self.size,
             "root": str(self.evidence.root),
             "run": self.run_id,
+            "pace": self.host.pace,
         }
 
     @classmethod
@@ -226,17 +229,14 @@ class Run:
             tools=data["tools"],
         )
         run = cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
+        # Measured once for all: each worker would measure the others' measuring.
+        run.host = replace(run.host, pace=float(data["pace"]))
         if (now := run._outside()) != data["outside"]:
             names = [name for name in {*now, *data["outside"]} if now.get(name) != data["outside"].get(name)]
             raise UsageError(f"the gate {', '.join(sorted(names))} changed while the run began", remedy="run again")
         return run
 
 
-def free_bytes(path: Path) -> int:
-    """Free space where `path` is, or will be."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
 def _arguments(path: Path) -> list[str]:
     """QEMU's arguments as a machine recorded them; empty as long as it is writing them, or where it could not."""
     try:
@@ -246,6 +246,11 @@ def _arguments(path: Path) -> list[str]:
     return [str(argument) for argument in found]
 
 
+def free_bytes(path: Path) -> int:
+    """Free space where `path` is, or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 __all__ = ["OsgatesError", "Request", "Run", "existing_file", "free_bytes", "parse_tools"]

@@ -53,10 +53,12 @@ def machine_spec(run: Run, name: str, firmware: Firmware, *, channel: bool, stat
 
 
 def deadline(run: Run) -> float:
-    """Seconds that a boot may take: the boot gate's policy, or its default where the profile has no such gate."""
+    """Seconds that a boot may take on this host: the boot gate's policy, or its default where the profile has no such
+    gate, at the pace that was measured here."""
     section = run.profile.gates.get("boot")
     policy = None if section is None else section.policy
-    return policy.deadline_s if isinstance(policy, boot_check.BootPolicy) else DEFAULT_DEADLINE_S
+    chosen = policy.deadline_s if isinstance(policy, boot_check.BootPolicy) else DEFAULT_DEADLINE_S
+    return chosen * run.host.pace
 
 
 def boot(run: Run, stack: ExitStack, case: str, firmware: Firmware, *, channel: bool, state: State) -> Booted:

@@ -10,6 +10,7 @@ import platform
 import re
 import struct
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,12 @@ INSTALL_SWTPM = "apt-get install swtpm (Fedora: dnf install swtpm)"
 PROBE_LOOPS = 0x2E8 << 16
 PROBE_STATUS = 33
 PROBE_SECONDS = 2.0
+# What the probe's loops take, beyond the start of QEMU, on the machine whose boots the deadlines were chosen for: two
+# cores of 2.x GHz under TCG, where the demo is ready after about a minute. Measured: 0.23 to 0.25 s.
+REFERENCE_SECONDS = 0.24
+# A faster machine waits less, but the disk that holds the image may be no faster; and a host that is slower than this
+# is out of order.
+LEAST_PACE, MOST_PACE = 0.5, 8.0
 
 
 @dataclass(frozen=True)
@@ -86,25 +93,49 @@ class Probe:
     timed_out: bool = False
 
 
-def probe(qemu: Qemu, accelerator: Accelerator) -> Probe:
+def probe(qemu: Qemu, accelerator: Accelerator, loops: int = PROBE_LOOPS, seconds: float | None = None) -> Probe:
     """Run the probe's guest with the very ``-cpu`` string that machines will use."""
+    seconds = PROBE_SECONDS if seconds is None else seconds
     with tempfile.TemporaryDirectory(prefix="osgates-probe-") as directory:
         rom = Path(directory) / "probe.rom"
-        rom.write_bytes(probe_rom())
+        rom.write_bytes(probe_rom(loops))
         argv = [
             *(qemu.path, "-accel", accelerator.argument, "-cpu", accelerator.cpu, "-machine", "q35", "-m", "32"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", str(rom)),
             *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
         ]
         try:
-            done = run(argv, timeout=PROBE_SECONDS, check=False)
+            done = run(argv, timeout=seconds, check=False)
         except HostTimeout:
-            said = f"a guest of a few instructions did not finish in {PROBE_SECONDS:.0f} s"
+            said = f"a guest of a few instructions did not finish in {seconds:.0f} s"
             return Probe(accelerator, False, said, timed_out=True)
     if done.returncode == PROBE_STATUS:
         return Probe(accelerator, True, "ran a test guest")
     said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200]
     return Probe(accelerator, False, f"QEMU ended with status {done.returncode}: {said or 'no message'}")
+
+
+def measure_pace(qemu: Qemu, accelerator: Accelerator) -> float:
+    """How many times longer a guest takes here, as busy as this host is now, than where the deadlines were chosen.
+
+    Between `LEAST_PACE` and `MOST_PACE`; the better of two measurements, so that one hiccup does not count.
+
+    :raise HostError: QEMU does not even run the probe's guest.
+    """
+
+    def took(loops: int) -> float:
+        begun = time.monotonic()
+        found = probe(qemu, accelerator, loops, 4 * PROBE_SECONDS)
+        if not found.usable and not found.timed_out:
+            raise HostError(
+                f"{qemu.path} cannot run a guest of a few instructions: {found.reason}",
+                remedy="install QEMU anew; osgates doctor shows what it says",
+            )
+        return time.monotonic() - begun
+
+    started = took(1)
+    best = min(took(PROBE_LOOPS) for _ in range(2))
+    return min(MOST_PACE, max(LEAST_PACE, (best - started) / REFERENCE_SECONDS))
 
 
 def probe_kvm(qemu: Qemu, cache_directory: Path | None, device: Path = Path("/dev/kvm")) -> Probe:
@@ -217,11 +248,17 @@ def memory_available_mib() -> int:
 
 @dataclass(frozen=True)
 class Host:
-    """What machines on this host are made with."""
+    """What machines on this host are made with; `pace`: see `measure_pace`."""
 
     qemu: Qemu
     accelerator: Accelerator
     kvm: Probe
+    pace: float = 1.0
+
+    @property
+    def patience(self) -> float:
+        """By what the deadlines of single steps are stretched; never less than 1."""
+        return max(1.0, self.pace)
 
 
 def select(wanted: str, cache_directory: Path | None) -> Host:

@@ -136,7 +136,9 @@ class Machine:
         channel_fd = log_fd = journal_fd = None
         if self.spec.channel is not None:
             ours, channel_fd = pair()
-            self._shell = shell = GuestShell(ours, Injection(self.spec.channel).directory, self.check)
+            self._shell = shell = GuestShell(
+                ours, Injection(self.spec.channel).directory, self.check, self.host.patience
+            )
             self._closing.append(shell.close)
             self._kernel_log, log_fd = console("kmsg", self.watcher)
             # Whoever runs in the guest writes to the journal: its text is evidence, not searched for failures.
@@ -187,7 +189,7 @@ class Machine:
             if console is not None:
                 console.start()
         try:
-            self.qmp.connect(CONNECT_SECONDS)
+            self.qmp.connect(CONNECT_SECONDS * self.host.patience)
             # What QEMU draws as long as no firmware has set a video mode.
             self._unlit = self.screen.grab().digest
             self.qmp.execute("cont")

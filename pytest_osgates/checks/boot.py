@@ -72,6 +72,7 @@ class BootObservation(Observation):
     ready_s: float | None = None
     ready_guest_s: float | None = None
     deadline_s: float
+    pace: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     phases: dict[str, float] = Field(default_factory=dict)
     alarms: tuple[AlarmSeen, ...] = ()
     console: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -160,13 +161,14 @@ def judge(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
         if not any(finding.severity is not Severity.ACCEPTED and finding.rule in fatal for finding in findings):
             findings.append(_not_ready(seen))
         return findings + _units(seen, policy)
-    if seen.ready_s is None or not seen.ready_s <= policy.deadline_s:
+    allowed = policy.deadline_s * seen.pace
+    if seen.ready_s is None or not seen.ready_s <= allowed:
         findings.append(
             Finding(
                 rule="late",
                 subject=seen.ready_target or "ready",
                 seen=f"ready after {seen.ready_s} s",
-                wanted=f"within {policy.deadline_s:.0f} s",
+                wanted=f"within {allowed:.0f} s",
             )
         )
     if seen.resets:

@@ -80,6 +80,7 @@ class Boot:
         self._next_look = 0.0
         self._next_question = 0.0
         self._news = threading.Event()
+        self._expected = EXPECTED_SECONDS * machine.host.pace
         self._facts: dict[str, object] = {}
         self.outcome = Outcome.TIMEOUT
         self.detail = ""
@@ -306,7 +307,7 @@ class Boot:
 
     def _say(self) -> None:
         stage = "firmware and boot loader" if self._kernel_at is None else f"waiting for {self._target or 'ready'}"
-        self._progress.step(Step(self._plan.case, stage, self.machine.elapsed, EXPECTED_SECONDS, self._counts()))
+        self._progress.step(Step(self._plan.case, stage, self.machine.elapsed, self._expected, self._counts()))
 
     def _where(self) -> str:
         """How far a boot came that did not get ready."""
@@ -360,6 +361,7 @@ class Boot:
             detail=self.detail,
             ready_target=self._target or ("a login prompt" if machine.spec.channel is None else "default target"),
             deadline_s=self._plan.deadline_s,
+            pace=machine.host.pace,
             alarms=tuple(
                 AlarmSeen(name=a.name, source=a.source, line=a.line, at=round(a.at, 2), fatal=a.fatal)
                 for a in machine.watcher.alarms

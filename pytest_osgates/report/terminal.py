@@ -27,6 +27,7 @@ def header(run: Run, swept: int) -> list[str]:
         f"osgates: {run.request.iso.name}, {run.size / 1e6:.0f} MB, sha256 {run.image_sha256}",
         f"osgates: distro profile {run.profile.name!r}, {len(run.profile.required)} required gates",
         f"osgates: {run.host.qemu.banner.split(' (')[0]}, {how}",
+        f"osgates: deadlines are multiplied by {run.host.pace:.1f}, this host's measured pace",
         f"osgates: evidence in {run.evidence.root}",
     ]
     outside = [

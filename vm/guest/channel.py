@@ -63,13 +63,15 @@ class ShellResult:
 class GuestShell:
     """The host's end of the port.
 
-    `alive` raises when the machine is gone; it is called at least twice a second while waiting.
+    `alive` raises when the machine is gone; it is called at least twice a second while waiting. `patience`: by what
+    all timeouts are stretched, on a host where guests are slower than they were chosen for.
     """
 
-    def __init__(self, sock: socket.socket, directory: str, alive: Callable[[], None]) -> None:
+    def __init__(self, sock: socket.socket, directory: str, alive: Callable[[], None], patience: float = 1.0) -> None:
         self._sock = sock
         self._directory = directory
         self._alive = alive
+        self._patience = patience
         self._lock = threading.Lock()
         self._buffer = bytearray()
         self._open = threading.Event()
@@ -113,6 +115,7 @@ class GuestShell:
         if len(command.encode("utf-8", "surrogatepass")) >= MAX_COMMAND:
             raise UsageError("a command for the guest is too long", remedy="write it into a file and run that")
         ident, base = _ident(), self._directory
+        timeout *= self._patience
         seconds = max(1, round(timeout))
         # ulimit counts blocks of 512 bytes (POSIX ulimit -f) and bounds what a flood can put into guest memory.
         # The parentheses: dash reports a child's death to the child's stderr, and would die of the same limit.
@@ -165,7 +168,7 @@ class GuestShell:
             f"chmod -- {mode:o} {target} || s=1; n=$(wc -c <{target}); }} 2>/dev/null; "
             f"printf '%s %s %s\\n' OSG-{ident} $s ${{n:-0}}; printf 'OSG-%s-END\\n' {ident}"
         )
-        with self._request(timeout) as deadline:
+        with self._request(timeout * self._patience) as deadline:
             self._send(line, deadline)
             self._owed = len(data)
             # Only now has sh read its whole line: what follows goes to head, not to sh.

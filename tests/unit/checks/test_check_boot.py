@@ -303,3 +303,15 @@ def test_an_observation_survives_json_and_is_judged_alike(
     back = BootObservation.model_validate_json(seen.model_dump_json())
     assert back == seen
     assert boot.judge(back, BOOT_POLICY) == boot.judge(seen, BOOT_POLICY)
+
+
+@pytest.mark.parametrize(
+    ("pace", "ready_s", "verdict"), [(1.0, 700.0, "FAIL"), (2.0, 700.0, "PASS"), (0.5, 400.0, "FAIL")]
+)
+def test_the_deadline_is_that_of_the_policy_at_the_pace_of_the_host(
+    pace: float, ready_s: float, verdict: str
+) -> None:
+    seen = booted(pace=pace, ready_s=ready_s)
+    findings = {finding.rule for finding in judge(GATE, seen, BootPolicy(deadline_s=600)).findings}
+    assert str(judge(GATE, seen, BootPolicy(deadline_s=600)).verdict) == verdict
+    assert ("late" in findings) == (verdict == "FAIL")

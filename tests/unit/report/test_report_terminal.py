@@ -81,6 +81,7 @@ def run(**changes: Any) -> Any:
         "request": SimpleNamespace(iso=Path("/images/p.iso"), accel="auto"),
         "host": SimpleNamespace(
             accelerator=TCG,
+            pace=1.52,
             kvm=Probe(KVM, False, "/dev/kvm does not exist"),
             qemu=Qemu("/usr/bin/qemu-system-x86_64", (9, 2, 0), "QEMU emulator version 9.2.0 (Debian 1:9.2)"),
         ),
@@ -231,6 +232,7 @@ def test_the_header_names_image_profile_accelerator_and_evidence() -> None:
         f"osgates: p.iso, 1235 MB, sha256 {'ab' * 32}",
         "osgates: distro profile 'p', 3 required gates",
         "osgates: QEMU emulator version 9.2.0, TCG (emulated: slow); KVM is not usable: /dev/kvm does not exist",
+        "osgates: deadlines are multiplied by 1.5, this host's measured pace",
         "osgates: evidence in /evidence/abababababab/run",
     ]
     asked = terminal.header(run(request=SimpleNamespace(iso=Path("/a\x1b[31mb\n.iso"), accel="tcg")), 2)

@@ -450,3 +450,35 @@ def test_memory_is_read_from_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None
     assert host.memory_available_mib() == 2048
     monkeypatch.setattr(host, "_read", lambda path: "")
     assert host.memory_available_mib() == 0
+
+
+@pytest.mark.parametrize(
+    ("took", "pace"),
+    [
+        ([0.05, 0.29, 0.53], 1.0),
+        ([0.05, 1.9, 0.53], 2.0),
+        ([0.05, 0.06, 0.06], host.LEAST_PACE),
+        ([0.05, 80.0, 90.0], host.MOST_PACE),
+    ],
+)
+def test_the_pace_is_the_better_of_two_measurements(
+    took: list[float], pace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less what it takes to start QEMU; within bounds."""
+    clock = iter([point for seconds in took for point in (0.0, seconds)])
+    monkeypatch.setattr(host, "probe", lambda *args: Probe(TCG, True, "as made up"))
+    monkeypatch.setattr(host.time, "monotonic", lambda: next(clock))
+    assert host.measure_pace(Qemu("/qemu", (9, 0, 0), "banner"), TCG) == pytest.approx(pace)
+
+
+def test_a_qemu_that_runs_nothing_is_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "probe", lambda *args: Probe(TCG, False, "QEMU ended with status 1: broken"))
+    with pytest.raises(HostError, match=r"cannot run a guest of a few instructions: QEMU ended.*\n  -> install QEMU"):
+        host.measure_pace(Qemu("/qemu", (9, 0, 0), "banner"), TCG)
+
+
+def test_a_host_on_which_the_measurement_does_not_end_has_the_most_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.1, 0.0, 8.0, 0.0, 8.0])
+    monkeypatch.setattr(host, "probe", lambda *args: Probe(TCG, False, "too slow", timed_out=True))
+    monkeypatch.setattr(host.time, "monotonic", lambda: next(clock))
+    assert host.measure_pace(Qemu("/qemu", (9, 0, 0), "banner"), TCG) == host.MOST_PACE

@@ -284,32 +284,32 @@ CASES: dict[str, tuple[SettingsObservation, list[tuple[str, str, Severity]]]] = 
         ],
     ),
     "mount without an option": (
-        with_tmp(a_mount("/tmp", "rw", super_options=("rw", "size=1k"))),
-        [("mount", "/tmp nosuid", V)],
+        with_tmp(a_mount("/tmp", "rw", "nodev", super_options=("rw", "size=1k"))),
+        [("mount", "/tmp nosuid", V), ("mount", "/tmp lacks suid", V)],
     ),
     "mount read-only by its superblock": (
-        with_tmp(a_mount("/tmp", "rw", "nosuid", super_options=("ro", "size=1k"))),
+        with_tmp(a_mount("/tmp", "rw", "nosuid", "nodev", super_options=("ro", "size=1k"))),
         [("mount", "/tmp rw", V)],
     ),
     "mount with an option that it must not have": (
-        with_tmp(a_mount("/tmp", "rw", "nosuid", "dev", super_options=("rw", "size=1k"))),
+        with_tmp(a_mount("/tmp", "rw", "nosuid", super_options=("rw", "size=1k"))),
         [("mount", "/tmp lacks dev", V)],
     ),
     "mount of another type": (
-        with_tmp(a_mount("/tmp", "rw", "nosuid", type="ext4", super_options=("rw", "size=1k"))),
+        with_tmp(a_mount("/tmp", "rw", "nosuid", "nodev", type="ext4", super_options=("rw", "size=1k"))),
         [("mount", "/tmp type", V)],
     ),
     "no mount": (with_tmp(), [("mount", "/tmp present", V)]),
     "mount covered by another": (
         with_tmp(
-            a_mount("/tmp", "rw", "nosuid", super_options=("rw", "size=1k")),
-            a_mount("/tmp", "rw", id=41, parent=40, super_options=("rw", "size=1k")),
+            a_mount("/tmp", "rw", "nosuid", "nodev", super_options=("rw", "size=1k")),
+            a_mount("/tmp", "rw", "nodev", id=41, parent=40, super_options=("rw", "size=1k")),
         ),
-        [("mount", "/tmp nosuid", V)],
+        [("mount", "/tmp nosuid", V), ("mount", "/tmp lacks suid", V)],
     ),
     "mount that must not be": (
         with_tmp(
-            a_mount("/tmp", "rw", "nosuid", super_options=("rw", "size=1k")),
+            a_mount("/tmp", "rw", "nosuid", "nodev", super_options=("rw", "size=1k")),
             a_mount("/sys/kernel/debug", "rw", id=50),
         ),
         [("mount", "/sys/kernel/debug absent", V)],
@@ -391,8 +391,12 @@ CASES: dict[str, tuple[SettingsObservation, list[tuple[str, str, Severity]]]] = 
         [("package", "nftables (dpkg) at-least", V)],
     ),
     "package of another version": (
-        with_package("dpkg", deb("nftables", "1:1.0.6-2")),
+        with_package("dpkg", deb("nftables", "2.0-1")),
         [("package", "nftables (dpkg) version", V)],
+    ),
+    "package newer by its epoch alone": (
+        with_package("dpkg", deb("nftables", "1:0.9-1")),
+        [("package", "nftables (dpkg) version", V), ("package", "nftables (dpkg) at-least", U)],
     ),
     "flatpak of another version": (
         with_package("flatpak", Package(name="org.example.Player", version="3.1")),

@@ -35,7 +35,7 @@ _STRANGER = User(name=CONTROL, uid=_NO_ID, gid=_NO_ID, home=f"/{CONTROL}", shell
 
 def _account_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if re.search(r"[\s:,/]", name):
+        if re.search(r"[\s:,/*?]", name):
             raise ValueError(f"{name!r} is no name of a user or group")
     return names
 
@@ -253,10 +253,14 @@ class GroupEntry(Entry):
         )
 
 
-def members_of(fact: AccountsFact, group: str) -> set[str]:
-    """Who is in a group: by /etc/group, and by the primary group of /etc/passwd."""
+def members_of(fact: AccountsFact, group: str, *, by_any_name: bool = False) -> set[str]:
+    """Who is in a group: by /etc/group, and by the primary group of /etc/passwd. `by_any_name`: also who is in it by
+    another group's line with its gid, which is all that the kernel knows.
+    """
     entries = [entry for entry in fact.groups if entry.name == group]
     gids = {entry.gid for entry in entries}
+    if by_any_name:
+        entries = [entry for entry in fact.groups if entry.gid in gids]
     return {name for entry in entries for name in entry.members} | {u.name for u in fact.users if u.gid in gids}
 
 
@@ -294,5 +298,5 @@ def _gid(fact: AccountsFact, name: str, wanted: int) -> list[Miss]:
 
 
 def _members(fact: AccountsFact, name: str, wanted: tuple[str, ...]) -> list[Miss]:
-    seen = members_of(fact, name)
+    seen = members_of(fact, name, by_any_name=True)
     return MET if seen == set(wanted) else missed(short(", ".join(sorted(seen))) or "no members")

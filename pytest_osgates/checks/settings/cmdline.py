@@ -46,8 +46,9 @@ def parse(line: str) -> list[Parameter]:
 def _words(line: str) -> list[str]:
     words: list[str] = []
     word, in_quotes = "", False
-    for char in line:
-        if char in " \t\n\v\f\r" and not in_quotes:
+    # Byte by byte: 0xa0 is white space to the kernel (lib/ctype.c), also where it is half of a character.
+    for char in line.encode("utf-8", "replace").decode("latin-1"):
+        if char in " \t\n\v\f\r\xa0" and not in_quotes:
             if word:
                 words.append(word)
             word = ""
@@ -55,7 +56,9 @@ def _words(line: str) -> list[str]:
         if char == '"':
             in_quotes = not in_quotes
         word += char
-    return [*words, word] if word else words
+    if word:
+        words.append(word)
+    return [text.encode("latin-1").decode("utf-8", "replace") for text in words]
 
 
 def same_name(name: str) -> str:

@@ -219,6 +219,8 @@ class FileEntry(Entry):
             match = compiled.search(content.text)
             if found:
                 return MET if match else missed(f"nothing in {len(content.text)} characters")
+            # Many programs take "\r\n" for the end of a line, "$" does not: nothing hides in such a line.
+            match = match or compiled.search(content.text.replace("\r", ""))
             return missed(short(match[0])) if match else MET
 
         sample = "" if found else sample_of(pattern)

@@ -28,7 +28,7 @@ from pytest_osgates.checks.settings.facts import SelinuxFact, SettingsObservatio
 from pytest_osgates.model import Severity
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}")
-_PARAMETER = re.compile(r"[^\s\"=]+")
+_PARAMETER = re.compile(r"[^\s\"=*?]+")
 _SWAP = str.maketrans("./", "/.")
 _NUMBER = re.compile(r"-?\d{1,19}", re.ASCII)
 CONTROL = "osgates-control"
@@ -177,7 +177,7 @@ class ParameterEntry(Entry):
     """``[[gate.settings.parameter]]``: kernel parameters.
 
     ``present``: given, and without a value where it is given last. ``values``: the value that is given last; one, or
-    a list of which any will do, with ``*`` and ``?``. ``absent``: ``NAME``, or ``NAME=VALUE``, given nowhere.
+    a list of which any will do, with ``*`` and ``?``. ``absent``: ``NAME``, or ``NAME=VALUE`` likewise: nowhere.
     """
 
     present: Annotated[tuple[Line, ...], AfterValidator(_parameter_names)] = ()
@@ -221,7 +221,7 @@ class ParameterEntry(Entry):
 
         def judge(given: list[Parameter]) -> list[Miss]:
             mine = [
-                p.text for p in given if same_name(p.name) == same_name(name) and (not equals or p.value == value)
+                p.text for p in given if same_name(p.name) == same_name(name) and (not equals or _has(p, (value,)))
             ]
             return missed(" ".join(mine)) if mine else MET
 
@@ -247,6 +247,8 @@ def _on_the_line(
         fact = seen.command_line
         if fact is None or fact.problem or fact.text is None:
             return unproven(NOT_ASKED if fact is None else fact.problem or "there is no /proc/cmdline")
+        if "\ufffd" in fact.text:
+            return unproven("/proc/cmdline is not UTF-8")
         return judge(parse(fact.text))
 
     def spoil(seen: SettingsObservation) -> SettingsObservation:

@@ -59,9 +59,27 @@ def _is_below(path: str, above: str) -> bool:
     return path.startswith(above.rstrip("/") + "/")
 
 
+# mount(8): the kernel shows the first of each pair, and the second by saying nothing (show_mnt_opts(), show_sb_opts()
+# in fs/proc_namespace.c).
+_OPPOSITES = (
+    ("nosuid", "suid"),
+    ("nodev", "dev"),
+    ("noexec", "exec"),
+    ("nosymfollow", "symfollow"),
+    ("sync", "async"),
+)
+# mount(8), fstab(5): for mount and systemd alone; the kernel never hears of them.
+_NEVER_SHOWN = frozenset(
+    {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail"}
+)
+
+
 def options_of(mount: Mount) -> set[str]:
-    """Its own options and those of its superblock; read-only where either is."""
+    """Its own options and those of its superblock; read-only where either is. Of what the kernel does not show, the
+    opposite is in force.
+    """
     options = {*mount.options, *mount.super_options}
+    options |= {silent for shown, silent in _OPPOSITES if shown not in options}
     return options - {"rw"} if "ro" in options else options
 
 
@@ -85,6 +103,16 @@ class MountEntry(Entry):
         clash = sorted(option for option in self.options if any(like(option, pattern) for pattern in self.lacks))
         if clash:
             raise ValueError(f"{clash[0]!r} is in options and in lacks")
+        always = [
+            option
+            for option in self.options
+            if any(like(one, option) and like(other, option) for one, other in (("ro", "rw"), *_OPPOSITES))
+        ]
+        if always:
+            raise ValueError(f"every mount has an option that {always[0]!r} fits")
+        unseen = sorted(_NEVER_SHOWN & {*self.options, *self.lacks})
+        if unseen:
+            raise ValueError(f"the kernel does not show {unseen[0]!r}: demand what it stands for, such as nosuid")
         if {"ro", "rw"} <= set(self.options):
             raise ValueError("a mount is read-only or not, and options has both")
         return self
@@ -101,8 +129,10 @@ class MountEntry(Entry):
             implied = not self.present
             yield self._demand(path, "present", "a mount of its own", _is_there, None, implied=implied)
             for option in self.options:
-                opposite = "ro" if option == "rw" else "osgates_control"
-                yield self._attribute(path, option, option, partial(_has, option=option), _mount(path, (opposite,)))
+                # As a pattern may fit "rw" or "exec", which other mounts have without a word.
+                others = [one if not like(one, option) else other for one, other in (("ro", "rw"), *_OPPOSITES)]
+                planted = _mount(path, ("osgates_control", *others))
+                yield self._attribute(path, option, option, partial(_has, option=option), planted)
             for option in self.lacks:
                 literal = option.replace("*", "x").replace("?", "x")
                 yield self._attribute(
@@ -190,7 +220,8 @@ def _is_there(mount: Mount | None) -> list[Miss]:
 
 
 def _say(mount: Mount) -> str:
-    return short(",".join(sorted(options_of(mount))))
+    # What nobody asks for by these names is left out.
+    return short(",".join(sorted(options_of(mount) - {"async", "symfollow"})))
 
 
 def _type(mount: Mount) -> str:

@@ -26,13 +26,14 @@ from pytest_osgates.checks.settings.demand import (
     unproven,
 )
 from pytest_osgates.checks.settings.facts import Package, PackagesFact, SettingsObservation
-from pytest_osgates.checks.settings.versions import compare_deb, compare_rpm
+from pytest_osgates.checks.settings.versions import compare_deb, compare_rpm, epoch_of
 
 Manager = Literal["dpkg", "rpm", "flatpak"]
 MANAGERS: tuple[Manager, ...] = ("dpkg", "rpm", "flatpak")
 _NAME = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9.+_*?-]{0,200}")
 # dpkg-query(1): what was removed with its configuration files left is known, but not there.
 _NOT_THERE = {"not-installed", "config-files"}
+_EPOCH = re.compile(r"[0-9]+:")
 Found = list[tuple[str, Package]]
 
 
@@ -161,9 +162,10 @@ class PackageEntry(Entry):
                 return f"{manager}: {fact.problem}"
             if not fact.there and gone:
                 return f"the guest has no {manager} to ask"
-        if not any(packages[manager].packages for manager in managers) and self.manager != "flatpak":
-            absent = [manager for manager in managers if not packages[manager].there]
-            return "" if absent else f"{' and '.join(managers)} list no package at all"
+        # A system of packages has some; Flatpaks beside them say nothing of theirs.
+        native = [manager for manager in managers if manager != "flatpak" and packages[manager].there]
+        if native and not any(packages[manager].packages for manager in native):
+            return f"{' and '.join(native)} list no package at all"
         return ""
 
 
@@ -198,4 +200,12 @@ def _newer(found: Found, least: str) -> list[Miss]:
         return unproven(f"{short(', '.join(unordered))}: versions of Flatpak's have no order")
     compare = {"dpkg": compare_deb, "rpm": compare_rpm}
     old = [(manager, package) for manager, package in found if compare[manager](package.version, least) < 0]
-    return missed(_names(old)) if old else MET
+    if old:
+        return missed(_names(old))
+    ahead = [entry for entry in found if epoch_of(entry[1].version) > epoch_of(least)]
+    if ahead and not _EPOCH.match(least):
+        # Any version with an epoch is newer than all without: most likely it was forgotten, not meant.
+        return unproven(
+            f"{_names(ahead)}: newer by its epoch alone; write at_least with an epoch, like 1:{short(least)}"
+        )
+    return MET

@@ -111,7 +111,12 @@ class UnitEntry(Entry):
     def _wanted_by(self, name: str, wanted: tuple[str, ...]) -> Demand:
         def judge(fact: UnitFact) -> list[Miss]:
             seen = {*fact.wanted_by, *fact.links}
-            return MET if seen == set(wanted) else missed(f"wanted by {', '.join(sorted(seen)) or 'nothing'}")
+            if seen != set(wanted):
+                return missed(f"wanted by {', '.join(sorted(seen)) or 'nothing'}")
+            if fact.id not in {"", name}:
+                # Links in *.wants were looked for under the one name alone.
+                return unproven(f"it is another name of {short(fact.id)}: demand it of that one")
+            return MET
 
         return self._attribute(name, "wanted-by", f"wanted by {', '.join(wanted) or 'nothing'}", judge)
 

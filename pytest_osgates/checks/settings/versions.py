@@ -46,6 +46,11 @@ def _deb_part(one: str, other: str) -> int:
     return 0
 
 
+def epoch_of(version: str) -> int:
+    """The number before the colon, 0 where none is given; the same for both."""
+    return _deb_split(version)[0]
+
+
 def _deb_order(char: str) -> int:
     if char == "~":
         return -1

@@ -39,6 +39,8 @@ _TYPES = {
 }
 _NOT_THERE = re.compile(r"No such file or directory|Not a directory")
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
+# Also "Failed to connect to bus: No such file or directory" ends like this, and says nothing of the unit.
+_NO_UNIT_FILE = re.compile(r"^Failed to get unit file state for \S+: No such file or directory$", re.MULTILINE)
 # errno(3): no such attribute; a file system that has none.
 _NO_ATTRIBUTE = {"errno 61", "errno 95"}
 _UNIT_STATES = re.compile(r"[a-z][a-z-]{1,30}")
@@ -135,7 +137,7 @@ def _template(said: tuple[str, ...] | None) -> UnitFact:
     if said is None or len(said) != 2:
         return UnitFact(problem=NO_ANSWER)
     state, complaint = said[0].strip(), said[1]
-    if state == "not-found" or (not state and _NOT_THERE.search(complaint)):
+    if state == "not-found" or (not state and _NO_UNIT_FILE.search(complaint)):
         return UnitFact(load="not-found")
     if not _UNIT_STATES.fullmatch(state):
         return UnitFact(problem=f"systemctl is-enabled says {one_line(state + ' ' + complaint, 200)!r}")

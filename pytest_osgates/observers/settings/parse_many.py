@@ -36,9 +36,11 @@ class _Refused(Exception):
 def accounts(answers: Answers) -> AccountsFact:
     """/etc/passwd and /etc/group, and whom else getent(1) names; passwords from what was made of /etc/shadow."""
     try:
-        shadow = {fields[0]: fields[1:] for fields in answers.said.get("shadow", []) if len(fields) == 3}
-        if not answers.said.get("shadowed"):
-            shadow = {}
+        shadow: dict[str, tuple[str, ...]] = {}
+        for fields in answers.said.get("shadow", []) if answers.said.get("shadowed") else []:
+            if len(fields) == 3:
+                # Of two lines for one name, the first is the one that counts (getspnam(3)).
+                shadow.setdefault(fields[0], fields[1:])
         users = [_user(fields, shadow) for fields in _lines(answers, "passwd", 7)]
         groups = [_group(fields) for fields in _lines(answers, "group", 4)]
         known = {user.name for user in users}
@@ -73,17 +75,23 @@ def _lines(answers: Answers, tag: str, width: int, *, optional: bool = False) ->
         # nsswitch.conf(5): "+" and "-" are for the "compat" service, and name nobody by themselves.
         if not line.strip() or line.startswith(("#", "+", "-")):
             continue
-        if len(fields) != width or not _NUMBER.fullmatch(fields[2]) or not fields[0]:
-            raise _Refused(f"{tag.replace('-', ' ')} has a line that is none: {one_line(fields[0], 60)!r}")
+        # A name that is shown otherwise than it is written could pass for another one: "root " is not root.
+        if len(fields) != width or not _is_id(fields[2]) or not fields[0] or one_line(fields[0], 256) != fields[0]:
+            raise _Refused(f"{tag.replace('-', ' ')} has a line that is none: {fields[0][:60]!a}")
         found.append(fields)
     if len(found) > MAX_ENTRIES:
         raise _Refused(f"{tag} has {len(found)} entries")
     return found
 
 
+def _is_id(text: str) -> bool:
+    """Whether it is a uid or gid (32 bits): some C libraries take a larger one modulo 2**32, which may be 0."""
+    return _NUMBER.fullmatch(text) is not None and int(text) < 1 << 32
+
+
 def _user(fields: list[str], shadow: Mapping[str, tuple[str, ...]]) -> User:
-    if not _NUMBER.fullmatch(fields[3]):
-        raise _Refused(f"passwd has a line that is none: {one_line(fields[0], 60)!r}")
+    if not _is_id(fields[3]):
+        raise _Refused(f"passwd has a line that is none: {fields[0][:60]!a}")
     kind, last = shadow.get(fields[0], ("unknown", ""))
     if fields[1] != "x":
         # passwd(5): the password itself stands here; only "x" refers to /etc/shadow.

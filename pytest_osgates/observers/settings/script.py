@@ -189,7 +189,15 @@ fi
 
 _PACKAGES = r"""
 if has dpkg-query; then dpkg-query -W -f=@DPKG@ >"$D/o" 2>"$D/e"; blob dpkg "$?"; else say nomanager dpkg; fi
-if has rpm; then rpm -qa --qf @RPM@ >"$D/o" 2>"$D/e"; blob rpm "$?"; else say nomanager rpm; fi
+if has rpm; then
+    rpm -qa --qf @RPM@ >"$D/o" 2>"$D/e"
+    s=$?
+    # It leaves out packages whose headers are damaged, says so, and ends with 0.
+    if grep -qi '^error' "$D/e"; then s=1; fi
+    blob rpm "$s"
+else
+    say nomanager rpm
+fi
 if has flatpak; then
     flatpak list --columns=application,version,branch,installation >"$D/o" 2>"$D/e"
     s=$?

@@ -404,6 +404,15 @@ def test_packages(ask: Ask, root: Path) -> None:
     ]
 
 
+def test_packages_that_rpm_skips_are_not_absent(ask: Ask) -> None:
+    """It ends with 0 all the same."""
+    rpm = "#!/bin/sh\necho 'error: rpmdbNextIterator: skipping h#  17' >&2\nprintf 'bash\\t0:5-1\\tx86_64\\n'\n"
+    found = ask(Questions(packages=True), rpm=rpm).packages
+    assert found is not None
+    assert found["rpm"].problem
+    assert not found["rpm"].packages
+
+
 @pytest.mark.parametrize("text", ["#!/bin/sh\nexit 2\n", "#!/bin/sh\necho nonsense\n", "#!/bin/sh\nexit 137\n"])
 def test_a_package_manager_that_fails_lists_nothing_to_be_believed(ask: Ask, text: str) -> None:
     found = ask(Questions(packages=True), dpkg_query=text, rpm=text, flatpak=text).packages

@@ -138,6 +138,11 @@ def test_a_line_that_is_no_mount_is_a_problem_for_all_of_them(line: bytes) -> No
         "root:x:0:zero::/:/",
         ":x:0:0::/:/",
         "root:x:-1:0::/:/",
+        "root:x:4294967296:0::/:/",
+        "root:x:0:4294967296::/:/",
+        # Names that would be shown as another one's.
+        "root:x:0:0::/:/\nroot :x:0:0::/:/",
+        "root:x:0:0::/:/\nro\x1b[mot:x:0:0::/:/",
         "a" * (1 << 21),
     ],
 )
@@ -190,3 +195,23 @@ def test_maps_that_were_read_only_once_are_a_problem() -> None:
     questions = policy('[[library]]\npath = "/a.so"\n').questions(State.LIVE)
     data = blob("own", b"") + record("library", "/a.so", "/a.so") + blob("mapped:/a.so", b"")
     assert parse_many.processes(read(data + END), questions).problem
+
+
+def test_of_two_passwords_for_one_name_the_first_counts() -> None:
+    data = blob("passwd", b"root:x:0:0::/:/\n") + blob("group", b"root:x:0:\n") + record("shadowed")
+    data += record("shadow", "root", "none", "1") + record("shadow", "root", "locked", "1")
+    (user,) = parse_many.accounts(read(data + END)).users
+    assert user.password == "none"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to connect to bus: No such file or directory",
+        "Failed to connect to system scope bus via local transport: No such file or directory\n",
+        "sh: /usr/bin/systemctl: No such file or directory",
+    ],
+)
+def test_a_systemctl_that_reached_nobody_knows_of_no_template(said: str) -> None:
+    data = record("template", "wait@.service", "", said)
+    assert parse.units(read(data + END), ["wait@.service"])["wait@.service"].problem

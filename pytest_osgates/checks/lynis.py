@@ -10,8 +10,9 @@ import glob
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pytest_osgates.checks.lynis_report import LynisLog, LynisRemark, LynisReport, LynisTest
 from pytest_osgates.model import Acceptance, Control, Finding, Gate, Observation, Policy, Severity, State
@@ -44,11 +45,20 @@ class LynisObservation(Observation):
         return sum(1 for test in self.log.tests if test.outcome == "run")
 
 
+def _telling(pattern: str) -> str:
+    if not pattern.strip("*? "):
+        raise ValueError(f"{pattern!r} fits anything: write what Lynis says")
+    return pattern
+
+
+Telling = Annotated[str, AfterValidator(_telling)]
+
+
 class AcceptedRemark(Acceptance):
     """A warning or an exception of a test, by its text (with ``*`` and ``?``)."""
 
     test: str = Field(min_length=1)
-    text: str = Field(min_length=1)
+    text: Telling
 
     def fits(self, remark: LynisRemark) -> bool:
         """Whether it is this one."""
@@ -59,7 +69,7 @@ class AcceptedTests(Acceptance):
     """Tests that may be skipped, as long as Lynis says that it does so `because` of this (with ``*`` and ``?``): one
     that is skipped by somebody's configuration instead is not meant."""
 
-    because: str = Field(min_length=1)
+    because: Telling
     tests: tuple[str, ...] = Field(min_length=1)
 
     def fits(self, test: LynisTest) -> bool:
@@ -76,8 +86,8 @@ class AcceptedFile(Acceptance):
 class LynisPolicy(Policy):
     """``[gate.lynis]`` of a distro profile. ``minimum``: the least hardening index, of 100."""
 
-    minimum: int = Field(default=90, ge=1, le=100)
-    deadline_s: float = Field(default=3600.0, gt=0)
+    minimum: int = Field(default=90, ge=1, le=100, strict=True)
+    deadline_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
     accept_warnings: tuple[AcceptedRemark, ...] = ()
     accept_exceptions: tuple[AcceptedRemark, ...] = ()
     accept_skipped: tuple[AcceptedTests, ...] = ()

@@ -77,7 +77,8 @@ def read_log(text: str) -> LynisLog:
     tests: list[LynisTest] = []
     points = total = breaks = 0
     index: int | None = None
-    for line in text.splitlines():
+    # Not splitlines(), which knows a dozen other ends that a name of the guest's may hold.
+    for line in text.split("\n"):
         stamp = _STAMP.match(line)
         if stamp is None:
             continue
@@ -108,7 +109,7 @@ def read_report(text: str) -> LynisReport:
     """The report of one run. Of a key that may stand once, the last one counts, as in Lynis's own reader."""
     once: dict[str, str] = {}
     remarks: dict[str, list[LynisRemark]] = {"warning[]": [], "suggestion[]": [], "exception_event[]": []}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         key, equals, value = line.partition("=")
         if not equals:
             continue

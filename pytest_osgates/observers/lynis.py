@@ -217,8 +217,13 @@ def _read(shell: GuestShell, directory: str, name: str) -> bytes:
 
 
 def _parsed(texts: dict[str, bytes]) -> tuple[LynisLog, LynisReport]:
-    log, report = (strip_escapes(texts[name].decode("utf-8", "replace")) for name in ("log", "report"))
+    log, report = (_without_escapes(texts[name].decode("utf-8", "replace")) for name in ("log", "report"))
     return read_log(log), read_report(report)
+
+
+def _without_escapes(text: str) -> str:
+    """Line by line: an escape sequence that a name of the guest's begins must not swallow the lines after it."""
+    return "\n".join(strip_escapes(line) for line in text.split("\n"))
 
 
 def _said(screen: bytes) -> str:

@@ -161,7 +161,7 @@ def test_a_skipped_test_that_only_the_report_names_is_unproven() -> None:
 def test_an_acceptance_without_a_reason_counts_as_none() -> None:
     story = Story(warnings=["WARN-1|Something|-|-|"])
     wanted = policy(
-        accept_skipped=[{"because": "*", "reason": " ", "tests": [test for test, _ in story.skipped]}],
+        accept_skipped=[{"because": "Incorrect *", "reason": " ", "tests": [test for test, _ in story.skipped]}],
         accept_warnings=[{"test": "WARN-1", "text": "Some*", "reason": ""}],
         accept_profiles=[{"path": "/etc/lynis/custom.prf"}],
     )
@@ -208,15 +208,15 @@ def test_too_few_tests_are_unproven() -> None:
 
 def test_unused_acceptances_are_told_and_decide_nothing() -> None:
     wanted = policy(
-        accept_warnings=[{"test": "WARN-1", "text": "*", "reason": "r"}],
+        accept_warnings=[{"test": "WARN-1", "text": "x*", "reason": "r"}],
         accept_profiles=[{"path": "/etc/lynis/x.prf", "reason": "r"}],
         accept_skipped=[
-            {"because": "*", "reason": "r", "tests": [*(test for test, _ in Story().skipped), "RUNS-1"]},
+            {"because": "In*", "reason": "r", "tests": [*(test for test, _ in Story().skipped), "RUNS-1"]},
         ],
     )
     findings = lynis.judge(Story().seen(), wanted)
     told = [finding.subject for finding in findings if finding.rule == "unused-acceptance"]
-    assert told == ["the warning WARN-1: *", "skipped tests: RUNS-1", "the profile /etc/lynis/x.prf"]
+    assert told == ["the warning WARN-1: x*", "skipped tests: RUNS-1", "the profile /etc/lynis/x.prf"]
     assert judge(GATE, Story().seen(), wanted).verdict is Verdict.PASS
 
 
@@ -280,9 +280,15 @@ def test_an_award_belongs_to_the_test_that_is_being_performed() -> None:
     [
         {"minimum": 0},
         {"minimum": 101},
+        {"minimum": True},
+        {"minimum": 89.6},
         {"deadline_s": 0},
+        {"deadline_s": float("inf")},
+        {"accept_skipped": [{"because": "*", "tests": ["A-1"], "reason": "r"}]},
+        {"accept_warnings": [{"test": "A-1", "text": "?*", "reason": "r"}]},
+        {"accept_exceptions": [{"test": "A-1", "text": " * ", "reason": "r"}]},
         {"accept_skipped": [{"tests": ["A-1"], "reason": "r"}]},
-        {"accept_skipped": [{"because": "*", "tests": [], "reason": "r"}]},
+        {"accept_skipped": [{"because": "Incorrect *", "tests": [], "reason": "r"}]},
         {"accept_warnings": [{"test": "A-1", "reason": "r"}]},
     ],
 )

@@ -181,3 +181,15 @@ def test_a_package_without_its_parts_is_the_hosts_fault(place: lynis.Place, tmp_
         lynis.observe(place, program, 20)
     with pytest.raises(HostError, match="not unpacked"):
         lynis.observe(place, Tool("lynis", "1", "", (), ""), 20)
+
+
+@pytest.mark.parametrize("begin", ["\x1b]", "\x1bP", "\x1b^", "\u2028warning[]=", "\x1b["])
+def test_a_name_with_an_escape_sequence_hides_no_warning(place: lynis.Place, tmp_path: Path, begin: str) -> None:
+    """The sequence would end at the BEL of another name, beyond the warning."""
+    story = Story(warnings=["TEST-1001|no password|-|-|"], extra=["os_name=x\x07"])
+    report = story.report().replace("lynis_version", f"hostname=x{begin}\nlynis_version")
+    (tmp_path / "forged").write_text(report)
+    script = telling(tmp_path, story, f"cat {shlex.quote(str(tmp_path / 'forged'))} >out/report\n")
+    seen = lynis.observe(place, tool(tmp_path, script), 20)
+    assert [(remark.test, remark.text) for remark in seen.report.warnings] == [("TEST-1001", "no password")]
+    assert seen.report.version == "3.1.4"

@@ -24,6 +24,7 @@ from pytest_osgates.report.live import LiveProgress
 from pytest_osgates.run import Request, Run, existing_file, parse_tools
 from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import OsgatesError, UsageError
+from pytest_osgates.vm.interrupt import INTERRUPTS, name_of
 from pytest_osgates.vm.text import one_line, printable
 
 # On a report, which xdist carries from worker to controller with all that is on it.
@@ -39,6 +40,8 @@ def activate(config: pytest.Config) -> None:
     :raise pytest.UsageError: with the remedy; nothing was booted.
     """
     joined = getattr(config, "workerinput", {}).get(WORKER_INPUT)
+    INTERRUPTS.install()
+    config.add_cleanup(INTERRUPTS.restore)
     try:
         if joined is None:
             _check_ini_file(config)
@@ -315,14 +318,25 @@ class Controller:
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Remember why the run ended early."""
-        self.interrupted = excinfo.typename
+        self.interrupted = name_of(excinfo.value)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """After everything else: complete the evidence, set the exit status, say the last line."""
-        self.live.stop()
-        self.ledger.select(self.run.read_selected())
-        yield
+        with INTERRUPTS.deferred(lambda error: None):
+            self.live.stop()
+            self.ledger.select(self.run.read_selected())
+            try:
+                yield
+            except OSError as error:
+                # The terminal, or who read from the pipe, is gone: nobody was told what is proven.
+                self.broken.append(f"the summary could not be shown: {error.strerror}")
+            if INTERRUPTS.held is not None:
+                self.interrupted = name_of(INTERRUPTS.held)
+                session.exitstatus = pytest.ExitCode.INTERRUPTED
+            self._finish(session)
+
+    def _finish(self, session: pytest.Session) -> None:
         status = self.ledger.exit_status(int(session.exitstatus))
         launch = Launch.NOT_READY if self.broken else self.ledger.launch_at(status)
         try:
@@ -338,7 +352,8 @@ class Controller:
         session.exitstatus = status
         reporter = cast("Any", self.config.pluginmanager.getplugin("terminalreporter"))
         if reporter is not None:
-            terminal.last_lines(reporter, self.run, self.ledger, launch, self.broken)
+            with contextlib.suppress(OSError):
+                terminal.last_lines(reporter, self.run, self.ledger, launch, self.broken)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:  # noqa: ANN401  (pytest's TerminalReporter)
         """A line for each gate, and its findings."""

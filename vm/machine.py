@@ -20,6 +20,7 @@ from pytest_osgates.vm.errors import GuestFailed, HostError, LaunchFailed, Machi
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.host import Host, create_overlay, find_firmware, memory_available_mib
+from pytest_osgates.vm.interrupt import INTERRUPTS
 from pytest_osgates.vm.network.nowhere import Nowhere
 from pytest_osgates.vm.qmp import Event, Qmp
 from pytest_osgates.vm.screen import Frame, Screen
@@ -335,7 +336,12 @@ class Machine:
             self.ended = f"status {status}"
 
     def close(self) -> None:
-        """End QEMU and swtpm, close all, delete the private directory. Never raises; safe to call twice."""
+        """End QEMU and swtpm, close all, delete the private directory. Safe to call twice. Raises nothing but an
+        interruption that came meanwhile, once all is done."""
+        with INTERRUPTS.deferred():
+            self._close()
+
+    def _close(self) -> None:
         while self._closing:
             # QEMU goes first, its peers after it: the newest entry is the newest resource.
             closer = self._closing.pop()

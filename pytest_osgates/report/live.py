@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -47,8 +48,12 @@ class LiveProgress:
     def _run(self) -> None:
         while not self._stop.wait(0.5):
             self._read()
-            with self._lock:
-                self._show()
+            try:
+                with self._lock:
+                    self._show()
+            except OSError:
+                # The terminal is gone, or nobody reads any more.
+                return
 
     def _read(self) -> None:
         try:
@@ -108,7 +113,7 @@ class LiveProgress:
 
     def pause(self) -> None:
         """Clear the status line: somebody else is about to write."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             self._end_live()
 
     def stop(self) -> None:
@@ -119,7 +124,8 @@ class LiveProgress:
             self._thread = None
         self.pause()
         if self._terminal is not None:
-            self._terminal.close()
+            with contextlib.suppress(OSError):
+                self._terminal.close()
             self._terminal = None
 
 

@@ -7,7 +7,7 @@
     │   ├── CommandFailed     a host program ended badly
     │   ├── HostTimeout       a host program did not answer in time
     │   ├── LaunchFailed      QEMU or swtpm did not come up
-    │   ├── MachineDied       QEMU or swtpm ended while it was needed
+    │   ├── MachineDied       QEMU or swtpm ended, or was stopped, while it was needed
     │   └── QmpFailed         QEMU refused a command
     ├── ImageError            the image (ISO, disk) cannot be read: damaged, foreign or hostile
     └── GuestError            the guest did not do what was expected: what a gate judges, never a defect here
@@ -75,7 +75,7 @@ class LaunchFailed(HostError):
 
 
 class MachineDied(HostError):
-    """QEMU or swtpm ended while it was needed."""
+    """QEMU or swtpm ended, or was stopped, while it was needed."""
 
 
 class QmpFailed(HostError):

@@ -34,6 +34,7 @@ T = TypeVar("T")
 # Besides the guest's memory: QEMU itself, and under TCG its cache of translated code (1 GiB, accel/tcg).
 MEMORY_RESERVE_MIB = {AccelKind.KVM: 384, AccelKind.TCG: 1408}
 CONNECT_SECONDS = 30.0
+ENDING_SECONDS = 1.0
 
 
 class Machine:
@@ -131,7 +132,7 @@ class Machine:
             return made, number
 
         monitor, qmp_fd = pair()
-        self._qmp = qmp = Qmp(monitor, self.spec.name, self._on_event)
+        self._qmp = qmp = Qmp(monitor, self.spec.name, self._on_event, self._still_there)
         self._closing.append(qmp.close)
         self._serial, serial_fd = console("serial", self.watcher)
         channel_fd = log_fd = journal_fd = None
@@ -271,17 +272,32 @@ class Machine:
     def check(self) -> None:
         """That QEMU and swtpm live.
 
-        :raise MachineDied: one of them ended.
+        :raise MachineDied: one of them ended, or was stopped.
+        :raise GuestFailed: the guest powered the machine off.
         """
         self._raise_if_dead()
-        if self._swtpm is not None:
-            self._swtpm.check()
+        if self._swtpm is None:
+            return
+        if self._swtpm.ended_well and self._process is not None and process.await_exit(self._process, ENDING_SECONDS):
+            # It ends with its machine, and may be a moment ahead.
+            self._raise_if_dead()
+        self._swtpm.check()
+
+    def _still_there(self) -> None:
+        """`check`, for the monitor: it is asked before there is a process, too."""
+        if self._process is not None:
+            self.check()
 
     def _raise_if_dead(self) -> None:
         child = self._process
         if child is None:
             raise HostError(f"machine {self.spec.name} is not running")
         if not process.await_exit(child, 0):
+            if process.is_stopped(child):
+                raise MachineDied(
+                    f"QEMU was stopped (SIGSTOP) {self.elapsed:.1f} s after power-on: its guest stands still",
+                    remedy="find out who stops processes on this host, and run again",
+                )
             return
         self._note_end(process.end(child))
         status = child.returncode

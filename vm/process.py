@@ -93,12 +93,24 @@ def hurry() -> None:
     _hurried.set()
 
 
+def is_stopped(process: subprocess.Popen[bytes]) -> bool:
+    """Whether somebody stopped it (SIGSTOP): state T of proc_pid_stat(5). It lives, and will do nothing."""
+    try:
+        stat = Path(f"/proc/{process.pid}/stat").read_bytes()
+    except OSError:
+        return False
+    # The command name (field 2) may hold anything, also parentheses.
+    return process.returncode is None and stat[stat.rfind(b")") + 1 :].split()[:1] == [b"T"]
+
+
 def end(process: subprocess.Popen[bytes], *, grace: float = 5.0) -> int:
     """End `process` and all that it started: SIGTERM to its group, after `grace` seconds SIGKILL. Its status."""
     if process.returncode is not None:
         return process.returncode
     # As long as the leader is not reaped, nobody else can get its process group's number.
     _signal_group(process, signal.SIGTERM)
+    # One that was stopped would hear of it only when it goes on.
+    _signal_group(process, signal.SIGCONT)
     if not _await_end(process, grace):
         _signal_group(process, signal.SIGKILL)
         if not await_exit(process, 30.0):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -17,6 +18,9 @@ from pytest_osgates.vm.errors import QmpFailed
 
 T = TypeVar("T")
 Event = Mapping[str, Any]
+# How often a wait looks whether QEMU still lives, and how long it is given to die; seconds.
+LOOK = 0.5
+DYING = 1.0
 
 # The library logs each broken connection as an error; here that is an outcome like others.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -26,12 +30,19 @@ class Qmp:
     """One monitor connection over an already connected socket.
 
     Events are kept (the newest 1000) and given to `on_event` from a thread of this object; the first failure of
-    that is kept in `listener_error`.
+    that is kept in `listener_error`. `alive` raises when QEMU is gone; it is called while waiting for an answer.
     """
 
-    def __init__(self, sock: socket.socket, name: str, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        name: str,
+        on_event: Callable[[Event], None],
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         self._client = QMPClient(f"osgates-{name}")
         self._on_event = on_event
+        self._alive = alive
         self._sock = sock
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"qmp-{name}", daemon=True)
@@ -44,18 +55,35 @@ class Qmp:
             coroutine.close()
             raise QmpFailed(f"QEMU's monitor is closed: no '{doing}'")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        deadline = time.monotonic() + timeout
         try:
-            return future.result(timeout)
+            while True:
+                try:
+                    return future.result(max(0.0, min(LOOK, deadline - time.monotonic())))
+                except FutureTimeout:
+                    if future.done() or time.monotonic() >= deadline:
+                        raise
+                    self._alive()
         except FutureTimeout:
-            future.cancel()
             raise QmpFailed(
                 f"QEMU's monitor did not answer '{doing}' within {timeout:.0f} s",
-                remedy="the QEMU process may be stopped or the host overloaded; see its log in the evidence",
+                remedy="the host may be overloaded; see qemu.log in the evidence",
             ) from None
         except ExecuteError as error:
             raise QmpFailed(f"QEMU refused '{doing}': {error}") from error
         except (QMPError, ConnectError, EOFError, OSError) as error:
+            self._see_it_die()
             raise QmpFailed(f"QEMU's monitor went away during '{doing}': {error}") from error
+        finally:
+            future.cancel()
+
+    def _see_it_die(self) -> None:
+        """The sockets of a QEMU that ends are closed a moment before its process has ended."""
+        pause = threading.Event()
+        until = time.monotonic() + DYING
+        while time.monotonic() < until:
+            self._alive()
+            pause.wait(0.02)
 
     def connect(self, timeout: float) -> None:
         """Negotiate capabilities.
@@ -103,6 +131,8 @@ class Qmp:
             except Exception:  # noqa: BLE001  (it raises whatever ended the connection; that is told elsewhere)
                 return
 
+        # It is wanted to be gone.
+        self._alive = lambda: None
         try:
             self._call(leave(), 5.0, "disconnect")
         except QmpFailed:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pytest_osgates.vm import process
 from pytest_osgates.vm.errors import MachineDied
 from pytest_osgates.vm.host import INSTALL_SWTPM
+from pytest_osgates.vm.text import one_line
 
 
 class Swtpm:
@@ -40,18 +41,32 @@ class Swtpm:
             )
         return qemu
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether it has ended with status 0, as it does when its machine ends."""
+        return self._process is not None and process.await_exit(self._process, 0) and process.end(self._process) == 0
+
     def check(self) -> None:
-        """:raise MachineDied: swtpm ended."""
-        if self._process is not None and process.await_exit(self._process, 0):
+        """:raise MachineDied: swtpm ended, or was stopped."""
+        if self._process is None:
+            return
+        if process.await_exit(self._process, 0):
+            status = process.end(self._process)
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             raise MachineDied(
-                f"swtpm ended while the machine was running:\n{self.said()}",
+                f"swtpm {how} while the machine was running: {self.said()}",
                 remedy="see swtpm.log in the evidence; run: osgates doctor",
+            )
+        if process.is_stopped(self._process):
+            raise MachineDied(
+                "swtpm was stopped (SIGSTOP) while the machine was running: its guest cannot go on",
+                remedy="find out who stops processes on this host, and run again",
             )
 
     def said(self) -> str:
-        """The end of its log."""
+        """The end of its log, on one line."""
         try:
-            return self._log.read_text(errors="replace")[-1000:]
+            return one_line(self._log.read_text(errors="replace")[-1000:], 600) or "it said nothing"
         except OSError as error:
             return f"(its log cannot be read: {error})"
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.network.nowhere import Nowhere
 from pytest_osgates.vm.spec import Firmware, MachineSpec
+from pytest_osgates.vm.swtpm import Swtpm
 
 Make = Callable[..., Machine]
 
@@ -129,6 +133,48 @@ def test_whose_fault_an_end_is(
         machine._on_event({"event": "SHUTDOWN", "data": {"guest": reason.startswith("guest"), "reason": reason}})
     with pytest.raises(kind, match=words):
         machine.check()
+
+
+def test_a_qemu_that_was_stopped(make: Make, tmp_path: Path) -> None:
+    machine = make("exec sleep 1000")
+    child = machine._process = process.spawn([str(tmp_path / "qemu")])
+    machine.check()
+    os.kill(child.pid, signal.SIGSTOP)
+    with pytest.raises(MachineDied, match=r"QEMU was stopped \(SIGSTOP\) .* after power-on.*\n  -> find out who"):
+        wait_for(lambda: machine.check() is not None, "an exception")
+    assert process.end(child) == -signal.SIGTERM
+
+
+def test_a_qemu_that_is_stopped_before_it_greets(make: Make) -> None:
+    """Noticed while the monitor is waited for, long before that wait's deadline."""
+    begun = time.monotonic()
+    with pytest.raises(MachineDied, match="QEMU was stopped"), make("kill -STOP $$; sleep 1000"):
+        raise AssertionError("powered on")
+    assert time.monotonic() - begun < 10.0
+
+
+@pytest.mark.parametrize(("machine_ends", "kind"), [(True, GuestFailed), (False, MachineDied)])
+def test_a_tpm_that_ends_with_its_machine_is_not_to_blame(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine_ends: bool, kind: type[OsgatesError]
+) -> None:
+    """It is gone a moment before QEMU is."""
+    monkeypatch.setattr(module, "ENDING_SECONDS", 5.0 if machine_ends else 0.2)
+    machine = make("read line; exit 0")
+    (tmp_path / "records").mkdir()
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as stdin:
+        child = machine._process = process.spawn([str(tmp_path / "qemu")], stdin=stdin)
+    tpm = machine._swtpm = Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log")
+    tpm._process = process.spawn(["true"])
+    assert process.await_exit(tpm._process, 10.0)
+    machine._on_event({"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}})
+    if machine_ends:
+        threading.Timer(0.1, os.close, (writer,)).start()
+    with pytest.raises(kind):
+        machine.check()
+    process.end(child)
+    if not machine_ends:
+        os.close(writer)
 
 
 def test_closing_what_never_ran(make: Make) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,7 +57,7 @@ def test_it_ends_with_its_machine(tmp_path: Path) -> None:
         control.settimeout(10.0)
         assert control.recv(4) == bytes(4)
     wait_for(lambda: users_of(tmp_path / "tpm") == [], "swtpm has ended by itself", 10.0)
-    with pytest.raises(MachineDied, match="swtpm ended while the machine was running"):
+    with pytest.raises(MachineDied, match="swtpm ended with status 0 while the machine was running"):
         tpm.check()
     tpm.stop()
 
@@ -68,9 +71,33 @@ def test_its_death_is_told_even_without_a_log(tmp_path: Path) -> None:
         os.kill(pid, 9)
         wait_for(lambda: not is_running(pid), "swtpm is dead")
         (tmp_path / "swtpm.log").unlink()
-        with pytest.raises(MachineDied, match=r"(?s)swtpm ended.*log cannot be read.*osgates doctor"):
+        with pytest.raises(
+            MachineDied, match=r"(?s)swtpm was killed by signal 9 .*log cannot be read.*osgates doctor"
+        ):
             tpm.check()
     tpm.stop()
+
+
+def test_one_that_was_stopped_is_told_and_ended(tmp_path: Path) -> None:
+    tpm = Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log")
+    with tpm.start():
+        wait_for(lambda: len(users_of(tmp_path / "tpm")) == 1, "swtpm has started", 20.0)
+        (pid,) = users_of(tmp_path / "tpm")
+        wait_for((tmp_path / "swtpm.log").exists, "swtpm has begun", 10.0)
+        tpm.check()
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(MachineDied, match=r"swtpm was stopped \(SIGSTOP\) while the machine was running"):
+            until_raised(tpm.check)
+        begun = time.monotonic()
+        tpm.stop()
+        # It is sent on its way with SIGCONT, and not only killed at the end of all patience.
+        assert time.monotonic() - begun < 4.0
+        assert not is_running(pid)
+
+
+def until_raised(call: Callable[[], None]) -> None:
+    """Call it again and again; a signal takes effect a moment after kill(2)."""
+    wait_for(lambda: call() is not None, "an exception", 5.0)
 
 
 def test_no_swtpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

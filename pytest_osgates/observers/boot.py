@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pytest_osgates.checks.boot import AlarmSeen, BootObservation, KeyPress, Out
 from pytest_osgates.observers import systemd
 from pytest_osgates.profiles.schema import BootSection, KeyStep, LoginSection
 from pytest_osgates.progress import ProgressLog, Step
-from pytest_osgates.vm.errors import GuestError, GuestFailed, HostError, QmpFailed
+from pytest_osgates.vm.errors import GuestError, GuestFailed, HostError, OsgatesError, QmpFailed
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.guest.login import Credentials, start_channel
 from pytest_osgates.vm.machine import Machine
@@ -284,7 +285,7 @@ class Boot:
                 machine.check_guest()
                 self._look()
                 self._progress.step(Step(self._plan.case, "watching after ready", watched, seconds, self._counts()))
-                self._news.wait(min(5.0, max(0.5, seconds - watched)))
+                self._pause(min(5.0, max(0.5, seconds - watched)))
                 watched = systemd.uptime(machine.shell) - start
             self._facts["failures"] = systemd.failures(machine.shell)
             self._facts["system_state"] = systemd.system_state(machine.shell)
@@ -295,6 +296,13 @@ class Boot:
             self.detail = error.what
         self._facts["watched_s"] = round(watched, 1)
         self._progress.step(Step(self._plan.case, "watched", watched, seconds, done=True))
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for news, and look all the while whether the machine lives and shows nothing fatal: asking the guest
+        costs it much, looking costs nothing."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._news.wait(min(POLL_SECONDS, left)):
+            self.machine.check_guest()
 
     def _counts(self) -> dict[str, int]:
         machine = self.machine
@@ -327,18 +335,24 @@ class Boot:
         try:
             self._look()
             self._shoot("last")
-        except HostError as error:
+        except OsgatesError as error:
             self._facts["last_look"] = str(error)
 
     def _shoot(self, name: str) -> None:
         try:
             self._store(name, self.machine.screen.grab())
-        except (QmpFailed, OSError) as error:
+        except (QmpFailed, GuestFailed) as error:
             self.detail = self.detail or f"no screenshot {name!r}: {error}"
 
     def _store(self, name: str, frame: Frame) -> None:
         path: Path = self.machine.records / f"screen-{name}.png"
-        path.write_bytes(frame.png())
+        try:
+            path.write_bytes(frame.png())
+        except OSError as error:
+            raise HostError(
+                f"the screenshot {path} cannot be written: {error.strerror}",
+                remedy="free some space, or choose another directory with --iso-evidence",
+            ) from error
         self._screen.shots[name] = f"machines/{self.machine.records.name}/{path.name}"
 
     def observation(self) -> BootObservation:

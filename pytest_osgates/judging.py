@@ -7,6 +7,9 @@ from typing import Any
 
 from pytest_osgates.model import AnyGate, Control, Finding, Observation, Policy, Severity, Verdict
 
+# What keeps a gate from a PASS.
+_DECISIVE = frozenset({Severity.VIOLATION, Severity.UNPROVEN})
+
 
 @dataclass(frozen=True)
 class ControlResult:
@@ -38,6 +41,8 @@ def judge(gate: AnyGate, observation: Observation, policy: Policy) -> Judgement:
     A violation is a FAIL even where a control went uncaught: what was seen was seen.
     """
     findings = tuple(gate.judge(observation, policy))
+    if observation.considered == 0 and not {finding.severity for finding in findings} & _DECISIVE:
+        findings += (_nothing_considered(gate),)
     before = {finding.key for finding in findings if finding.severity is not Severity.REMARK}
     controls = tuple(
         _control(gate, control, observation, policy, before) for control in gate.controls_for(observation, policy)
@@ -52,9 +57,21 @@ def judge(gate: AnyGate, observation: Observation, policy: Policy) -> Judgement:
     return Judgement(verdict, findings, controls, observation.considered)
 
 
+def _nothing_considered(gate: AnyGate) -> Finding:
+    return Finding(
+        rule="nothing-considered",
+        subject=gate.name,
+        seen="the observation has nothing in it that the gate looks at",
+        wanted="at least one thing: where nothing is looked at, nothing is proven",
+        severity=Severity.UNPROVEN,
+    )
+
+
 def _control(
     gate: AnyGate, control: Control[Any], observation: Observation, policy: Policy, before: set[tuple[str, str]]
 ) -> ControlResult:
+    if control.severity not in _DECISIVE:
+        return ControlResult(control.name, False, f"a finding that is {control.severity} keeps no gate from a PASS")
     wanted = (control.rule, control.subject)
     if wanted in before:
         return ControlResult(

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pytest_osgates.checks.registry import GATES
 from pytest_osgates.commands.evidence_dir import absence, observations, open_run, profile_of, record_of
-from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.errors import HostError, UsageError
 
 
 def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type)
@@ -32,6 +32,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Print the acceptances that are missing.
 
     :raise UsageError: the run observed nothing of this gate.
+    :raise HostError: its observation cannot be read, or the gate broke.
     """
     evidence, verdicts = open_run(options.evidence)
     profile = profile_of(evidence, options.iso_distro)
@@ -49,5 +50,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     policy = gate.policy() if section is None or section.policy is None else section.policy
     for path in paths:
         seen = evidence.read_observation(str(path.relative_to(evidence.root)), gate.observation)
-        console.print(gate.baseline(seen, policy), markup=False, soft_wrap=True)
+        try:
+            text = gate.baseline(seen, policy)
+        except Exception as error:
+            # A gate's own code may raise anything.
+            raise HostError(f"the gate {gate.name!r} broke: {type(error).__name__}: {error}") from error
+        console.print(text, markup=False, soft_wrap=True)
     return 0

@@ -98,6 +98,9 @@ def test_one_uncaught_control_proves_nothing_but_hides_no_violation() -> None:
         Control("only accepted", adding("accepted"), "accepted", "lamp"),
         Control("only a remark", adding("remark"), "remark", "lamp"),
         Control("no sabotage", lambda seen: seen, "violation", "lamp"),
+        # What decides nothing shows nothing.
+        Control("content with a remark", adding("remark"), "remark", "lamp", Severity.REMARK),
+        Control("content with an acceptance", adding("accepted"), "accepted", "lamp", Severity.ACCEPTED),
     ],
 )
 def test_a_control_is_caught_only_by_its_own_finding(control: Control[Lamp]) -> None:
@@ -131,3 +134,24 @@ def test_a_pass_needs_controls_and_nothing_open(words: list[str], count: int) ->
     allowed = count > 0 and not {"violation", "unproven"} & set(words)
     assert (judgement.verdict is Verdict.PASS) is allowed
     assert (judgement.verdict is Verdict.FAIL) is ("violation" in words)
+
+
+class Counted(Lamp):
+    """One that says how many things it looked at."""
+
+    @property
+    def considered(self) -> int | None:
+        return len(self.words)
+
+
+def test_a_gate_that_looked_at_nothing_proves_nothing() -> None:
+    counting = Gate("lamp", "it shines", (State.IMAGE,), Counted, Rules, look, (_breaks(),))
+    judgement = judge(counting, Counted(), Rules())
+    assert judgement.verdict is Verdict.NOT_PROVEN
+    assert [(found.rule, found.subject) for found in judgement.findings] == [("nothing-considered", "lamp")]
+    assert judge(counting, Counted(words=("remark",)), Rules()).verdict is Verdict.PASS
+    assert judge(counting, Counted(words=("violation",)), Rules()).verdict is Verdict.FAIL
+
+
+def _breaks() -> Control[Counted]:
+    return Control("it breaks", lambda seen: Counted(words=(*seen.words, "violation")), "violation", "lamp")

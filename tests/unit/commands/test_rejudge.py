@@ -12,7 +12,8 @@ import pytest
 from lynis_samples import Story
 from rich.console import Console
 
-from pytest_osgates.cli import build_parser
+from pytest_osgates.checks.lynis import GATE
+from pytest_osgates.cli import build_parser, main
 
 PROFILE = """schema = 1
 name = "p"
@@ -98,3 +99,17 @@ def test_a_run_that_observed_nothing_is_not_proven(run: Path) -> None:
     status, text = rejudge(run)
     assert status == 10
     assert "NOT PROVEN" in text
+
+
+def test_a_gate_whose_baseline_breaks_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> str:
+        raise KeyError("its own fault")
+
+    assert main(["baseline", "lynis", "--evidence", str(run)]) == 0
+    # Gates are frozen.
+    monkeypatch.setitem(vars(GATE), "baseline", broken)
+    capsys.readouterr()
+    assert main(["baseline", "lynis", "--evidence", str(run)]) == 3
+    assert "the gate 'lynis' broke: KeyError: 'its own fault'" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def add_options(parser: pytest.Parser) -> None:
 def value(config: pytest.Config, name: str) -> str:
     """An option's value, from the command line, else from the ini file; empty if neither.
 
-    :raise ValueError: given more than once.
+    :raise ValueError: given more than once, or empty on the command line: a shell variable that was not set.
     """
     given = config.getoption(name)
     if given is None:
@@ -53,6 +53,8 @@ def value(config: pytest.Config, name: str) -> str:
         return str(config.getini(ini))
     if isinstance(given, list):
         if len(given) > 1:
-            raise ValueError(f"{name} was given {len(given)} times: {', '.join(given)}")
+            raise ValueError(f"{name} was given {len(given)} times: {', '.join(given)}\n  -> give it once")
+        if not given[0]:
+            raise ValueError(f"{name} is empty\n  -> give a value, or leave {name} out")
         return str(given[0])
     return str(given)

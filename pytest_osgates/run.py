@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,8 +15,10 @@ from typing import Any
 
 from pytest_osgates import _version, tools
 from pytest_osgates.evidence import Evidence, dump, new_run_id
-from pytest_osgates.image.digest import image_digest
+from pytest_osgates.image.digest import Identity, image_digest, image_identity
+from pytest_osgates.image.launchable import check_launchable
 from pytest_osgates.image.rootfs import open_root, os_release
+from pytest_osgates.image.source import KINDS
 from pytest_osgates.paths import cache_dir
 from pytest_osgates.profiles import loader
 from pytest_osgates.profiles.schema import Profile
@@ -42,14 +46,24 @@ def existing_file(text: str, what: str) -> Path:
     :raise UsageError: it is not there, or is something else.
     """
     path = Path(text)
+    remedy = "give the path of an ISO image" if what == "--iso" else "give the path of a file"
     try:
-        if path.is_file():
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
             return path.resolve(strict=True)
-        missing = not path.exists()
+    except FileNotFoundError as error:
+        try:
+            target = f": it is a link to {os.readlink(path)!r}, which is not there" if path.is_symlink() else ""
+        except OSError:
+            target = ""
+        raise UsageError(f"{what} {text!r} does not exist{target}", remedy=remedy) from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{what} {text!r} cannot be looked at: {error}") from error
-    how = "does not exist" if missing else "is not a regular file"
-    raise UsageError(f"{what} {text!r} {how}", remedy="give the path of an ISO image" if what == "--iso" else None)
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise UsageError(
+            f"{what} {text!r} cannot be looked at: {why}", remedy="check the path and its permissions"
+        ) from error
+    how, instead = KINDS.get(stat.S_IFMT(mode), ("no regular file", remedy))
+    raise UsageError(f"{what} {text!r} is {how}", remedy=instead if what == "--iso" else remedy)
 
 
 def parse_tools(entries: list[str]) -> dict[str, str]:
@@ -61,7 +75,7 @@ def parse_tools(entries: list[str]) -> dict[str, str]:
     for entry in entries:
         name, equals, path = entry.partition("=")
         if not (name and equals and path):
-            raise UsageError(f"--iso-tool {entry!r} is not NAME=PATH")
+            raise UsageError(f"--iso-tool {entry!r} is not NAME=PATH", remedy="osgates doctor lists the names")
         tools[name.strip()] = str(existing_file(path.strip(), f"--iso-tool {name}"))
     return tools
 
@@ -78,6 +92,7 @@ class Run:
         self.size = size
         self.evidence = evidence
         self.run_id = run_id
+        self.image_identity: Identity | None = None
         self.progress = ProgressLog(evidence.root / "progress.jsonl")
 
     @classmethod
@@ -87,12 +102,17 @@ class Run:
         :raise OsgatesError: with the remedy; nothing was written then.
         """
         try:
+            # Before its digest, which takes a while: a file that is no bootable ISO is said to be none at once.
+            check_launchable(request.iso)
+            identity = image_identity(request.iso)
             sha256 = image_digest(request.iso)
             profile = cls._profile(request)
             run_id = new_run_id()
             size = request.iso.stat().st_size
         except OSError as error:
-            raise ImageError(f"{request.iso} cannot be read: {error.strerror}") from error
+            raise ImageError(
+                f"{request.iso} cannot be read: {error.strerror}", remedy="check the path and its permissions"
+            ) from error
         # Asked before anything is written, so that a machine that cannot boot says so at once.
         host = vm_host.select(request.accel, cache_dir("probe"))
         host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))
@@ -100,8 +120,19 @@ class Run:
         evidence = Evidence.create(request.evidence, sha256, run_id)
         run = cls(request, profile, sha256, size, evidence, run_id)
         run.host = host
+        run.image_identity = identity
         evidence.write("profile.toml", Path(profile.source).read_bytes())
         return run
+
+    def image_changed(self) -> str:
+        """How the ISO is no longer the file whose digest stands in the evidence; empty: it is that file."""
+        try:
+            now = image_identity(self.request.iso)
+        except OSError as error:
+            return f"{self.request.iso} is no longer there: {error.strerror}"
+        if now == self.image_identity:
+            return ""
+        return f"{self.request.iso} changed after its SHA-256 was taken: what was observed may be of other bytes"
 
     @staticmethod
     def _profile(request: Request) -> Profile:
@@ -206,6 +237,7 @@ class Run:
             "outside": self._outside(),
             "sha256": self.image_sha256,
             "size": self.size,
+            "identity": self.image_identity,
             "root": str(self.evidence.root),
             "run": self.run_id,
             "pace": self.host.pace,
@@ -229,6 +261,7 @@ class Run:
             tools=data["tools"],
         )
         run = cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
+        run.image_identity = None if data["identity"] is None else tuple(data["identity"])
         # Measured once for all: each worker would measure the others' measuring.
         run.host = replace(run.host, pace=float(data["pace"]))
         if (now := run._outside()) != data["outside"]:

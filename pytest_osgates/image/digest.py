@@ -10,6 +10,8 @@ from pytest_osgates.image.source import open_regular
 from pytest_osgates.vm.errors import ImageError
 
 BLOCK = 1 << 20
+# Device, inode, size in bytes, time of the last change of its bytes in nanoseconds.
+Identity = tuple[int, int, int, int]
 
 
 def image_digest(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> str:
@@ -55,5 +57,13 @@ def image_digest(path: str | os.PathLike[str], progress: Callable[[int, int], No
     return digest.hexdigest()
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+def image_identity(path: str | os.PathLike[str]) -> Identity:
+    """What tells that the file at `path` is still the one that was digested, without reading it again.
+
+    :raise OSError: there is nothing at `path`.
+    """
+    return _identity(os.stat(path))  # noqa: PTH116 - beside fstat, in the same terms
+
+
+def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

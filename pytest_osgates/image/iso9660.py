@@ -270,6 +270,10 @@ class IsoImage:
                     raise self._damaged(f"the directory record at {offset} overruns its sector")
                 yield self._record(sector[position : position + length], offset)
                 position += length
+            if any(sector[position:]):
+                raise self._damaged(
+                    f"the directory at {extent.offset} goes on after its end in sector {start // SECTOR}"
+                )
 
     def _system_use(self, record: _Record, skip: int) -> rockridge.SystemUse:
         try:

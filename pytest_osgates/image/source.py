@@ -15,7 +15,7 @@ GET_AGAIN = "get the image again and compare its SHA-256 with the published one"
 
 _SHOWN_MAX = 200
 
-_KINDS = {
+KINDS = {
     stat.S_IFDIR: ("a directory", "give the ISO file inside it"),
     stat.S_IFBLK: ("a block device", "copy it to a file first: the shipped file is what is judged"),
     stat.S_IFCHR: ("a character device", "give an ISO file"),
@@ -113,7 +113,7 @@ def open_regular(path: str | os.PathLike[str]) -> tuple[int, os.stat_result]:
 
 def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        what, remedy = _KINDS.get(stat.S_IFMT(status.st_mode), ("not a regular file", "give an ISO file"))
+        what, remedy = KINDS.get(stat.S_IFMT(status.st_mode), ("not a regular file", "give an ISO file"))
         raise ImageError(f"{path} is {what}, not an image file", remedy=remedy)
     if status.st_size == 0:
         raise ImageError(f"{path} is empty", remedy="was its download or build interrupted? Get it again")

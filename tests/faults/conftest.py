@@ -1,7 +1,29 @@
-"""Runs of the gates as a user makes them, with the runner of the real boots."""
+"""Runs of the gates as a user makes them, with the runner of the real boots; and quick ones that boot nothing."""
 
 from __future__ import annotations
 
-from tests.e2e.conftest import demo_iso, fault_iso, gates
+from collections.abc import Iterator
+from pathlib import Path
 
-__all__ = ["demo_iso", "fault_iso", "gates"]
+import pytest
+
+from tests.e2e.conftest import demo_iso, fault_iso, gates
+from tests.plugin.conftest import iso
+
+from .warm import Place, Warm
+
+__all__ = ["demo_iso", "fault_iso", "gates", "iso"]
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Forks runs of pytest."""
+    process = Warm(tmp_path_factory.mktemp("warm"))
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path, iso: Path, warm: Warm) -> Place:
+    """A directory with a profile, tests and an ISO that is too small to boot."""
+    return Place(tmp_path, iso, warm)

@@ -184,7 +184,9 @@ def make_iso(base: Path, files: Mapping[str, int]) -> Path:
     pack = ["mksquashfs", str(base / "root"), str(squashfs), "-quiet", "-no-progress", "-processors", "1"]
     run([*pack, "-mem", "64M"], timeout=60)
     path = base / "test.iso"
-    run(["xorriso", "-as", "mkisofs", "-quiet", "-o", str(path), str(base / "tree")], timeout=60)
+    (base / "tree" / "boot.img").write_bytes(bytes(2048))
+    boot = ("-b", "boot.img", "-no-emul-boot")
+    run(["xorriso", "-as", "mkisofs", "-quiet", "-R", *boot, "-o", str(path), str(base / "tree")], timeout=60)
     return path
 
 

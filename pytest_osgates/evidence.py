@@ -27,12 +27,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pytest_osgates.vm.errors import HostError
+from pytest_osgates.vm.errors import MORE_ROOM, HostError
 
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 MANIFEST = "manifest.json"
 VERDICTS = "verdicts.json"
-MORE_ROOM = "free some space, or choose another directory with --iso-evidence"
 B = TypeVar("B", bound=BaseModel)
 
 

@@ -119,7 +119,7 @@ class Console:
             if self._written > TRANSCRIPT_LIMIT:
                 self._file.write(b"(transcript ends here: 64 MiB)\n")
         except OSError as error:
-            self._write_error = str(error)
+            self._write_error = f"{self._file.name}: {error.strerror}"
 
     @property
     def write_error(self) -> str | None:

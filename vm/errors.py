@@ -21,6 +21,10 @@ Every message says what happened, where, and what to do about it.
 
 from collections.abc import Sequence
 
+# Remedies that several layers name.
+MORE_ROOM = "free some space, or choose another directory with --iso-evidence"
+TEMPORARY = "free some space there, or set TMPDIR to a directory of yours with room in it, and run again"
+
 
 class OsgatesError(Exception):
     """The root. ``remedy`` is what the reader can do; it is part of the message."""

@@ -16,7 +16,16 @@ from typing import Self, TypeVar
 
 from pytest_osgates.vm import argv, process, workdir
 from pytest_osgates.vm.console import Console
-from pytest_osgates.vm.errors import GuestFailed, HostError, LaunchFailed, MachineDied, OsgatesError, QmpFailed
+from pytest_osgates.vm.errors import (
+    MORE_ROOM,
+    TEMPORARY,
+    GuestFailed,
+    HostError,
+    LaunchFailed,
+    MachineDied,
+    OsgatesError,
+    QmpFailed,
+)
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.host import Host, create_overlay, find_firmware, memory_available_mib
@@ -55,6 +64,7 @@ class Machine:
         self.ended: str | None = None
         self.arguments: tuple[str, ...] = ()
         self._unlit = ""
+        self._event_error: str | None = None
         self._qmp: Qmp | None = None
         self._serial: Console | None = None
         self._kernel_log: Console | None = None
@@ -71,10 +81,22 @@ class Machine:
     def __enter__(self) -> Self:
         try:
             self._start()
+        except OSError as error:
+            self.close()
+            raise self._no_place(error) from error
         except BaseException:
             self.close()
             raise
         return self
+
+    def _no_place(self, error: OSError) -> HostError:
+        """A full disk, most of the time: in the evidence or in TMPDIR, and each has its own remedy."""
+        where = str(error.filename or "")
+        evidence = where.startswith(f"{self.records}/") or where == str(self.records)
+        return HostError(
+            f"machine {self.spec.name} cannot be made: {where or 'its files'}: {error.strerror}",
+            remedy=MORE_ROOM if evidence else TEMPORARY,
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -266,22 +288,36 @@ class Machine:
         elif name == "SHUTDOWN":
             self.ended = str(data.get("reason", "shutdown"))
         # Last: a full disk costs the record, never what follows from the event.
-        with (self.records / "events.jsonl").open("a") as log:
-            log.write(json.dumps({"at": round(self.elapsed, 3), "event": name, "data": data}) + "\n")
+        path = self.records / "events.jsonl"
+        try:
+            with path.open("a") as log:
+                log.write(json.dumps({"at": round(self.elapsed, 3), "event": name, "data": data}) + "\n")
+        except OSError as error:
+            self._event_error = self._event_error or f"{path}: {error.strerror}"
 
     def check(self) -> None:
         """That QEMU and swtpm live.
 
         :raise MachineDied: one of them ended, or was stopped.
+        :raise HostError: the machine's records cannot be written.
         :raise GuestFailed: the guest powered the machine off.
         """
         self._raise_if_dead()
+        self._raise_if_unrecorded()
         if self._swtpm is None:
             return
         if self._swtpm.ended_well and self._process is not None and process.await_exit(self._process, ENDING_SECONDS):
             # It ends with its machine, and may be a moment ahead.
             self._raise_if_dead()
         self._swtpm.check()
+
+    def _raise_if_unrecorded(self) -> None:
+        """What is not on disk proves nothing to anyone else."""
+        for console in (self._serial, self._kernel_log, self._journal):
+            if console is not None and console.write_error is not None:
+                raise HostError(f"evidence cannot be written to {console.write_error}", remedy=MORE_ROOM)
+        if self._event_error is not None:
+            raise HostError(f"evidence cannot be written to {self._event_error}", remedy=MORE_ROOM)
 
     def _still_there(self) -> None:
         """`check`, for the monitor: it is asked before there is a process, too."""

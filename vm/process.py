@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from pytest_osgates.vm.errors import CommandFailed, HostTimeout, MissingTool
+from pytest_osgates.vm.workdir import temporary
 
 _TRAMPOLINE = str(Path(__file__).resolve().parent / "_exec.py")
 
@@ -166,13 +168,16 @@ def run(
     read back up to `max_output` bytes. `on_poll` is called about twice a second with the elapsed seconds.
 
     :raise MissingTool: the program is not there.
+    :raise HostError: no room for temporary files.
     :raise HostTimeout: it did not end in `timeout` seconds; it was killed.
     :raise CommandFailed: `check` and a status other than 0.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as given:
-        if input is not None:
-            given.write(input)
-            given.seek(0)
+    with contextlib.ExitStack() as stack:
+        with temporary(f"the outputs of {argv[0]}"):
+            out, err, given = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            if input is not None:
+                given.write(input)
+                given.seek(0)
         begun = time.monotonic()
         process = spawn(
             argv,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from pytest_osgates.vm.errors import TEMPORARY, HostError
 
 _NAME = re.compile(r"^vm-(\d+)-(\d+)-")
 
@@ -21,8 +25,29 @@ def start_time(pid: int) -> int | None:
     return int(stat[stat.rindex(")") + 2 :].split()[19])
 
 
+@contextlib.contextmanager
+def temporary(what: str) -> Iterator[None]:
+    """Whatever goes wrong with a temporary file is the host's fault.
+
+    :raise HostError: no room for `what`, or TMPDIR is gone or cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or "TMPDIR"
+        raise HostError(f"no place for {what}: {where}: {error.strerror}", remedy=TEMPORARY) from error
+
+
 def base_directory() -> Path:
-    """``$TMPDIR/osgates-UID``, ours alone."""
+    """``$TMPDIR/osgates-UID``, ours alone.
+
+    :raise HostError: it cannot be made.
+    """
+    with temporary("the files of machines"):
+        return _base_directory()
+
+
+def _base_directory() -> Path:
     path = Path(tempfile.gettempdir()) / f"osgates-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     status = path.lstat()
@@ -33,9 +58,14 @@ def base_directory() -> Path:
 
 
 def make(name: str) -> Path:
-    """A fresh directory of mode 0700, marked with its owner."""
+    """A fresh directory of mode 0700, marked with its owner.
+
+    :raise HostError: it cannot be made.
+    """
     pid = os.getpid()
-    return Path(tempfile.mkdtemp(prefix=f"vm-{pid}-{start_time(pid)}-{name[:20]}-", dir=base_directory()))
+    base = base_directory()
+    with temporary(f"the files of {name}"):
+        return Path(tempfile.mkdtemp(prefix=f"vm-{pid}-{start_time(pid)}-{name[:20]}-", dir=base))
 
 
 def remove(path: Path) -> None:

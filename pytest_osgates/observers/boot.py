@@ -12,7 +12,7 @@ from pytest_osgates.checks.boot import AlarmSeen, BootObservation, KeyPress, Out
 from pytest_osgates.observers import systemd
 from pytest_osgates.profiles.schema import BootSection, KeyStep, LoginSection
 from pytest_osgates.progress import ProgressLog, Step
-from pytest_osgates.vm.errors import GuestError, GuestFailed, HostError, OsgatesError, QmpFailed
+from pytest_osgates.vm.errors import MORE_ROOM, GuestError, GuestFailed, HostError, OsgatesError, QmpFailed
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.guest.login import Credentials, start_channel
 from pytest_osgates.vm.machine import Machine
@@ -349,10 +349,7 @@ class Boot:
         try:
             path.write_bytes(frame.png())
         except OSError as error:
-            raise HostError(
-                f"the screenshot {path} cannot be written: {error.strerror}",
-                remedy="free some space, or choose another directory with --iso-evidence",
-            ) from error
+            raise HostError(f"evidence cannot be written to {path}: {error.strerror}", remedy=MORE_ROOM) from error
         self._screen.shots[name] = f"machines/{self.machine.records.name}/{path.name}"
 
     def observation(self) -> BootObservation:

@@ -15,6 +15,9 @@ from pytest_osgates.vm.guest.channel import DYING
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.text import one_line
 
+# How often a wait looks whether the machine lives, and how often it asks for a prompt that may have been missed.
+LOOK_SECONDS = 0.5
+NUDGE_SECONDS = 2.0
 LOGIN_PROMPT = r"(?:^|[\r\n])[^\r\n]{0,80}login: ?$"
 HIDDEN_PROMPT = r"[Pp]assword[^\r\n]{0,40}: ?$"
 REFUSAL = r"incorrect|denied|[Ss]orry, try again|[Aa]uthentication failure"
@@ -87,12 +90,14 @@ def _expect(
     nudge: bool = False,
 ) -> int:
     wanted: list[Any] = [patterns] if isinstance(patterns, str) else list(patterns)
+    nudged = time.monotonic()
     while (left := deadline - time.monotonic()) > 0:
         alive()
         try:
-            return int(spawn.expect(wanted, timeout=min(2.0, left)))
+            return int(spawn.expect(wanted, timeout=min(LOOK_SECONDS, left)))
         except pexpect.TIMEOUT:
-            if nudge:
+            if nudge and time.monotonic() - nudged >= NUDGE_SECONDS:
+                nudged = time.monotonic()
                 spawn.sendline()
         except pexpect.EOF:
             raise OSError("the console was closed") from None

@@ -18,6 +18,7 @@ from vm_fakes import wait_for
 
 from pytest_osgates.vm import machine as module
 from pytest_osgates.vm import process, workdir
+from pytest_osgates.vm.console import Console
 from pytest_osgates.vm.errors import GuestFailed, HostError, LaunchFailed, MachineDied, OsgatesError
 from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
 from pytest_osgates.vm.machine import Machine
@@ -209,13 +210,43 @@ def test_an_event_is_heeded_even_if_it_cannot_be_written(make: Make, tmp_path: P
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "events.jsonl").symlink_to("/dev/full")
     for event in ({"event": "GUEST_PANICKED"}, {"event": "SHUTDOWN", "data": {"reason": "guest-panic"}}):
-        try:
-            machine._on_event(event)
-        except OSError as error:
-            # The monitor keeps it as its listener's first error.
-            assert "No space left" in str(error)  # noqa: PT017
+        machine._on_event(event)
     assert machine.watcher.fatal is not None
     assert machine.ended == "guest-panic"
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "serial.log"])
+def test_a_machine_whose_records_cannot_be_written_proves_nothing(make: Make, tmp_path: Path, name: str) -> None:
+    machine = make("exec sleep 1000")
+    records = tmp_path / "records"
+    records.mkdir()
+    child = machine._process = process.spawn([str(tmp_path / "qemu")])
+    (records / name).symlink_to("/dev/full")
+    ours, theirs = socket.socketpair()
+    console = machine._serial = Console(ours, "serial", records / "serial.log", None)
+    console.start()
+    machine.check()
+    machine._on_event({"event": "STOP"})
+    theirs.sendall(b"hello\n")
+    with (
+        theirs,
+        pytest.raises(HostError, match=rf"evidence cannot be written to .*{name}: No space left.*\n  -> free"),
+    ):
+        wait_for(lambda: machine.check() is not None, "an exception")
+    process.end(child)
+    console.close()
+
+
+def test_no_room_for_a_machine(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which disk is full decides what to do about it."""
+    (tmp_path / "records").write_text("a file where a directory should be")
+    with pytest.raises(HostError, match=r"machine test cannot be made: .*records.*\n  -> .*--iso-evidence"), make():
+        raise AssertionError("powered on")
+    (tmp_path / "records").unlink()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(HostError, match=r"no place for the files of machines: .*gone.*\n  -> .*TMPDIR"), make():
+        raise AssertionError("powered on")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
 def test_the_link_to_nowhere_counts_and_answers_nothing() -> None:

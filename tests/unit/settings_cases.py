@@ -159,7 +159,7 @@ CASES: dict[str, tuple[SettingsObservation, list[tuple[str, str, Severity]]]] = 
     ),
     "unit enabled and broken": (
         with_key("units", "fire.service", LOADED.model_copy(update={"load": "bad-setting"})),
-        [("unit", "fire.service enabled", V)],
+        [("unit", "fire.service present", V), ("unit", "fire.service enabled", V)],
     ),
     "unit not active": (
         with_key("units", "fire.service", LOADED.model_copy(update={"active": "failed"})),

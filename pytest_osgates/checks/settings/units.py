@@ -88,7 +88,8 @@ class UnitEntry(Entry):
                 yield self._demand(name, "absent", "no such unit", _is_absent, UnitFact(load="loaded"), gone=True)
                 continue
             there = UnitFact(load="not-found")
-            yield self._demand(name, "present", "a unit of that name", _is_there, there, implied=not self.present)
+            judge = _is_well if self.present else _is_there
+            yield self._demand(name, "present", "a unit of that name", judge, there, implied=not self.present)
             if self.enabled is not None:
                 yield self._enabled(name, self.enabled)
             if self.masked is not None:
@@ -170,6 +171,13 @@ def _is_there(fact: UnitFact) -> list[Miss]:
     if fact.load != "not-found":
         return MET
     return missed("no such unit", "it was renamed, or its package is not installed")
+
+
+def _is_well(fact: UnitFact) -> list[Miss]:
+    """There, and systemd can load it (org.freedesktop.systemd1(5), LoadState)."""
+    if fact.load in {"error", "bad-setting"}:
+        return missed(f"{fact.load}{_file(fact)}", "systemd cannot load it: see systemctl status")
+    return _is_there(fact)
 
 
 def _enabled(fact: UnitFact, *, wanted: bool) -> list[Miss]:

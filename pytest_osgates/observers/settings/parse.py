@@ -46,6 +46,12 @@ _NO_ATTRIBUTE = {"errno 61", "errno 95"}
 _UNIT_STATES = re.compile(r"[a-z][a-z-]{1,30}")
 
 
+def exactly(text: str, limit: int = 1000) -> str:
+    """`text` as `one_line` shows it, or, where that would show it as another text, in quotes."""
+    shown = one_line(text, limit)
+    return shown if shown == text else f"{text[:limit]!a}"
+
+
 def text_of(answers: Answers, tag: str, most: int) -> TextFact:
     """A file that was asked for with `text` in the script."""
     blob = answers.blob(tag)
@@ -179,8 +185,8 @@ def _stats(blob: Blob | None, root: str) -> dict[str, Stat]:
             uid=int(match[2]),
             gid=int(match[3]),
             size=int(match[4]),
-            owner=one_line(match[5], 100),
-            group=one_line(match[6], 100),
+            owner=exactly(match[5], 100),
+            group=exactly(match[6], 100),
         )
     return found
 
@@ -198,8 +204,7 @@ def _file(answers: Answers, path: str, own: Stat | None, target: Stat | None, ro
     link = answers.about("link", path)
     if link is None or len(link) != 2:
         return FileFact(problem="what it links to cannot be read")
-    leads_to = one_line(link[1].removeprefix(root), 1000)
-    return FileFact(own=own, target=target, link=one_line(link[0], 1000), leads_to=leads_to)
+    return FileFact(own=own, target=target, link=exactly(link[0]), leads_to=exactly(link[1].removeprefix(root)))
 
 
 def _content(answers: Answers, path: str) -> TextFact:

@@ -18,7 +18,7 @@ from pytest_osgates.checks.settings.facts import (
 )
 from pytest_osgates.checks.settings.packages import MANAGERS
 from pytest_osgates.observers.settings.answers import Answers, Blob
-from pytest_osgates.observers.settings.parse import NO_ANSWER, text_of
+from pytest_osgates.observers.settings.parse import NO_ANSWER, exactly, text_of
 from pytest_osgates.observers.settings.script import MAX_CONTENT, MAX_TABLE
 from pytest_osgates.vm.text import one_line
 
@@ -168,7 +168,7 @@ def processes(answers: Answers, questions: Questions, root: str = "") -> Process
         real = answers.about("library", library)
         if real is None or len(real) != 1 or len(answers.blobs.get(f"mapped:{library}", [])) != 2:
             return ProcessesFact(preload=preload, libraries={}, problem=NO_ANSWER)
-        libraries[library] = one_line(real[0], 1000)
+        libraries[library] = exactly(real[0])
     own_blob = answers.blob("own")
     if own_blob is None:
         return ProcessesFact(preload=preload, libraries=libraries, problem=NO_ANSWER)
@@ -192,7 +192,7 @@ def processes(answers: Answers, questions: Questions, root: str = "") -> Process
                 ProcessFact(
                     pid=int(pid),
                     name=one_line(name, 64),
-                    exe=one_line(exe, 1000),
+                    exe=exactly(exe),
                     cgroup=one_line(cgroup, 1000),
                     maps={library: paths for library, paths in maps.items() if paths},
                     problem="" if readable == "1" else "permission denied",
@@ -229,5 +229,5 @@ def _mapped(answers: Answers, library: str, root: str) -> dict[str, set[str]]:
         for match in _of_processes(blob, root):
             entry = _MAPPED.fullmatch(match[2] or "")
             if entry:
-                found.setdefault(match[1], set()).add(one_line(entry[1], 1000))
+                found.setdefault(match[1], set()).add(exactly(entry[1]))
     return found

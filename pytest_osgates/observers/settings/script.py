@@ -47,9 +47,10 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin
 export LC_ALL PATH
 umask 077
 mkdir -p -- "$D" || exit 70
-say() { printf '%s\0' "$#" "$@"; }
+# A record that is lost, or a blob of another length than was said, must not go unnoticed: then there is no answer.
+say() { printf '%s\0' "$#" "$@" || exit 71; }
 # blob TAG STATUS: what lies in $D/o.
-blob() { n=$(wc -c <"$D/o") || n=0; say blob "$1" "$2" "$((n))"; cat "$D/o"; }
+blob() { n=$(wc -c <"$D/o") || exit 72; say blob "$1" "$2" "$((n))"; cat "$D/o" || exit 73; }
 # text TAG MOST PATH: a file, and one byte more than allowed if it is too large.
 text() {
     if [ -e "$3" ]; then head -c "$(($2 + 1))" "$3" >"$D/o" 2>/dev/null; blob "$1" "$?"; else say nofile "$1"; fi
@@ -114,9 +115,10 @@ if [ -d "$q" ]; then
     for x in "$q"/* "$q"/.[!.]* "$q"/..?*; do
         if [ -e "$x" ] || [ -L "$x" ]; then e=0; break; fi
     done
-    say empty @PATH@ "$e"
+    # A directory that cannot be read has no entries either.
+    if [ "$e" = 0 ] || ls -A -- "$q" >/dev/null 2>&1; then say empty @PATH@ "$e"; fi
 elif [ -f "$q" ]; then
-    if [ "$(($(head -c 1 "$q" | wc -c)))" = 0 ]; then say empty @PATH@ 1; else say empty @PATH@ 0; fi
+    if [ -s "$q" ] || [ "$(($(head -c 1 "$q" | wc -c)))" != 0 ]; then say empty @PATH@ 0; else say empty @PATH@ 1; fi
 fi
 """
 

@@ -86,6 +86,12 @@ STRANGE = [
         {"units": {"ssh.service": LOADED.model_copy(update={"id": "ssh.service"})}},
         Verdict.PASS,
     ),
+    # There, and of no use.
+    (
+        '[[unit]]\nnames = ["ssh.service"]\npresent = true',
+        {"units": {"ssh.service": LOADED.model_copy(update={"load": "bad-setting"})}},
+        Verdict.FAIL,
+    ),
     # The kernel knows groups by their numbers.
     ('[[group]]\nnames = ["wheel"]\nmembers = ["admin"]', ACCOUNTS, Verdict.FAIL),
     ('[[user]]\nnames = ["eve"]\ngroups = ["wheel"]', ACCOUNTS, Verdict.FAIL),

@@ -504,3 +504,24 @@ def test_a_guest_that_fails_is_told(tmp_path: Path) -> None:
             NONCE,
             str(tmp_path),
         )
+
+
+@every_shell
+def test_what_cannot_be_read_is_not_empty(ask: Ask, root: Path) -> None:
+    (root / "etc/hollow").mkdir(parents=True)
+    write(root, "etc/file", "x")
+    write(root, "etc/none")
+    questions = Questions()
+    for name in ("hollow", "file", "none"):
+        questions.file(f"/etc/{name}").empty = True
+    found = ask(questions, ls="#!/bin/sh\nexit 2\n", head="#!/bin/sh\nexit 1\n").files
+    assert [found[f"/etc/{name}"].empty for name in ("hollow", "file", "none")] == [None, False, True]
+
+
+@pytest.mark.parametrize("path", SHELLS)
+def test_an_answer_that_cannot_be_written_is_none(tmp_path: Path, path: str) -> None:
+    shell = [path, "sh"] if path.endswith("busybox") else [path]
+    script = build(Questions(command_line=True), nonce=NONCE, directory=str(tmp_path))
+    for broken in (script, script.replace("wc -c", "false").replace("cat ", "false ")):
+        with Path("/dev/full" if broken is script else "/dev/null").open("wb") as out:
+            assert subprocess.run([*shell, "-c", broken], stdout=out, check=False).returncode > 70

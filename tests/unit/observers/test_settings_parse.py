@@ -215,3 +215,15 @@ def test_of_two_passwords_for_one_name_the_first_counts() -> None:
 def test_a_systemctl_that_reached_nobody_knows_of_no_template(said: str) -> None:
     data = record("template", "wait@.service", "", said)
     assert parse.units(read(data + END), ["wait@.service"])["wait@.service"].problem
+
+
+@pytest.mark.parametrize("target", ["/dev/null ", "/dev/nu\x1b[mll", "/dev//null\n", "/dev/null\u202e"])
+def test_a_link_is_not_shown_as_another(target: str) -> None:
+    questions = policy('[[file]]\npaths = ["/a"]\nlinks_to = "/dev/null"\nowner = "root"').questions(State.LIVE)
+    stat = "a1ff 0 0 1|ro\x1b[mot|root|/a\n"
+    data = blob("lstat", stat.encode()) + blob("stat", stat.encode()) + record("link", "/a", target, target) + END
+    fact = parse.files(read(data), questions)["/a"]
+    assert fact.link.startswith("'")
+    assert fact.link == fact.leads_to
+    assert fact.own is not None
+    assert (fact.own.owner, fact.own.group) == ("'ro\\x1b[mot'", "root")

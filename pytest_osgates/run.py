@@ -53,7 +53,7 @@ def existing_file(text: str, what: str) -> Path:
             return path.resolve(strict=True)
     except FileNotFoundError as error:
         try:
-            target = f": it is a link to {os.readlink(path)!r}, which is not there" if path.is_symlink() else ""
+            target = f": it is a link to {str(path.readlink())!r}, which is not there" if path.is_symlink() else ""
         except OSError:
             target = ""
         raise UsageError(f"{what} {text!r} does not exist{target}", remedy=remedy) from error
@@ -107,6 +107,9 @@ class Run:
             identity = image_identity(request.iso)
             sha256 = image_digest(request.iso)
             profile = cls._profile(request)
+            raw = Path(profile.source).read_bytes()
+            if hashlib.sha256(raw).hexdigest() != profile.sha256:
+                raise UsageError(f"{profile.source} changed while the run began", remedy="run again")
             run_id = new_run_id()
             size = request.iso.stat().st_size
         except OSError as error:
@@ -121,7 +124,7 @@ class Run:
         run = cls(request, profile, sha256, size, evidence, run_id)
         run.host = host
         run.image_identity = identity
-        evidence.write("profile.toml", Path(profile.source).read_bytes())
+        evidence.write("profile.toml", raw)
         return run
 
     def image_changed(self) -> str:

@@ -113,6 +113,9 @@ class AlarmAcceptance(Acceptance):
         return name
 
 
+NO_REASON = "the profile's acceptance has no reason: it counts as none"
+
+
 class BootPolicy(Policy):
     """``[gate.boot]`` of a distro profile. Seconds."""
 
@@ -199,6 +202,7 @@ def judge(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
 
 def _alarms(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
     accepted = {entry.alarm: entry for entry in policy.accept_alarms if entry.documented}
+    undocumented = {entry.alarm for entry in policy.accept_alarms} - accepted.keys()
     lines: dict[str, tuple[str, str]] = {alarm.name: (alarm.line, alarm.source) for alarm in reversed(seen.alarms)}
     for source, text in seen.console.items():
         for line in text:
@@ -209,6 +213,8 @@ def _alarms(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
     for name, (line, source) in sorted(lines.items()):
         entry = accepted.get(name)
         meaning = next((pattern.meaning for pattern in patterns() if pattern.name == name), "")
+        if name in undocumented:
+            meaning = NO_REASON + (f"; {meaning}" if meaning else "")
         severity = Severity.ACCEPTED if entry else Severity.VIOLATION
         if name in TIMING_ALARMS and seen.accelerator == "tcg" and not entry:
             # The guest's watchdogs count real seconds, of which emulation needs many times more for the same work.
@@ -255,6 +261,7 @@ def _not_ready(seen: BootObservation) -> Finding:
 
 def _units(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
     accepted = {entry.unit: entry for entry in policy.accept_units if entry.documented}
+    undocumented = {entry.unit for entry in policy.accept_units} - accepted.keys()
     findings = []
     units: dict[tuple[bool, str], UnitFailure] = {}
     for failure in seen.failures:
@@ -270,7 +277,8 @@ def _units(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
                 subject=unit,
                 seen=f"{state}{when}" + (f", result {failure.result}" if failure.result else ""),
                 wanted="no unit fails during boot or in the time watched after it",
-                hint=f"in the guest: systemctl status {unit}; journalctl -u {unit}",
+                hint=(f"{NO_REASON}; " if unit in undocumented else "")
+                + f"in the guest: systemctl status {unit}; journalctl -u {unit}",
                 severity=Severity.ACCEPTED if entry else Severity.VIOLATION,
                 reason=entry.reason if entry else "",
             )

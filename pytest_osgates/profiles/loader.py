@@ -105,6 +105,7 @@ def load(path: Path, *, code: bool = True) -> Profile:
                 remedy="use lower case letters, digits and dashes",
             )
     outside = load_gates(path, parsed.gates if code else (), parsed.gate, at=text.at("gates"))
+    _check_values(parsed, text, outside)
     firmwares = tuple(str(firmware) for firmware in parsed.machine.firmware)
     gates = {
         name: _section(name, table, text, firmwares, outside.get(name), strict=code)
@@ -153,6 +154,35 @@ def _parse(text: ProfileText) -> ProfileFile:
     return _validated(ProfileFile, data, text, ())
 
 
+def _check_values(parsed: ProfileFile, text: ProfileText, outside: Mapping[str, OutsideGate]) -> None:
+    """Unknown keys and wrong values of all gates at once.
+
+    :raise UsageError: there are some.
+    """
+    found: list[tuple[int, str]] = []
+    for name, table in parsed.gate.items():
+        gate = outside[name].gate if name in outside else GATES.get(name)
+        shared, own = _split(table)
+        parts: list[tuple[type[BaseModel], dict[str, Any]]] = [(GateCommon, shared)]
+        if gate is not None:
+            parts.append((gate.policy, own))
+        for model, data in parts:
+            try:
+                model.model_validate(data)
+            except ValidationError as error:
+                found += _problems(model, error, text, ("gate", name), GateCommon)
+            except Exception:  # noqa: BLE001, S112  (a gate's own code; told where that gate is made)
+                continue
+    if found:
+        raise _wrong(text, found)
+
+
+def _split(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A gate's section: the keys that every gate has, and its own."""
+    shared = {key: value for key, value in table.items() if key in GateCommon.model_fields}
+    return shared, {key: value for key, value in table.items() if key not in shared}
+
+
 def _section(
     name: str,
     table: dict[str, Any],
@@ -164,8 +194,7 @@ def _section(
 ) -> GateSection:
     where = f"gate.{name}"
     key = ("gate", name)
-    shared = {key: value for key, value in table.items() if key in GateCommon.model_fields}
-    own = {key: value for key, value in table.items() if key not in GateCommon.model_fields}
+    shared, own = _split(table)
     common = _validated(GateCommon, shared, text, key)
     gate = GATES.get(name) if outside is None else outside.gate
     if gate is None:
@@ -254,9 +283,23 @@ def _validated(
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        found = [_problem(model, entry, text, where, also) for entry in error.errors(include_url=False)]
-        problems = [problem for _, problem in sorted(found, key=lambda entry: entry[0])]
-        raise UsageError(f"{text.path}: " + "; ".join(dict.fromkeys(problems)), remedy=SEE) from error
+        raise _wrong(text, _problems(model, error, text, where, also)) from error
+
+
+def _problems(
+    model: type[BaseModel],
+    error: ValidationError,
+    text: ProfileText,
+    where: tuple[str, ...],
+    also: type[BaseModel] | None,
+) -> list[tuple[int, str]]:
+    return [_problem(model, entry, text, where, also) for entry in error.errors(include_url=False)]
+
+
+def _wrong(text: ProfileText, problems: list[tuple[int, str]]) -> UsageError:
+    """All `problems`, in the order of their lines."""
+    said = [problem for _, problem in sorted(problems, key=lambda entry: entry[0])]
+    return UsageError(f"{text.path}: " + "; ".join(dict.fromkeys(said)), remedy=SEE)
 
 
 def _problem(

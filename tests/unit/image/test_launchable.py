@@ -36,7 +36,7 @@ def test_an_iso_that_boots(tmp_path: Path) -> None:
         (bootable(boot_entry(0x00, 21)), "no entry of its El Torito boot catalog is marked bootable"),
         (bootable(boot_entry(0x88, 64)), "names a boot image at byte 131072, but it is only 131072 bytes long"),
         (bootable(boot_entry(0x88, 0)), "names a boot image at byte 0"),
-        (bootable(files=(record(b"A.;1", 63, SECTOR + 1),)), "'/a\.?' ends at byte 131073, the file at 131072"),
+        (bootable(files=(record(b"A.;1", 63, SECTOR + 1),)), r"'/a\.?' ends at byte 131073, the file at 131072"),
         (bootable(files=(record(b"D", 64, SECTOR, flags=2),)), "'/d' ends at byte 133120, the file at 131072"),
         (bootable().put(20, bytes(64)), "has no validation entry"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -104,12 +105,16 @@ class GateRecord:
 
     @property
     def findings(self) -> list[tuple[str, Finding]]:
-        """All findings with the rows that they stand in; one that stands in several rows comes once."""
-        merged: dict[tuple[str, str, str], tuple[list[str], Finding]] = {}
+        """All findings with the rows that they stand in; one that stands in several rows comes once. Several of one
+        row stay several, as two warnings of one test.
+        """
+        merged: dict[tuple[str, str, str, int], tuple[list[str], Finding]] = {}
         for case, row in self.rows.items():
+            before: Counter[tuple[str, str, str]] = Counter()
             for finding in row.findings:
-                key = (*finding.key, finding.severity)
-                merged.setdefault(key, ([], finding))[0].append(case)
+                key = (*finding.key, str(finding.severity))
+                merged.setdefault((*key, before[key]), ([], finding))[0].append(case)
+                before[key] += 1
         return [(", ".join(case for case in found if case), finding) for found, finding in merged.values()]
 
     @property

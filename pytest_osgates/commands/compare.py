@@ -106,27 +106,31 @@ def _findings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
         rule, subject, row = (one_line(part, 200) for part in key)
         what = f"{rule}: {subject}{f' [{row}]' if row else ''}"
         if key not in then:
-            yield f"+ {_weight(since[key])} {what}: {_said(since[key])}"
+            yield from (f"+ {_weight(finding)} {what}: {_said(finding)}" for finding in since[key])
         elif key not in since:
-            yield f"- {_weight(then[key])} {what}"
-        elif (one := _weight(then[key])) != (other := _weight(since[key])):
+            yield from (f"- {_weight(finding)} {what}" for finding in then[key])
+        elif (one := _weights(then[key])) != (other := _weights(since[key])):
             yield f"! {what}: {one} -> {other}"
 
 
-def _by_key(record: Mapping[str, Any]) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    """The findings by rule, subject and row."""
+def _by_key(record: Mapping[str, Any]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
+    """The findings by rule, subject and row; there may be several, as two warnings of one test."""
     found = record.get("findings")
-    return {
-        (str(finding.get("rule")), str(finding.get("subject")), row): finding
-        for finding in (found if isinstance(found, list) else [])
-        if isinstance(finding, dict)
-        for row in (str(finding.get("rows") or "").split(", "))
-    }
+    keyed: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for finding in found if isinstance(found, list) else []:
+        if isinstance(finding, dict):
+            for row in str(finding.get("rows") or "").split(", "):
+                keyed.setdefault((str(finding.get("rule")), str(finding.get("subject")), row), []).append(finding)
+    return keyed
 
 
 def _weight(finding: Mapping[str, Any]) -> str:
     reason = str(finding.get("reason") or "")
     return one_line(f"{finding.get('severity')}" + (f" ({reason})" if reason else ""), 200)
+
+
+def _weights(findings: Iterable[Mapping[str, Any]]) -> str:
+    return " and ".join(sorted(map(_weight, findings)))
 
 
 def _said(finding: Mapping[str, Any]) -> str:

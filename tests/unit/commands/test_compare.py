@@ -100,6 +100,28 @@ def test_equal_runs_are_equal_and_say_which_runs_they_are(tmp_path: Path, said: 
     assert said(old, old)[0] == 0
 
 
+def test_of_two_findings_of_one_name_none_is_lost(tmp_path: Path, said: Any) -> None:
+    def finding(seen: str, **more: Any) -> Finding:
+        return Finding(rule="warning", subject="AUTH-1", seen=seen, wanted="none", **more)
+
+    known = finding("old", severity=Severity.ACCEPTED, reason="known")
+    runs = [
+        run_of(tmp_path, name, ROWS, boot=found)
+        for name, found in {
+            "one": (finding("other"), known),
+            "two": (finding("other"), finding("new"), known),
+            "three": (known,),
+        }.items()
+    ]
+    kept = json.loads((runs[1] / "verdicts.json").read_text())["gates"]["boot"]["findings"]
+    assert [entry["seen"] for entry in kept] == ["other", "new", "old"]
+    what, accepted = "    ! warning: AUTH-1 [uefi-channel]:", "accepted (known)"
+    status, lines = said(runs[0], runs[1], "boot")
+    assert (status, lines[-1]) == (1, f"{what} {accepted} and violation -> {accepted} and violation and violation")
+    assert f"{what} {accepted} and violation -> {accepted}" in said(runs[0], runs[2], "boot")[1]
+    assert said(runs[1], runs[1], "boot")[0] == 0
+
+
 def test_what_changed_is_said_gate_by_gate_and_row_by_row(tmp_path: Path, said: Any) -> None:
     def finding(subject: str, **more: Any) -> Finding:
         return Finding(rule="failed-unit", subject=subject, seen=f"{subject} failed", wanted="none", **more)

@@ -22,6 +22,7 @@ class Swtpm:
         self._state = state
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     def start(self) -> socket.socket:
         """Start it; QEMU's end, which the caller closes once QEMU has it, so that each side notices when one dies.
@@ -44,23 +45,28 @@ class Swtpm:
     @property
     def ended_well(self) -> bool:
         """Whether it has ended with status 0, as it does when its machine ends."""
-        return self._process is not None and process.await_exit(self._process, 0) and process.end(self._process) == 0
+        if self._process is None or self._stopped or not process.await_exit(self._process, 0):
+            return False
+        return process.end(self._process) == 0
 
     def check(self) -> None:
         """:raise MachineDied: swtpm ended, or was stopped."""
         if self._process is None:
             return
+        if self._stopped or process.is_stopped(self._process):
+            # A QEMU that is to end has a last word with its TPM, and would wait for an answer.
+            self._stopped = True
+            process.end(self._process)
+            raise MachineDied(
+                "swtpm was stopped (SIGSTOP) while the machine was running: its guest cannot go on",
+                remedy="find out who stops processes on this host, and run again",
+            )
         if process.await_exit(self._process, 0):
             status = process.end(self._process)
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             raise MachineDied(
                 f"swtpm {how} while the machine was running: {self.said()}",
                 remedy="see swtpm.log in the evidence; run: osgates doctor",
-            )
-        if process.is_stopped(self._process):
-            raise MachineDied(
-                "swtpm was stopped (SIGSTOP) while the machine was running: its guest cannot go on",
-                remedy="find out who stops processes on this host, and run again",
             )
 
     def said(self) -> str:

@@ -26,6 +26,8 @@ def _said(value: str) -> str:
 def _line(value: str) -> str:
     if any(char in value for char in "\0\n\r"):
         raise ValueError(f"{value!r} is more than one line")
+    if not value.isprintable():
+        raise ValueError(f"{value!a} holds a character that cannot be seen")
     if value != value.strip() and value.strip():
         # Nothing on any system would be called this: what must be absent would always be.
         raise ValueError(f"{value!r} begins or ends with white space")
@@ -33,6 +35,9 @@ def _line(value: str) -> str:
 
 
 def _pattern(value: str) -> str:
+    if any(ord(char) < ord(" ") and char not in "\t\n" for char in value):
+        # TOML 1.0, section String: "\b" is a backspace, which no file has; a demand that it lacks one is always met.
+        raise ValueError(f"{value!r} holds a control character: in double quotes, write \\\\b for \\b")
     try:
         compiled = re.compile(_said(value), re.MULTILINE)
     except (re.error, OverflowError, RecursionError) as error:

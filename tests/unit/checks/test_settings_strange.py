@@ -115,6 +115,10 @@ def test_strange_systems(demanded: str, seen: dict[str, Any], wanted: Verdict) -
         ('[[mount]]\npaths = ["/tmp"]\noptions = ["r?"]', "every mount has"),
         ('[[mount]]\npaths = ["/tmp"]\nlacks = ["user"]', "does not show 'user'"),
         ('[[parameter]]\nabsent = ["mitigations=off "]', "white space"),
+        # In TOML, "\\b" in double quotes is a backspace.
+        ('[[file]]\npaths = ["/a"]\nlacks = ["\\bpassword\\b"]', "control character"),
+        ('[[file]]\npaths = ["/a\\u00a0b"]\nabsent = true', "cannot be seen"),
+        ('[[mount]]\npaths = ["/tmp"]\nlacks = ["\\u200bsuid"]', "cannot be seen"),
         ('[[parameter]]\nabsent = ["systemd.debug*"]', "no kernel parameter"),
         ('[[user]]\nnames = ["live*"]\nabsent = true', "no name of a user"),
         ('[[group]]\nnames = ["docker?"]\nabsent = true', "no name of a user"),

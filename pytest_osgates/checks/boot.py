@@ -158,10 +158,21 @@ def cases(policy: BootPolicy, firmwares: tuple[str, ...]) -> tuple[str, ...]:
 def judge(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
     """Ready in time, nothing known as a failure shown, no unit failed then or in the time watched after it."""
     findings = _alarms(seen, policy)
+    if seen.resets:
+        findings.append(
+            Finding(
+                rule="rebooted",
+                subject="machine",
+                seen=f"{seen.resets} resets by the guest before ready",
+                wanted="none",
+                evidence="events.jsonl",
+            )
+        )
     if seen.outcome is not Outcome.READY:
         # A failure that explains it says enough; one that the profile accepts explains nothing.
         fatal = {alarm.name for alarm in seen.alarms if alarm.fatal} | {p.name for p in patterns() if p.fatal}
-        if not any(finding.severity is not Severity.ACCEPTED and finding.rule in fatal for finding in findings):
+        explained = any(finding.severity is not Severity.ACCEPTED and finding.rule in fatal for finding in findings)
+        if not explained and not (seen.resets and seen.outcome is Outcome.FAILED):
             findings.append(_not_ready(seen))
         return findings + _units(seen, policy)
     allowed = policy.deadline_s * seen.pace
@@ -172,16 +183,6 @@ def judge(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
                 subject=seen.ready_target or "ready",
                 seen=f"ready after {seen.ready_s} s",
                 wanted=f"within {allowed:.0f} s",
-            )
-        )
-    if seen.resets:
-        findings.append(
-            Finding(
-                rule="rebooted",
-                subject="machine",
-                seen=f"{seen.resets} resets by the guest before ready",
-                wanted="none",
-                evidence="events.jsonl",
             )
         )
     if seen.channel:

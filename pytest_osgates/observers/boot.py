@@ -30,6 +30,8 @@ MENU_READS = 20
 # A login prompt on the serial console, and still no channel: systemd's credentials do not reach this guest.
 LOGIN_AFTER_SECONDS = 20.0
 CONSOLE_LINES = 400
+# One may be a boot loader that found its entry (shim's fallback does it): judged, but waited for.
+LOOP_RESETS = 3
 EXPECTED_SECONDS = 60.0
 
 _KERNEL = re.compile(r"Linux version \d|^\[ *\d+\.\d{6}\]|systemd\[1\]|^\[ {2}OK {2}\]|Loading, please wait")
@@ -117,6 +119,8 @@ class Boot:
         machine, deadline = self.machine, self._plan.deadline_s
         while machine.elapsed < deadline:
             machine.check_guest()
+            if machine.resets >= LOOP_RESETS:
+                raise GuestFailed(f"the guest reset the machine {machine.resets} times before it was ready")
             if machine.elapsed >= self._next_look:
                 self._look()
                 self._next_look = machine.elapsed + SCREEN_SECONDS

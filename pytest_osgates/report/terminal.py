@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_osgates.ledger import GateRecord, Launch, Ledger, RowRecord
 from pytest_osgates.model import Finding, Severity, Verdict
 from pytest_osgates.vm.spec import AccelKind
-from pytest_osgates.vm.text import one_line
+from pytest_osgates.vm.text import one_line, printable
 
 if TYPE_CHECKING:
     from pytest_osgates.run import Run
@@ -132,8 +132,12 @@ def launch_line(run: Run, ledger: Ledger, launch: Launch) -> str:
 
 def last_lines(reporter: Any, run: Run, ledger: Ledger, launch: Launch, broken: Sequence[str]) -> None:  # noqa: ANN401
     """After pytest's own summary: where the evidence is, and the one last line."""
+    if getattr(reporter, "_keyboardinterrupt_memo", None) is not None:
+        # pytest.exit(..., returncode=0): pytest would tell of it behind the last line.
+        reporter._report_keyboardinterrupt()
+        reporter._keyboardinterrupt_memo = None
     for reason in broken:
         reporter.write_line(f"EVIDENCE INCOMPLETE: {one_line(reason, 400)}", red=True)
-    reporter.write_line(f"evidence: {run.evidence.root}")
+    reporter.write_line(f"evidence: {printable(str(run.evidence.root), 4096)}")
     colour = "green" if launch is Launch.ALL_REQUIRED_PASS else "yellow" if launch is Launch.PARTIAL else "red"
     reporter.write_line(launch_line(run, ledger, launch), bold=True, **{colour: True})

@@ -24,7 +24,7 @@ from pytest_osgates.profiles import loader
 from pytest_osgates.profiles.schema import Profile
 from pytest_osgates.progress import ProgressLog
 from pytest_osgates.vm import host as vm_host
-from pytest_osgates.vm.errors import ImageError, OsgatesError, UsageError
+from pytest_osgates.vm.errors import HostError, ImageError, OsgatesError, UsageError
 from pytest_osgates.vm.host import Host
 
 
@@ -117,7 +117,7 @@ class Run:
                 f"{request.iso} cannot be read: {error.strerror}", remedy="check the path and its permissions"
             ) from error
         # Asked before anything is written, so that a machine that cannot boot says so at once.
-        host = vm_host.select(request.accel, cache_dir("probe"))
+        host = vm_host.select(request.accel, _probe_cache())
         host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))
         tools.check_names(request.tools)
         evidence = Evidence.create(request.evidence, sha256, run_id)
@@ -154,7 +154,7 @@ class Run:
     @cached_property
     def host(self) -> Host:
         """What machines are made with."""
-        return vm_host.select(self.request.accel, cache_dir("probe"))
+        return vm_host.select(self.request.accel, _probe_cache())
 
     def expected_cases(self) -> dict[str, tuple[str, ...]]:
         """The rows of every gate of the profile; a gate that this version lacks has one."""
@@ -271,6 +271,14 @@ class Run:
             names = [name for name in {*now, *data["outside"]} if now.get(name) != data["outside"].get(name)]
             raise UsageError(f"the gate {', '.join(sorted(names))} changed while the run began", remedy="run again")
         return run
+
+
+def _probe_cache() -> Path | None:
+    """Where it is kept whether KVM works; without a cache it is asked each time, which takes no more than seconds."""
+    try:
+        return cache_dir("probe")
+    except HostError:
+        return None
 
 
 def _arguments(path: Path) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from pytest_osgates.vm.errors import CommandFailed, HostError, HostTimeout, MissingTool
 from pytest_osgates.vm.process import run, which
 from pytest_osgates.vm.spec import Accelerator, AccelKind, Firmware, FirmwareFiles, FlashImage
+from pytest_osgates.vm.text import one_line
 
 QEMU = "qemu-system-x86_64"
 OLDEST_QEMU = (7, 2)
@@ -57,7 +58,7 @@ def find_qemu() -> Qemu:
     :raise MissingTool: absent, or older than 7.2.
     """
     path = which(QEMU, remedy=INSTALL_QEMU)
-    banner = run([path, "--version"], timeout=20).text.partition("\n")[0]
+    banner = run([path, "--version"], timeout=20, remedy=INSTALL_QEMU).text.partition("\n")[0]
     match = re.search(r"version (\d+)\.(\d+)\.(\d+)", banner)
     if match is None:
         raise HostError(f"{path} --version says nothing known: {banner[:200]!r}", remedy=INSTALL_QEMU)
@@ -150,12 +151,11 @@ def probe_kvm(qemu: Qemu, cache_directory: Path | None, device: Path = Path("/de
     boot_id = _read("/proc/sys/kernel/random/boot_id")
     key = hashlib.sha256(f"{boot_id}\n{qemu.banner}\n{KVM.cpu}\n{os.getuid()}\n1".encode()).hexdigest()[:24]
     stored = None if cache_directory is None else cache_directory / f"kvm-{key}.json"
-    if stored is not None and stored.exists():
-        try:
+    if stored is not None:
+        # Absent, unreadable, cut short or not ours: asked anew.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             data = json.loads(stored.read_text())
-            return Probe(KVM, data["usable"] is True, str(data["reason"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            stored.unlink(missing_ok=True)
+            return Probe(KVM, data["usable"] is True, one_line(str(data["reason"]), 400))
     found = probe(qemu, KVM)
     # A guest that was too slow may have been so because the host is busy right now: asked again next time.
     if stored is not None and (found.usable or not found.timed_out):
@@ -163,8 +163,11 @@ def probe_kvm(qemu: Qemu, cache_directory: Path | None, device: Path = Path("/de
         # A cache that cannot be written costs two seconds next time, not this run.
         with contextlib.suppress(OSError):
             stored.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"usable": found.usable, "reason": found.reason}))
-            partial.replace(stored)
+            try:
+                partial.write_text(json.dumps({"usable": found.usable, "reason": found.reason}))
+                partial.replace(stored)
+            finally:
+                partial.unlink(missing_ok=True)
     return found
 
 
@@ -237,7 +240,8 @@ def swtpm_version() -> str:
 
     :raise MissingTool: absent.
     """
-    return run([which("swtpm", remedy=INSTALL_SWTPM), "--version"], timeout=20).text.partition("\n")[0]
+    tool = which("swtpm", remedy=INSTALL_SWTPM)
+    return run([tool, "--version"], timeout=20, remedy=INSTALL_SWTPM).text.partition("\n")[0]
 
 
 def memory_available_mib() -> int:

@@ -91,14 +91,8 @@ def examine(*, fetch: bool) -> Iterator[Line]:
         f"{memory} MiB available, {NEEDED_MEMORY_MIB} needed for one machine",
         "end other programs, or lower memory_mib in [machine] of the distro profile",
     )
-    for what, path in (("disk, temporary", Path(tempfile.gettempdir())), ("disk, cache", cache_dir())):
-        free = free_bytes(path) >> 20
-        yield Line(
-            what,
-            free >= NEEDED_DISK_MIB,
-            f"{free} MiB free in {path}, {NEEDED_DISK_MIB} needed",
-            "free some space, or set TMPDIR / XDG_CACHE_HOME to another file system",
-        )
+    yield _room("disk, temporary", lambda: Path(tempfile.gettempdir()))
+    yield _room("disk, cache", cache_dir)
     for program, package in BUILDERS:
         yield _tried(
             f"{program} (for demo-iso)",
@@ -112,6 +106,22 @@ def _tried(what: str, attempt: Callable[[], str], *, needed: bool = True) -> Lin
         return Line(what, True, attempt(), needed=needed)
     except OsgatesError as error:
         return Line(what, False, error.what, error.remedy or "", needed)
+
+
+def _room(what: str, where: Callable[[], Path]) -> Line:
+    try:
+        path = where()
+        free = free_bytes(path) >> 20
+    except OsgatesError as error:
+        return Line(what, False, error.what, error.remedy or "")
+    except OSError as error:
+        return Line(what, False, str(error), "set TMPDIR to a directory that you can write to")
+    return Line(
+        what,
+        free >= NEEDED_DISK_MIB,
+        f"{free} MiB free in {path}, {NEEDED_DISK_MIB} needed",
+        "free some space, or set TMPDIR / XDG_CACHE_HOME to another file system",
+    )
 
 
 def _accelerator() -> Line:

@@ -7,14 +7,14 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
 from pytest_osgates.debian.control import locked, stanzas
 from pytest_osgates.debian.mirror import Mirror, discover_mirror, host_proxies
 from pytest_osgates.debian.model import Archive, LockedPackage, Suite
-from pytest_osgates.paths import cache_dir
+from pytest_osgates.paths import cache_dir, caching
 from pytest_osgates.vm.errors import CommandFailed, HostError, MissingTool, UsageError
 from pytest_osgates.vm.process import Completed, run, which
 
@@ -112,7 +112,8 @@ class PrivateApt:
         if re.search(r'["\\\x00-\x1f]', str(self.root)) is not None:
             raise UsageError(f"apt cannot use a directory of this name: {self.root}", remedy="set XDG_CACHE_HOME")
         self._conf = self.root / "apt.conf"
-        self._write(self.suites)
+        with caching("apt's configuration"):
+            self._write(self.suites)
 
     def _write(self, suites: Sequence[Suite]) -> None:
         for name in (
@@ -132,8 +133,11 @@ class PrivateApt:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with (self.root / "lock").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        # The kernel frees the lock when its holder dies.
+        with ExitStack() as stack:
+            with caching("apt's lock"):
+                handle = stack.enter_context((self.root / "lock").open("a"))
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     def _env(self) -> dict[str, str]:

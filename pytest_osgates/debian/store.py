@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_osgates.debian.model import LockedPackage
-from pytest_osgates.paths import cache_dir
+from pytest_osgates.paths import cache_dir, caching
 from pytest_osgates.vm.errors import HostError
 
 _BATCH = 16
@@ -44,7 +44,7 @@ class DebStore:
         path = self.path(package)
         try:
             return path.stat().st_size == package.size and sha256_of(path) == package.sha256
-        except FileNotFoundError:
+        except OSError:  # absent, or not to be read: fetched
             return False
 
     def fetch(
@@ -70,7 +70,8 @@ class DebStore:
         lost: list[LockedPackage] = []
         said = ""
         # Beside the store, for an atomic rename; private, so that two processes never share a partial file.
-        scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=self.root))
+        with caching("packages"):
+            scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=self.root))
         try:
             for start in range(0, len(missing), _BATCH):
                 batch = missing[start : start + _BATCH]
@@ -78,8 +79,9 @@ class DebStore:
                 said += source.download(items)
                 for package, path in items:
                     if path.is_file() and sha256_of(path) == package.sha256:
-                        path.chmod(0o644)
-                        os.replace(path, self.path(package))  # noqa: PTH105  (says what it is: atomic)
+                        with caching(package.key):
+                            path.chmod(0o644)
+                            os.replace(path, self.path(package))  # noqa: PTH105  (says what it is: atomic)
                     else:
                         lost.append(package)
                     done += package.size

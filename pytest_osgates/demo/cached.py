@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pytest_osgates.debian.store import sha256_of
@@ -15,7 +15,7 @@ from pytest_osgates.demo.build import ProgressCallback, build_demo_iso
 from pytest_osgates.demo.definition import DEFINITION, load_definition, tree_digest
 from pytest_osgates.demo.fault import add_fault, load_fault
 from pytest_osgates.demo.lock import check_lock, read_lock, resolve_lock
-from pytest_osgates.paths import cache_dir
+from pytest_osgates.paths import cache_dir, caching
 from pytest_osgates.vm.errors import UsageError
 
 
@@ -69,19 +69,23 @@ def _current_lock(where: Path, definition: Path, progress: ProgressCallback, *, 
             else:
                 return path
         progress("resolving packages", None)
-        resolve_lock(wanted).write(path)
+        lock = resolve_lock(wanted)
+        with caching(path.name):
+            lock.write(path)
     return path
 
 
 @contextmanager
 def _alone(path: Path, progress: ProgressCallback) -> Iterator[None]:
     """Hold the lock file of `path`. The kernel frees it when a holder dies, so nothing is ever left locked."""
-    with path.with_name(f".{path.name}.lock").open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"waiting for another process that makes {path.name}", None)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        with caching(path.name):
+            handle = stack.enter_context(path.with_name(f".{path.name}.lock").open("a"))
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress(f"waiting for another process that makes {path.name}", None)
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
@@ -91,12 +95,14 @@ def _once(image: Path, make: Callable[[], str], progress: ProgressCallback) -> N
     with _alone(image, progress):
         if _is_good(image, record, progress):
             return
-        image.unlink(missing_ok=True)
-        record.unlink(missing_ok=True)
+        with caching(image.name):
+            image.unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
         digest = make()
         partial = record.with_name(f".{record.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"sha256": digest}), encoding="utf-8")
-        partial.replace(record)
+        with caching(record.name):
+            partial.write_text(json.dumps({"sha256": digest}), encoding="utf-8")
+            partial.replace(record)
 
 
 def _is_good(image: Path, record: Path, progress: ProgressCallback) -> bool:

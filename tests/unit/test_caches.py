@@ -43,11 +43,13 @@ def test_a_cache_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path))
 
-    with pytest.raises(
-        HostError, match=rf"x cannot be kept in the cache: {tmp_path}: No space left.*\n  -> free some"
+    with (
+        pytest.raises(
+            HostError, match=rf"x cannot be kept in the cache: {tmp_path}: No space left.*\n  -> free some"
+        ),
+        paths.caching("x"),
     ):
-        with paths.caching("x"):
-            full()
+        full()
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(HostError, match="apt's configuration cannot be kept in the cache"):
         PrivateApt([Suite("trixie")], mirror=Mirror("http://mirror.invalid/debian"), keyrings=[], root=tmp_path)

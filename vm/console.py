@@ -17,7 +17,7 @@ from typing import BinaryIO
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
-from pytest_osgates.vm.watch import Watcher
+from pytest_osgates.vm.watch import CARRY, LONGEST_LINE, Watcher
 
 TRANSCRIPT_LIMIT = 64 << 20
 RECENT_LIMIT = 1 << 20
@@ -42,6 +42,7 @@ class Console:
         self._recent = bytearray()
         self._unread = bytearray()
         self._line = bytearray()
+        self._carried = ""
         self._changed = threading.Condition()
         self._closed = False
         self._write_error: str | None = None
@@ -81,16 +82,20 @@ class Console:
         self._line += data
         while True:
             end = self._line.find(b"\n")
-            if end < 0 and len(self._line) <= 8192:
+            if end < 0 and len(self._line) <= LONGEST_LINE:
                 break
-            whole = 0 <= end <= 8192
-            end = end if whole else 8192
+            whole = 0 <= end <= LONGEST_LINE
+            end = end if whole else LONGEST_LINE
             line = bytes(self._line[:end])
             del self._line[: end + whole]
-            self._take(line)
+            self._take(line, whole=whole)
         # A panic's last line, or a prompt, comes without its newline.
-        if self._line and self._watcher is not None:
-            self._watcher.scan(self._source, self._line.decode("utf-8", "replace"))
+        if self._line:
+            self._scan(self._line.decode("utf-8", "replace"), finished=False)
+
+    def _scan(self, text: str, *, finished: bool = True) -> None:
+        if self._watcher is not None:
+            self._watcher.scan(self._source, self._carried + text, finished=finished)
 
     def _flush_line(self) -> None:
         if self._line:
@@ -98,11 +103,12 @@ class Console:
             self._line.clear()
         self._file.close()
 
-    def _take(self, line: bytes) -> None:
+    def _take(self, line: bytes, *, whole: bool = True) -> None:
         line = line.rstrip(b"\r")
         text = line.decode("utf-8", "replace")
-        if self._watcher is not None:
-            self._watcher.scan(self._source, text)
+        self._scan(text)
+        # The next piece does not begin a line: the dots keep "^" from matching there.
+        self._carried = "" if whole else f"...{text[-CARRY:]}"
         if self.on_line is not None:
             try:
                 self.on_line(text)

@@ -10,6 +10,12 @@ from dataclasses import dataclass
 
 from pytest_osgates.vm.text import strip_escapes
 
+LONGEST_LINE = 8192
+# Of a line that was too long, what is looked at again with its next piece: a message may be cut in two.
+CARRY = 256
+# Seconds after which a line without its newline is taken for what it says so far, such as a prompt.
+SETTLED = 1.0
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -33,24 +39,42 @@ class Alarm:
 
 
 class Watcher:
-    """Collects alarms from several threads. One alarm per pattern and source: a flood is one finding."""
+    """Collects alarms from several threads. One alarm per pattern and source: a flood is one finding.
+
+    What a line means may only be known at its end ("BUG: " may go on with "soft lockup"), so an unfinished one counts
+    once nothing has come for a second, and only until more comes: how the wire cuts a line changes nothing.
+    """
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self._patterns = tuple(patterns)
         self._lock = threading.Lock()
         self._alarms: dict[tuple[str, str], Alarm] = {}
+        # For each source: since when its last line is as it is, and what it matches.
+        self._unfinished: dict[str, tuple[float, tuple[Alarm, ...]]] = {}
         self._epoch = time.monotonic()
 
     def power_on(self) -> None:
         """From now on `at` counts."""
         self._epoch = time.monotonic()
 
-    def scan(self, source: str, line: str) -> None:
-        """Match one line (of at most 4096 characters; the rest is not looked at)."""
-        text = strip_escapes(line[:4096])
-        for pattern in self._patterns:
-            if pattern.regex.search(text):
-                self.raise_alarm(pattern.name, source, text, fatal=pattern.fatal)
+    def scan(self, source: str, line: str, *, finished: bool = True) -> None:
+        """Match one line (of at most `LONGEST_LINE` + `CARRY` characters; the rest is not looked at).
+
+        `finished`: nothing can be added to it any more."""
+        text = strip_escapes(line[: LONGEST_LINE + CARRY + 3])
+        now = time.monotonic()
+        found = tuple(
+            Alarm(pattern.name, source, text.strip()[:1000], now - self._epoch, pattern.fatal)
+            for pattern in self._patterns
+            if pattern.regex.search(text)
+        )
+        with self._lock:
+            self._unfinished.pop(source, None)
+            if not finished:
+                self._unfinished[source] = (now, found)
+                return
+            for alarm in found:
+                self._alarms.setdefault((alarm.name, source), alarm)
 
     def raise_alarm(self, name: str, source: str, line: str, *, fatal: bool) -> None:
         """Record an alarm that did not come from a pattern, such as one of QEMU's own events."""
@@ -61,8 +85,14 @@ class Watcher:
     @property
     def alarms(self) -> tuple[Alarm, ...]:
         """All alarms so far, oldest first."""
+        now = time.monotonic()
         with self._lock:
-            return tuple(sorted(self._alarms.values(), key=lambda alarm: alarm.at))
+            found = dict(self._alarms)
+            for since, alarms in self._unfinished.values():
+                if now - since >= SETTLED:
+                    for alarm in alarms:
+                        found.setdefault((alarm.name, alarm.source), alarm)
+            return tuple(sorted(found.values(), key=lambda alarm: alarm.at))
 
     @property
     def fatal(self) -> Alarm | None:

@@ -6,17 +6,20 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pexpect
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vm_fakes import wait_for
 
+from pytest_osgates.checks.boot import patterns
 from pytest_osgates.vm import console as module
+from pytest_osgates.vm import watch
 from pytest_osgates.vm.console import RECENT_LIMIT, Console, ConsoleSpawn
-from pytest_osgates.vm.watch import Pattern, Watcher
+from pytest_osgates.vm.watch import CARRY, LONGEST_LINE, Pattern, Watcher
 
 STAMP = re.compile(rb"^\[ {0,9}\d+\.\d{3}\] ")
 
@@ -114,7 +117,7 @@ def test_the_transcript_holds_every_byte_in_whatever_pieces_it_came(
     with theirs:
         console = Console(ours, "serial", tmp_path_factory.mktemp("console") / "serial.log", Watcher([]))
         taken: list[bytes] = []
-        console._take = taken.append  # type: ignore[method-assign]
+        console._take = lambda line, whole=True: taken.append(line)  # type: ignore[method-assign]
         for chunk in chunks:
             console._lines(chunk)
         console._flush_line()
@@ -123,6 +126,83 @@ def test_the_transcript_holds_every_byte_in_whatever_pieces_it_came(
     # Long lines are split: taken apart again, the pieces between two newlines make the line.
     assert b"".join(taken) == text.replace(b"\n", b"")
     assert all(len(line) <= 8192 for line in taken)
+
+
+# Pieces of what a guest writes: messages that mean something else with their end, or with what stands before them.
+PIECES = (
+    *(b"Kernel panic - not syncing", b"watchdog: BUG: soft lockup - CPU#1", b"BUG: unable to handle", b"BUG: x"),
+    *(b"\n", b"\r\n", b"grub> ", b"Shell> ", b"exit", b"\x1b[31m", b"\x1b]0;title\x07", b"\xc3\xa4", b"\xff", b"\0"),
+    *(b"] general protection fault: ", b"x" * 8180, b"y" * 300, b"(initramfs) ", b" "),
+)
+
+
+def heard_in(chunks: list[bytes], directory: Path) -> tuple[object, bytes, str]:
+    """Alarms, transcript without its times, and the newest text, of a console that got these `chunks` and its end."""
+    ours, theirs = socket.socketpair()
+    watcher = Watcher(patterns())
+    path = directory / "serial.log"
+    with theirs:
+        console = Console(ours, "serial", path, watcher)
+        for chunk in chunks:
+            console._lines(chunk)
+            assert len(console._line) <= LONGEST_LINE
+            assert len(console._carried) <= CARRY + 3
+        console._flush_line()
+        console.close()
+    alarms = sorted((alarm.name, alarm.source, alarm.line, alarm.fatal) for alarm in watcher.alarms)
+    return alarms, re.sub(rb"(?m)^\[[ \d.]{10}\] ", b"", path.read_bytes()), console.tail()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=12)), max_size=10),
+    cuts=st.lists(st.floats(0, 1, exclude_max=True), max_size=12),
+    single=st.booleans(),
+)
+def test_how_the_wire_cuts_it_changes_nothing(
+    tmp_path: Path, pieces: list[bytes], cuts: list[float], single: bool
+) -> None:
+    text = b"".join(pieces)
+    at = sorted({0, len(text), *(int(cut * len(text)) for cut in cuts)})
+    if single and len(text) < 400:
+        at = list(range(len(text) + 1))
+    chunks = [text[begin:end] for begin, end in pairwise(at)]
+    assert heard_in(chunks, tmp_path) == heard_in([text], tmp_path)
+
+
+def test_an_unfinished_line_counts_once_it_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    watcher = Watcher(patterns())
+    watcher.scan("serial", "[ 12.3] watchdog: BUG: ", finished=False)
+    now[0] += watch.SETTLED / 2
+    assert watcher.fatal is None
+    watcher.scan("serial", "[ 12.3] watchdog: BUG: soft lockup", finished=False)
+    now[0] += watch.SETTLED / 2
+    assert watcher.alarms == ()
+    now[0] += watch.SETTLED / 2
+    assert [alarm.name for alarm in watcher.alarms] == ["soft-lockup"]
+    watcher.scan("serial", "[ 12.3] watchdog: BUG: soft lockup - CPU#0")
+    assert [alarm.line for alarm in watcher.alarms] == ["[ 12.3] watchdog: BUG: soft lockup - CPU#0"]
+    prompt = Watcher(patterns())
+    prompt.scan("serial", "Shell> ", finished=False)
+    now[0] += watch.SETTLED
+    assert [alarm.fatal for alarm in prompt.alarms] == [True]
+    prompt.scan("serial", "Shell> exit")
+    assert prompt.alarms == ()
+
+
+@pytest.mark.parametrize("before", [4000, 8170, 8192, 8200, 16_380])
+def test_a_message_is_found_wherever_it_stands_in_an_endless_line(tmp_path: Path, before: int) -> None:
+    guest = Guest(tmp_path / "serial.log")
+    guest.say(b"x" * before + b"Kernel panic - not syncing: VFS\n")
+    wait_for(lambda: guest.watcher.fatal is not None, "the panic is seen")
+    guest.hang_up()
+
+
+def test_the_middle_of_a_long_line_is_not_its_beginning(tmp_path: Path) -> None:
+    alarms, _, _ = heard_in([b"x" * LONGEST_LINE + b"(initramfs) \n"], tmp_path)
+    assert alarms == []
 
 
 def test_a_flood_does_not_stay_in_memory(guest: Guest) -> None:

@@ -43,6 +43,7 @@ def judge(gate: AnyGate, observation: Observation, policy: Policy) -> Judgement:
     findings = tuple(gate.judge(observation, policy))
     if observation.considered == 0 and not {finding.severity for finding in findings} & _DECISIVE:
         findings += (_nothing_considered(gate),)
+    findings += tuple(_without_a_reason(finding) for finding in findings if _undocumented(finding))
     before = {finding.key for finding in findings if finding.severity is not Severity.REMARK}
     controls = tuple(
         _control(gate, control, observation, policy, before) for control in gate.controls_for(observation, policy)
@@ -55,6 +56,21 @@ def judge(gate: AnyGate, observation: Observation, policy: Policy) -> Judgement:
     else:
         verdict = Verdict.PASS
     return Judgement(verdict, findings, controls, observation.considered)
+
+
+def _undocumented(finding: Finding) -> bool:
+    return finding.severity is Severity.ACCEPTED and not finding.reason.strip()
+
+
+def _without_a_reason(finding: Finding) -> Finding:
+    """An empty reason counts as none, also where a gate forgets to look at it."""
+    return finding.model_copy(
+        update={
+            "rule": f"{finding.rule}-without-a-reason",
+            "wanted": "an acceptance with its reason",
+            "severity": Severity.UNPROVEN,
+        }
+    )
 
 
 def _nothing_considered(gate: AnyGate) -> Finding:

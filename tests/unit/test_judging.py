@@ -23,7 +23,8 @@ class Rules(Policy):
 
 
 def finding(severity: str, subject: str = "lamp") -> Finding:
-    return Finding(rule=severity, subject=subject, seen="s", wanted="w", severity=Severity(severity))
+    reason = "r" if severity == "accepted" else ""
+    return Finding(rule=severity, subject=subject, seen="s", wanted="w", severity=Severity(severity), reason=reason)
 
 
 def look(seen: Lamp, policy: Rules) -> list[Finding]:
@@ -155,3 +156,13 @@ def test_a_gate_that_looked_at_nothing_proves_nothing() -> None:
 
 def _breaks() -> Control[Counted]:
     return Control("it breaks", lambda seen: Counted(words=(*seen.words, "violation")), "violation", "lamp")
+
+
+def test_what_is_accepted_without_a_reason_proves_nothing() -> None:
+    def careless(seen: Lamp, rules: Rules) -> list[Finding]:
+        return [found.model_copy(update={"reason": " "}) for found in look(seen, rules)]
+
+    judgement = judge(gate(BREAKS, judge=careless), Lamp(words=("accepted",)), Rules())
+    assert judgement.verdict is Verdict.NOT_PROVEN
+    assert [found.rule for found in judgement.findings] == ["accepted", "accepted-without-a-reason"]
+    assert judge(gate(BREAKS, judge=careless), Lamp(), Rules()).verdict is Verdict.PASS

@@ -15,6 +15,7 @@ from pytest_osgates.debian import DebStore, LockedPackage, PrivateApt, Suite
 from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import HostError, OsgatesError, UsageError
 from pytest_osgates.vm.process import run, which
+from pytest_osgates.vm.text import one_line
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def find(name: str, given: Mapping[str, str], *, fetch: bool = True) -> Tool:
             raise HostError(f"the archive's {name} {pin.version} has SHA-256 {package.sha256}, not {pin.sha256}")
         (path,) = store.fetch([package], lambda: apt)
     except OsgatesError as error:
-        raise HostError(f"{name} {pin.version} cannot be had: {error.what}", remedy=_else(pin)) from error
+        said = one_line(error.what, 300)
+        raise HostError(f"{name} {pin.version} cannot be had: {said}", remedy=_else(pin)) from error
     return _unpack(pin, path, f"Debian {', '.join(pin.suites)}")
 
 

@@ -43,7 +43,9 @@ T = TypeVar("T")
 # Besides the guest's memory: QEMU itself, and under TCG its cache of translated code (1 GiB, accel/tcg).
 MEMORY_RESERVE_MIB = {AccelKind.KVM: 384, AccelKind.TCG: 1408}
 CONNECT_SECONDS = 30.0
-ENDING_SECONDS = 1.0
+# From when QEMU's sockets are closed, or it has said that it ends, to when its process has ended.
+ENDING_SECONDS = 0.3
+SHUTDOWN_SECONDS = 5.0
 
 
 class Machine:
@@ -91,7 +93,8 @@ class Machine:
 
     def _no_place(self, error: OSError) -> HostError:
         """A full disk, most of the time: in the evidence or in TMPDIR, and each has its own remedy."""
-        where = str(error.filename or "")
+        # Of a copy, the second name is where it goes.
+        where = str(error.filename2 or error.filename or "")
         evidence = where.startswith(f"{self.records}/") or where == str(self.records)
         return HostError(
             f"machine {self.spec.name} cannot be made: {where or 'its files'}: {error.strerror}",
@@ -223,7 +226,7 @@ class Machine:
                 process.await_exit(self._process, 1.0)
             self._raise_if_dead()
             raise LaunchFailed(
-                f"QEMU did not come up: {error}", remedy="see qemu.log in the evidence; run: osgates doctor"
+                f"QEMU did not come up: {error.what}", remedy="see qemu.log in the evidence; run: osgates doctor"
             ) from error
         self._epoch = time.monotonic()
         self.watcher.power_on()
@@ -306,9 +309,10 @@ class Machine:
         self._raise_if_unrecorded()
         if self._swtpm is None:
             return
-        if self._swtpm.ended_well and self._process is not None and process.await_exit(self._process, ENDING_SECONDS):
+        if self._swtpm.ended == 0 and self._process is not None:
             # It ends with its machine, and may be a moment ahead.
-            self._raise_if_dead()
+            if process.await_exit(self._process, ENDING_SECONDS if self.ended is None else SHUTDOWN_SECONDS):
+                self._raise_if_dead()
         self._swtpm.check()
 
     def _raise_if_unrecorded(self) -> None:
@@ -341,7 +345,10 @@ class Machine:
         if status == 0 and not str(self.ended).startswith("host-"):
             raise GuestFailed(f"the machine was powered off by its guest after {self.elapsed:.0f} s ({self.ended})")
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        said = one_line((self.records / "qemu.log").read_text(errors="replace")[-2000:], 600)
+        said = one_line((self.records / "qemu.log").read_text(errors="replace")[-2000:], 300)
+        if self._swtpm is not None and (self._swtpm.ended or (self._swtpm.ended == 0 and "tpm-emulator: " in said)):
+            # A QEMU that cannot reach its TPM ends; one that ends takes its TPM along, which then ends well.
+            self._swtpm.check()
         raise MachineDied(
             f"QEMU {how} {self.elapsed:.1f} s after power-on: {said or 'it said nothing'}",
             remedy="see qemu.log and qemu.json in the evidence; run: osgates doctor",

@@ -32,22 +32,25 @@ class Swtpm:
         process.which("swtpm", remedy=INSTALL_SWTPM)
         self._state.mkdir(mode=0o700)
         ours, qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with ours:
+        # It appends to its log; what it cannot say there, about its options, goes to the same place.
+        with ours, self._log.open("ab") as sink:
             self._process = process.spawn(
                 [
                     *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self._state}", "--terminate"),
                     *("--ctrl", f"type=unixio,clientfd={ours.fileno()}", "--log", f"file={self._log},level=1"),
                 ],
+                stdout=sink,
+                stderr=sink,
                 pass_fds=[ours.fileno()],
             )
         return qemu
 
     @property
-    def ended_well(self) -> bool:
-        """Whether it has ended with status 0, as it does when its machine ends."""
+    def ended(self) -> int | None:
+        """Its exit status, 0 also when it ended because its machine did; None as long as it runs."""
         if self._process is None or self._stopped or not process.await_exit(self._process, 0):
-            return False
-        return process.end(self._process) == 0
+            return None
+        return process.end(self._process)
 
     def check(self) -> None:
         """:raise MachineDied: swtpm ended, or was stopped."""

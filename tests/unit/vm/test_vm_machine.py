@@ -159,7 +159,7 @@ def test_a_tpm_that_ends_with_its_machine_is_not_to_blame(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine_ends: bool, kind: type[OsgatesError]
 ) -> None:
     """It is gone a moment before QEMU is."""
-    monkeypatch.setattr(module, "ENDING_SECONDS", 5.0 if machine_ends else 0.2)
+    monkeypatch.setattr(module, "SHUTDOWN_SECONDS", 5.0 if machine_ends else 0.2)
     machine = make("read line; exit 0")
     (tmp_path / "records").mkdir()
     reader, writer = os.pipe()
@@ -272,3 +272,24 @@ def test_the_link_to_nowhere_counts_and_answers_nothing() -> None:
         link.close()
         link.close()
         assert theirs.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("tpm", "words", "blamed"),
+    [
+        ("kill -9 $$", "qemu: Input/output error", "swtpm was killed by signal 9"),
+        ("exit 0", "qemu: tpm-emulator: Failed to send CMD_SET_DATAFD", "swtpm ended with status 0"),
+        ("exit 0", "qemu: no such device", "QEMU ended with status 1"),
+    ],
+)
+def test_who_is_to_blame_when_both_have_ended(make: Make, tmp_path: Path, tpm: str, words: str, blamed: str) -> None:
+    machine = make(f"echo '{words}' >&2; exit 1")
+    (tmp_path / "records").mkdir()
+    with (tmp_path / "records" / "qemu.log").open("wb") as sink:
+        child = machine._process = process.spawn([str(tmp_path / "qemu")], stderr=sink)
+    swtpm = machine._swtpm = Swtpm(tmp_path / "tpm", tmp_path / "swtpm.log")
+    swtpm._process = process.spawn(["sh", "-c", tpm])
+    assert process.await_exit(child, 10.0)
+    assert process.await_exit(swtpm._process, 10.0)
+    with pytest.raises(MachineDied, match=blamed):
+        machine.check()

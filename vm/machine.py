@@ -309,10 +309,10 @@ class Machine:
         self._raise_if_unrecorded()
         if self._swtpm is None:
             return
-        if self._swtpm.ended == 0 and self._process is not None:
-            # It ends with its machine, and may be a moment ahead.
-            if process.await_exit(self._process, ENDING_SECONDS if self.ended is None else SHUTDOWN_SECONDS):
-                self._raise_if_dead()
+        # It ends with its machine, and may be a moment ahead.
+        patience = ENDING_SECONDS if self.ended is None else SHUTDOWN_SECONDS
+        if self._swtpm.ended == 0 and self._process is not None and process.await_exit(self._process, patience):
+            self._raise_if_dead()
         self._swtpm.check()
 
     def _raise_if_unrecorded(self) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,14 @@ class Gates:
         self.directory = directory
         self.evidence = directory / "evidence"
 
-    def start(self, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a run."""
+    def start(
+        self, *arguments: str | Path, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Start a run. `prefix`: a program that becomes pytest, with its arguments."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
         return subprocess.Popen(
             [
+                *prefix,
                 *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts="),
                 *("--iso-evidence", str(self.evidence), *map(str, arguments)),
             ],

@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.conftest import demo_iso, fault_iso, gates
 from tests.plugin.conftest import iso
 
+from .quick_guest import make_quick_iso
 from .warm import Place, Warm
 
 __all__ = ["demo_iso", "fault_iso", "gates", "iso"]
@@ -21,6 +22,12 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     process = Warm(tmp_path_factory.mktemp("warm"))
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def quick_iso(demo_iso: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guest that is ready within seconds."""
+    return make_quick_iso(demo_iso, tmp_path_factory.mktemp("quick"))
 
 
 @pytest.fixture

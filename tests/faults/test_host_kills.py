@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Gates, until
 from tests.faults.points import POINTS, QEMU, SWTPM, name_of, state_of, wait_for_point
-from tests.faults.quick_guest import make_quick_iso, write_profile
+from tests.faults.quick_guest import write_profile
 from tests.faults.table import Fault, check, proves
 from tests.faults.table import rows as table_rows
 
@@ -38,12 +38,6 @@ QUICK = {
 }
 # From when the process is dead or stopped to when the verdict is on disk.
 REPORTED_SECONDS = 2.0
-
-
-@pytest.fixture(scope="session")
-def quick_iso(demo_iso: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A guest that is ready within seconds."""
-    return make_quick_iso(demo_iso, tmp_path_factory.mktemp("quick"))
 
 
 @proves(*STRIKES)

@@ -175,7 +175,14 @@ class GateItems:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Tell the controller which gates were chosen."""
         names = {gate for item in session.items if (gate := gate_of(item, self.run)) is not None}
-        self.run.write_selected(sorted(names))
+        try:
+            self.run.write_selected(sorted(names))
+        except OsgatesError as error:
+            # The disk is full before the first boot: nothing of what follows could be kept.
+            if hasattr(session.config, "workerinput"):
+                # xdist wants to hear what was collected; each row then says that nothing can be kept of it.
+                return
+            raise pytest.UsageError(printable(str(error), 4000)) from error
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:

@@ -164,7 +164,7 @@ class Machine:
         if self.spec.channel is not None:
             ours, channel_fd = pair()
             self._shell = shell = GuestShell(
-                ours, Injection(self.spec.channel).directory, self.check, self.host.patience
+                ours, Injection(self.spec.channel).directory, self.check_guest, self.host.patience
             )
             self._closing.append(shell.close)
             self._kernel_log, log_fd = console("kmsg", self.watcher)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
+
 from pytest_osgates import tools
 from tests.e2e.conftest import Outcome
 from tests.faults.table import Fault, check, proves
@@ -267,3 +269,31 @@ HOST: dict[str, Callable[[Place], Outcome]] = {
 def test_the_host_is_not_as_it_should_be(fault: Fault, place: Place) -> None:
     """Refused, NOT PROVEN, or done without; always with what to do."""
     check(fault, HOST[fault.name](place), None)
+
+
+# As soon as tests are collected, nothing more goes onto the disk with the evidence.
+FILL_NOW = """
+import contextlib
+with contextlib.suppress(OSError), open("osgates-evidence/filler", "ab", buffering=0) as filler:
+    while filler.write(bytes(4096)):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"), [((), 4, "selected.json"), (("-n", "1"), 10, "observations/kconfig.json")]
+)
+def test_the_disk_is_full_before_the_first_boot(
+    place: Place, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    """Nothing is booted in vain, and nothing breaks; a worker of xdist says it of each row."""
+    (place.path / "osgates-evidence").mkdir()
+    tests = place.path / "test_rows.py"
+    tests.write_text(tests.read_text() + FILL_NOW)
+    outcome = place.judge(*arguments, inside=small_disk(str(place.path / "osgates-evidence"), 1024))
+    assert outcome.status == status
+    assert f"{said}: No space left on device" in outcome.output
+    assert "EVIDENCE INCOMPLETE" in outcome.output
+    assert outcome.last_line == "LAUNCH: NOT READY"
+    assert "Traceback" not in outcome.output
+    assert "INTERNALERROR" not in outcome.output

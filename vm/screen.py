@@ -6,7 +6,9 @@ table of glyphs. That is exact for the fonts in the table and reads nothing anyw
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import struct
 import tomllib
@@ -16,10 +18,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from pytest_osgates.vm.errors import QmpFailed
+from pytest_osgates.vm.errors import TEMPORARY, HostError, QmpFailed
 from pytest_osgates.vm.qmp import Qmp
 
 MAX_PIXELS = 64 << 20
+# As large as a picture of 1920x1080 is.
+SCREENSHOT_BYTES = 8 << 20
 CURSOR_PIXELS = 16
 _UNKNOWN = "\ufffd"
 _PPM_HEADER = re.compile(rb"P6\s+([0-9]{1,6})\s+([0-9]{1,6})\s+255\s")
@@ -180,11 +184,29 @@ class Screen:
         """The picture now.
 
         :raise QmpFailed: QEMU gives none.
+        :raise HostError: there is no place for it.
         """
-        self._qmp.execute("screendump", filename=str(self._path))
         try:
+            self._qmp.execute("screendump", filename=str(self._path))
             return parse_ppm(self._path.read_bytes())
         except OSError as error:
-            raise QmpFailed(f"QEMU's screenshot cannot be read: {error}") from error
+            failed = QmpFailed(f"QEMU's screenshot cannot be read: {error}")
+            self._raise_if_no_place(failed)
+            raise failed from error
+        except QmpFailed as error:
+            self._raise_if_no_place(error)
+            raise
         finally:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    def _raise_if_no_place(self, error: QmpFailed) -> None:
+        """QEMU says it in words of its own, and the remedy is not QEMU's."""
+        folder = self._path.parent
+        if not folder.is_dir():
+            raise HostError(f"the machine's temporary files are gone: {folder}", remedy=TEMPORARY) from error
+        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+        if free < SCREENSHOT_BYTES:
+            raise HostError(
+                f"no place for a screenshot in {folder}: {free >> 10} KiB free", remedy=TEMPORARY
+            ) from error

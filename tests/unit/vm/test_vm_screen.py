@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_osgates.vm import screen
-from pytest_osgates.vm.errors import QmpFailed
+from pytest_osgates.vm.errors import HostError, QmpFailed
 from pytest_osgates.vm.screen import Frame, Screen, parse_ppm
 
 BLACK, GREY, BLUE = b"\0\0\0", b"\xaa\xaa\xaa", b"\0\0\xaa"
@@ -274,3 +274,16 @@ def test_a_screenshot_leaves_no_file(tmp_path: Path) -> None:
     qmp.data = None
     with pytest.raises(QmpFailed, match="cannot be read"):
         Screen(qmp, tmp_path).grab()
+
+
+def test_a_screenshot_without_a_place_is_not_qemus_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut short by a full disk, or refused where the directory is gone: the remedy is another."""
+    qmp: Any = FakeQmp(ppm(Frame(2, 2, bytes(12)))[:-1])
+    with pytest.raises(QmpFailed, match="cut short"):
+        Screen(qmp, tmp_path).grab()
+    monkeypatch.setattr(screen, "SCREENSHOT_BYTES", 1 << 60)
+    with pytest.raises(HostError, match=rf"no place for a screenshot in {tmp_path}: \d+ KiB free\n  -> .*TMPDIR"):
+        Screen(qmp, tmp_path).grab()
+    qmp.data = None
+    with pytest.raises(HostError, match=r"temporary files are gone: .*/gone\n  -> .*TMPDIR"):
+        Screen(qmp, tmp_path / "gone").grab()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
+import shutil
 import struct
 import tomllib
 import zlib

@@ -205,8 +205,7 @@ class Screen:
         folder = self._path.parent
         if not folder.is_dir():
             raise HostError(f"the machine's temporary files are gone: {folder}", remedy=TEMPORARY) from error
-        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+        free = shutil.disk_usage(folder).free
         if free < SCREENSHOT_BYTES:
-            raise HostError(
-                f"no place for a screenshot in {folder}: {free >> 10} KiB free", remedy=TEMPORARY
-            ) from error
+            said = f"no place for a screenshot in {folder}: {free >> 10} KiB free"
+            raise HostError(said, remedy=TEMPORARY) from error

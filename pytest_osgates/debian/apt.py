@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import unquote
 
 from pytest_osgates.debian.control import locked, stanzas
 from pytest_osgates.debian.mirror import Mirror, discover_mirror, host_proxies
 from pytest_osgates.debian.model import Archive, LockedPackage, Suite
-from pytest_osgates.paths import cache_dir, caching
+from pytest_osgates.paths import alone, cache_dir, caching
 from pytest_osgates.vm.errors import CommandFailed, HostError, MissingTool, UsageError
 from pytest_osgates.vm.process import Completed, run, which
 
@@ -80,6 +79,10 @@ def sources(suites: Sequence[Suite], mirror: Mirror, architecture: str, keyrings
     )
 
 
+# Whoever holds apt's lock is bound by apt's deadlines: two updates and some questions.
+LOCK_SECONDS = 900.0
+
+
 class PrivateApt:
     """apt with a configuration of its own. Any user can use it; several processes may at once.
 
@@ -131,14 +134,8 @@ class PrivateApt:
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        # The kernel frees the lock when its holder dies.
-        with ExitStack() as stack:
-            with caching("apt's lock"):
-                handle = stack.enter_context((self.root / "lock").open("a"))
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+    def _alone(self) -> AbstractContextManager[None]:
+        return alone(self.root / "lock", LOCK_SECONDS)
 
     def _env(self) -> dict[str, str]:
         passed = ("PATH", "HOME", "http_proxy", "https_proxy", "no_proxy", "TMPDIR")

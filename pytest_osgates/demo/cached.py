@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pytest_osgates.debian.store import sha256_of
@@ -15,8 +14,11 @@ from pytest_osgates.demo.build import ProgressCallback, build_demo_iso
 from pytest_osgates.demo.definition import DEFINITION, load_definition, tree_digest
 from pytest_osgates.demo.fault import add_fault, load_fault
 from pytest_osgates.demo.lock import check_lock, read_lock, resolve_lock
-from pytest_osgates.paths import cache_dir, caching
+from pytest_osgates.paths import alone, cache_dir, caching
 from pytest_osgates.vm.errors import UsageError
+
+# Longer than any build takes that is not stuck.
+BUILD_SECONDS = 7200.0
 
 
 def cached_demo_iso(
@@ -75,18 +77,11 @@ def _current_lock(where: Path, definition: Path, progress: ProgressCallback, *, 
     return path
 
 
-@contextmanager
-def _alone(path: Path, progress: ProgressCallback) -> Iterator[None]:
-    """Hold the lock file of `path`. The kernel frees it when a holder dies, so nothing is ever left locked."""
-    with ExitStack() as stack:
-        with caching(path.name):
-            handle = stack.enter_context(path.with_name(f".{path.name}.lock").open("a"))
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress(f"waiting for another process that makes {path.name}", None)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _alone(path: Path, progress: ProgressCallback) -> AbstractContextManager[None]:
+    """Hold the lock file of `path`."""
+    lock = path.with_name(f".{path.name}.lock")
+    waiting = f"waiting for another process that makes {path.name}"
+    return alone(lock, BUILD_SECONDS, lambda: progress(waiting, None))
 
 
 def _once(image: Path, make: Callable[[], str], progress: ProgressCallback) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -196,6 +197,9 @@ FILL = """        try:
 """
 
 
+NO_MIRROR = "http://127.0.0.1:9/debian"
+
+
 def cache_is(make: Callable[[Path], object], *arguments: str, inside: str = "") -> Callable[[Place], Outcome]:
     """Something is wrong with ``$XDG_CACHE_HOME``. No argument: a run whose rows need nothing of it."""
 
@@ -203,9 +207,8 @@ def cache_is(make: Callable[[Path], object], *arguments: str, inside: str = "") 
         path = place.path / "cache"
         make(path)
         more = f"import os\nos.environ['XDG_CACHE_HOME'] = {str(path)!r}\n"
-        more += "os.environ['OSGATES_DEBIAN_MIRROR'] = 'http://127.0.0.1:9/debian'\n" + inside.replace(
-            "{path}", str(path)
-        )
+        more += f"os.environ['OSGATES_DEBIAN_MIRROR'] = {NO_MIRROR!r}\n"
+        more += inside.replace("{path}", str(path))
         return boots(place, more, *arguments) if arguments else judge(place, more)
 
     return run_it
@@ -221,6 +224,32 @@ def damaged_tool(path: Path) -> None:
     pin = tools.pins()["kernel-hardening-checker"]
     (path / "osgates/debs").mkdir(parents=True)
     (path / f"osgates/debs/{pin.sha256}.deb").write_bytes(b"!<arch>\ndamaged")
+
+
+HOLDER = """
+import sys
+from pytest_osgates import tools
+from pytest_osgates.debian import PrivateApt, Suite
+pin = tools.pins()["kernel-hardening-checker"]
+with PrivateApt([Suite(suite) for suite in pin.suites])._alone():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def locked_by_the_dead(path: Path) -> None:
+    """apt's lock is held by a process that is killed while it downloads."""
+    path.mkdir()
+    env = {**os.environ, "XDG_CACHE_HOME": str(path), "OSGATES_DEBIAN_MIRROR": NO_MIRROR}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    (locked,) = path.glob("osgates/apt/*/lock")
+    (locked.parent / "state/lists/partial/half").write_text("half")
+    holder.kill()
+    holder.communicate()
 
 
 def damaged_probe(path: Path) -> None:
@@ -260,6 +289,7 @@ HOST: dict[str, Callable[[Place], Outcome]] = {
     "cache-is-a-file-and-needed": cache_is(lambda path: path.write_text(""), "-m", "kconfig"),
     "cache-read-only": cache_is(Path.mkdir, "-m", "kconfig", inside=read_only("{path}")),
     "cache-unwritable": cache_is(lambda path: path.mkdir(mode=0o500), "-m", "kconfig", inside=POWERLESS),
+    "cache-locked-by-the-dead": cache_is(locked_by_the_dead, "-m", "kconfig"),
     "tool-damaged": cache_is(damaged_tool, "-m", "kconfig"),
     "probe-half-written": cache_is(damaged_probe, inside=HALF_A_PROBE),
 }

@@ -92,3 +92,16 @@ def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
         holder.communicate()
     assert waited[0] == "waiting for another process that makes x.iso"
     assert image.read_text() == "whole"
+
+
+def test_a_lock_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    waited: list[bool] = []
+    with (
+        paths.alone(tmp_path / "lock", 1.0),
+        pytest.raises(HostError, match=rf"held {tmp_path}/lock for more than 0 s\n  -> .*fuser -v {tmp_path}/lock"),
+        paths.alone(tmp_path / "lock", 0.3, lambda: waited.append(True)),
+    ):
+        raise AssertionError("both have it")
+    assert waited == [True]
+    with paths.alone(tmp_path / "lock", 0.0):
+        pass

@@ -11,6 +11,9 @@ from pytest_osgates.vm.errors import MachineDied
 from pytest_osgates.vm.host import INSTALL_SWTPM
 from pytest_osgates.vm.text import one_line
 
+# Its standard output; standard error, where it complains of options, goes to the same place and cannot be its log.
+LOG_FD = 1
+
 
 class Swtpm:
     """Runs ``swtpm`` on one end of a socket pair; QEMU gets the other.
@@ -32,13 +35,14 @@ class Swtpm:
         process.which("swtpm", remedy=INSTALL_SWTPM)
         self._state.mkdir(mode=0o700)
         ours, qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        # It appends to its log; what it cannot say there, about its options, goes to the same place.
+        # No path is on its command line: what follows a comma would be another option, and there is no escaping.
         with ours, self._log.open("ab") as sink:
             self._process = process.spawn(
                 [
-                    *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self._state}", "--terminate"),
-                    *("--ctrl", f"type=unixio,clientfd={ours.fileno()}", "--log", f"file={self._log},level=1"),
+                    *("swtpm", "socket", "--tpm2", "--tpmstate", "dir=.", "--terminate"),
+                    *("--ctrl", f"type=unixio,clientfd={ours.fileno()}", "--log", f"fd={LOG_FD},level=1"),
                 ],
+                cwd=self._state,
                 stdout=sink,
                 stderr=sink,
                 pass_fds=[ours.fileno()],

@@ -17,15 +17,15 @@ from pytest_osgates.vm.swtpm import Swtpm
 
 
 def users_of(path: Path) -> list[int]:
-    """The processes with `path` on their command line."""
+    """The swtpm processes whose working directory is `path`."""
     found = []
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            words = line.read_bytes()
+            ours = (entry / "cwd").readlink() == path and b"swtpm" in (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if os.fsencode(path) in words and is_running(int(line.parent.name)):
-            found.append(int(line.parent.name))
+        if ours and is_running(int(entry.name)):
+            found.append(int(entry.name))
     return found
 
 
@@ -44,6 +44,20 @@ def test_start_and_stop(tmp_path: Path) -> None:
         assert users_of(tmp_path / "tpm") == []
     tpm.stop()
     tpm.check()
+
+
+def test_paths_that_look_like_options(tmp_path: Path) -> None:
+    """swtpm knows no way of writing a comma."""
+    folder = tmp_path / "a,level=20, b"
+    folder.mkdir()
+    tpm = Swtpm(folder / "tpm,mode=0777", folder / "swtpm,x.log")
+    with tpm.start() as control:
+        control.settimeout(10.0)
+        control.sendall((1).to_bytes(4, "big"))
+        assert len(control.recv(12)) >= 8
+        tpm.check()
+    tpm.stop()
+    assert (folder / "tpm,mode=0777").stat().st_mode & 0o777 == 0o700
 
 
 def test_it_ends_with_its_machine(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from rich.live import Live
 from rich.table import Table
 
 PLAIN_SECONDS = 15.0
+# Nobody waits any more for what was not heard of for this long.
+FRESH_SECONDS = 10.0
 
 
 class LiveProgress:
@@ -27,6 +29,7 @@ class LiveProgress:
         self._config = config
         self._offset = 0
         self._steps: dict[str, dict[str, Any]] = {}
+        self._read_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -73,9 +76,12 @@ class LiveProgress:
                 self._steps.pop(step["who"], None)
             else:
                 self._steps[step["who"]] = step
+                # Not by the time in it: somebody may set the clock.
+                self._read_at[step["who"]] = time.monotonic()
 
     def _show(self) -> None:
-        fresh = {who: step for who, step in self._steps.items() if time.time() - step["t"] < 10}
+        now = time.monotonic()
+        fresh = {who: step for who, step in self._steps.items() if now - self._read_at[who] < FRESH_SECONDS}
         if not fresh:
             self._end_live()
             return

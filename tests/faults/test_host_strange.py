@@ -38,6 +38,8 @@ def test_a_boot_on_a_strange_host(fault: Fault, gates: Gates, quick_iso: Path) -
     outcome = gates.run("-p", "steps", f"--iso={iso}", "--iso-distro", profile, env=env)
     check(fault, outcome)
     assert outcome.root is not None
+    # What is waited for is shown all the same.
+    assert "bios-channel: " in outcome.output
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", outcome.root.name)
     seen = json.loads((outcome.root / "observations/boot/bios-channel.json").read_text())
     # Measured by a clock that nobody can set.

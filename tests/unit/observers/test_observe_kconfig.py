@@ -224,10 +224,10 @@ def test_a_bomb_is_not_unpacked() -> None:
     "packed",
     [
         b"CONFIG_X=y\n",
-        gzip.compress(CONFIG)[:-9],
-        gzip.compress(CONFIG)[:-1] + b"!",
-        gzip.compress(CONFIG)[:12] + b"\xff" * 20,
-        gzip.compress(CONFIG) + b"garbage",
+        gzip.compress(CONFIG, mtime=0)[:-9],
+        gzip.compress(CONFIG, mtime=0)[:-1] + b"!",
+        gzip.compress(CONFIG, mtime=0)[:12] + b"\xff" * 20,
+        gzip.compress(CONFIG, mtime=0) + b"garbage",
         b"\x1f\x8b",
     ],
 )

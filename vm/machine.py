@@ -43,6 +43,8 @@ T = TypeVar("T")
 # Besides the guest's memory: QEMU itself, and under TCG its cache of translated code (1 GiB, accel/tcg).
 MEMORY_RESERVE_MIB = {AccelKind.KVM: 384, AccelKind.TCG: 1408}
 CONNECT_SECONDS = 30.0
+# What is to be seen is told within two seconds.
+GLANCE_SECONDS = 1.0
 # From when QEMU's sockets are closed, or it has said that it ends, to when its process has ended.
 ENDING_SECONDS = 0.3
 SHUTDOWN_SECONDS = 5.0
@@ -66,6 +68,8 @@ class Machine:
         self.ended: str | None = None
         self.arguments: tuple[str, ...] = ()
         self._unlit = ""
+        self._glanced = ""
+        self._glanced_at = 0.0
         self._event_error: str | None = None
         self._qmp: Qmp | None = None
         self._serial: Console | None = None
@@ -164,7 +168,7 @@ class Machine:
         if self.spec.channel is not None:
             ours, channel_fd = pair()
             self._shell = shell = GuestShell(
-                ours, Injection(self.spec.channel).directory, self.check_guest, self.host.patience
+                ours, Injection(self.spec.channel).directory, self.check_silent, self.host.patience
             )
             self._closing.append(shell.close)
             self._kernel_log, log_fd = console("kmsg", self.watcher)
@@ -363,6 +367,22 @@ class Machine:
         alarm = self.watcher.fatal
         if alarm is not None:
             raise GuestFailed(f"{alarm.name} after {alarm.at:.1f} s on {alarm.source}: {one_line(alarm.line)}")
+
+    def check_silent(self) -> None:
+        """`check_guest` for who waits for a guest that says nothing: a kernel that stopped says so on the screen only.
+
+        :raise GuestFailed: a panic, an emergency shell, ...
+        """
+        self.check_guest()
+        if time.monotonic() - self._glanced_at < GLANCE_SECONDS:
+            return
+        frame = self.screen.grab()
+        if frame.digest != self._glanced:
+            self._glanced = frame.digest
+            for line in frame.text().splitlines() if self.lit(frame) else ():
+                self.watcher.scan("screen", line)
+        self._glanced_at = time.monotonic()
+        self.check_guest()
 
     def send_keys(self, *keys: str) -> None:
         """Press and release keys together (QMP ``send-key``, QKeyCode names such as ``ret``)."""

@@ -296,6 +296,11 @@ class Boot:
             self._facts["units_asked"] = True
             if machine.spec.firmware.startswith("uefi"):
                 self._facts["secure_boot"] = systemd.secure_boot(machine.shell)
+        except GuestFailed as error:
+            # It was ready, and did not stay so.
+            self.outcome = Outcome.ENDED if machine.ended else Outcome.FAILED
+            self.detail = error.what
+            self._last_look()
         except GuestError as error:
             self.detail = error.what
         self._facts["watched_s"] = round(watched, 1)

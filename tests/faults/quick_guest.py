@@ -48,7 +48,7 @@ done
 for port in /dev/virtio-ports/*; do
     case $port in
         *.kmsg | *.journal | *'*') ;;
-        *) (while :; do sh <>"$port" >&0 2>&1; sleep 1; done) & ;;
+        *) (while :; do sh SHELL <>"$port" >&0 2>&1; sleep 1; done) & ;;
     esac
 done
 SLOWLY
@@ -135,10 +135,17 @@ def initramfs(demo: bytes, scripts: Mapping[str, str]) -> bytes:
 
 
 def make_quick_iso(
-    demo_iso: Path, directory: Path, *, early: str = "", slowly: str = "sleep 2", late: str = "", quiet: bool = True
+    demo_iso: Path,
+    directory: Path,
+    *,
+    early: str = "",
+    slowly: str = "sleep 2",
+    late: str = "",
+    shell: str = "",
+    quiet: bool = True,
 ) -> Path:
     """The ISO. `early`: shell commands before anything else is done; `slowly`: between the channel's opening and
-    being ready; `late`: after that."""
+    being ready; `late`: after that; `shell`: a script that serves the channel instead of sh itself."""
     tree = directory / "tree"
     for name in ("isolinux", "live"):
         (tree / name).mkdir(parents=True)
@@ -147,7 +154,10 @@ def make_quick_iso(
     run(["xorriso", "-no_rc", "-osirrox", "on", "-indev", str(demo_iso), *extract], timeout=60)
     init = INIT.replace("STARTED", STARTED_MESSAGE)
     init = init.replace("EARLY", early).replace("SLOWLY", slowly).replace("LATE", late)
+    init = init.replace("SHELL", "/usr/bin/shell" if shell else "")
     scripts = {"init": init, "usr/bin/systemctl": SYSTEMCTL, "usr/bin/journalctl": JOURNALCTL}
+    if shell:
+        scripts["usr/bin/shell"] = shell
     initrd = tree / "live/initrd.img"
     data = initramfs(initrd.read_bytes(), scripts)
     initrd.unlink()

@@ -137,10 +137,15 @@ class GuestShell:
             self._trailer(ident, deadline)
         if status in {"late-126", "late-127"}:
             raise ChannelError("the guest has no timeout(1), or no sh to run a command with")
-        if status.startswith("late"):
+        if status in {"late-124", "late-137"}:
             raise GuestTimeout(
                 f"in the guest, {one_line(command, 120)!r} did not end within {seconds} s and was killed",
                 remedy="the guest may be overloaded; its outputs so far are not used",
+            )
+        if status.startswith("late"):
+            # Its status is written after its outputs, so it is missing where those may have been cut.
+            raise ChannelError(
+                f"in the guest, the outputs of {one_line(command, 120)!r} could not be kept: is /run full there?"
             )
         if max(sizes) > max_output:
             raise ChannelError(f"in the guest, {one_line(command, 120)!r} wrote more than {max_output} bytes")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
 from pytest_osgates.model import State
 from pytest_osgates.observers.boot import Boot, Plan
+from pytest_osgates.progress import Step
 from pytest_osgates.run import Run
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.guest.injection import Injection, new_nonce
@@ -15,6 +17,8 @@ from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.spec import AccelKind, Firmware, MachineSpec
 
 DEFAULT_DEADLINE_S = 900.0
+# Most requests are answered before anybody could read what is waited for.
+SHOWN_AFTER_SECONDS = 3.0
 
 
 class Booted:
@@ -61,6 +65,12 @@ def deadline(run: Run) -> float:
     return chosen * run.host.pace
 
 
+def _show_wait(run: Run, case: str, machine: Machine) -> None:
+    waited = time.monotonic() - machine.shell.asking_since
+    if machine.shell.asking and waited > SHOWN_AFTER_SECONDS:
+        run.progress.step(Step(case, f"the guest works on: {machine.shell.asking}", waited))
+
+
 def boot(run: Run, stack: ExitStack, case: str, firmware: Firmware, *, channel: bool, state: State) -> Booted:
     """Power a machine on and wait until it is ready or has failed; `stack` ends it.
 
@@ -70,5 +80,7 @@ def boot(run: Run, stack: ExitStack, case: str, firmware: Firmware, *, channel: 
     records = run.evidence.machine(case)
     patterns = boot_check.patterns(emulated=run.host.accelerator.kind is AccelKind.TCG)
     machine = stack.enter_context(Machine(spec, run.host, records, patterns))
+    if spec.channel is not None:
+        machine.on_silence = lambda: _show_wait(run, case, machine)
     booting = Boot(machine, Plan(case, run.profile.boot, run.profile.login, deadline(run)), run.progress)
     return Booted(booting, booting.run())

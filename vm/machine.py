@@ -76,6 +76,8 @@ class Machine:
         self._kernel_log: Console | None = None
         self._journal: Console | None = None
         self.on_journal: Callable[[str], None] | None = None
+        # Called about twice a second while a request to the guest is not answered.
+        self.on_silence: Callable[[], None] | None = None
         self._shell: GuestShell | None = None
         self._swtpm: Swtpm | None = None
         self._link: Nowhere | None = None
@@ -369,11 +371,13 @@ class Machine:
             raise GuestFailed(f"{alarm.name} after {alarm.at:.1f} s on {alarm.source}: {one_line(alarm.line)}")
 
     def check_silent(self) -> None:
-        """`check_guest` for who waits for a guest that says nothing: a kernel that stopped says so on the screen only.
+        """`check_guest` for who waits for a silent guest: a kernel that stopped says so on the screen only.
 
         :raise GuestFailed: a panic, an emergency shell, ...
         """
         self.check_guest()
+        if self.on_silence is not None:
+            self.on_silence()
         if time.monotonic() - self._glanced_at < GLANCE_SECONDS:
             return
         frame = self.screen.grab()

@@ -39,7 +39,7 @@ QUICK = {
     "sigkill": "watching",
 }
 SELECTION = ("-m", "boot or asks", "-k", "channel or asks")
-# Makes its standard input the controlling terminal of a session of its own, as a terminal's shell has it (tty_ioctl(4)).
+# Makes its standard input the controlling terminal of a session of its own, as that of a shell is (tty_ioctl(4)).
 LEADER = """
 import fcntl, os, subprocess, sys, termios
 os.setsid()

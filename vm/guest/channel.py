@@ -82,6 +82,9 @@ class GuestShell:
         # Bytes that the guest still expects of a file whose transfer was given up.
         self._owed = 0
         self.requests = 0
+        # What is being asked, and since when (monotonic seconds): for who shows what is waited for.
+        self.asking = ""
+        self.asking_since = 0.0
 
     @property
     def directory(self) -> str:
@@ -130,7 +133,7 @@ class GuestShell:
             f"echo OSG-{ident} $s $1 $3; "
             f'[ "$1" = 0 ] || head -c $1 {base}/o; [ "$3" = 0 ] || head -c $3 {base}/e; echo OSG-{ident}-END'
         )
-        with self._request(timeout + GRACE) as deadline:
+        with self._request(timeout + GRACE, command) as deadline:
             self._send(line, deadline)
             status, sizes = self._header(ident, 2, deadline, max_output + 4096)
             stdout, stderr = (self._take(size, deadline) for size in sizes)
@@ -173,7 +176,7 @@ class GuestShell:
             f"chmod -- {mode:o} {target} || s=1; n=$(wc -c <{target}); }} 2>/dev/null; "
             f"printf '%s %s %s\\n' OSG-{ident} $s ${{n:-0}}; printf 'OSG-%s-END\\n' {ident}"
         )
-        with self._request(timeout * self._patience) as deadline:
+        with self._request(timeout * self._patience, f"writing {path}") as deadline:
             self._send(line, deadline)
             self._owed = len(data)
             # Only now has sh read its whole line: what follows goes to head, not to sh.
@@ -185,9 +188,11 @@ class GuestShell:
             raise ChannelError(f"{one_line(path)} in the guest took {size} of {len(data)} bytes (status {status})")
 
     @contextlib.contextmanager
-    def _request(self, seconds: float) -> Iterator[float]:
+    def _request(self, seconds: float, what: str) -> Iterator[float]:
         with self._lock:
-            deadline = time.monotonic() + seconds
+            self.asking_since = time.monotonic()
+            deadline = self.asking_since + seconds
+            self.asking = one_line(what, 60)
             try:
                 self._prepare(deadline)
                 self.requests += 1
@@ -196,6 +201,8 @@ class GuestShell:
                 # Whatever it still sends belongs to no request: the next one starts with a new greeting.
                 self._in_step = -1
                 raise
+            finally:
+                self.asking = ""
 
     def _prepare(self, deadline: float) -> None:
         """Get in step with a shell that is new, or that was left in the middle of something."""

@@ -510,3 +510,13 @@ def test_testinfra_asks_the_guest_and_never_this_machine(sh: LocalGuest, tmp_pat
     assert sh.shell.requests > asked + 2
     with pytest.raises(HostError, match="on this machine instead of the guest"):
         host.backend.run_local("id")
+
+
+def test_who_waits_can_see_for_what(guest: LocalGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    monkeypatch.setattr(guest.shell, "_alive", lambda: seen.add(guest.shell.asking))
+    before = time.monotonic()
+    guest.shell.run("sleep 0.3 # \x1b[31mred")
+    assert seen == {"sleep 0.3 # red"}
+    assert guest.shell.asking_since >= before
+    assert guest.shell.asking == ""

@@ -56,6 +56,7 @@ def test_a_boot_loader_that_hangs(fault: Fault, gates: Gates) -> None:
     assert b"Loading" in serial(outcome)
 
 
+@pytest.mark.slow
 @proves("boot-menu-for-ever")
 def test_a_menu_that_heeds_no_key(fault: Fault, gates: Gates) -> None:
     menu = b"Choose:\r\n 1 Live system, to try it without installing anything\r\n 2 Installer\r\n 3 Rescue\r\n" * 3
@@ -66,6 +67,7 @@ def test_a_menu_that_heeds_no_key(fault: Fault, gates: Gates) -> None:
     assert seen["outcome"] == "timeout"
 
 
+@pytest.mark.slow
 @proves("never-leaves-the-firmware")
 def test_a_firmware_that_finds_nothing(fault: Fault, gates: Gates) -> None:
     iso = bootsector.make_iso(gates.directory / "x.iso", b"Never seen\r\n", "hangs")
@@ -100,6 +102,7 @@ def test_a_panic_in_the_first_second(fault: Fault, gates: Gates) -> None:
     assert ended - panic["at"] < 2.0
 
 
+@pytest.mark.slow
 @proves("serial-flood")
 def test_a_flood_is_bounded(fault: Fault, gates: Gates) -> None:
     outcome = boots(gates, b"Here it comes\r\n", "floods", "-m", "boot", "-k", "bare")
@@ -123,6 +126,7 @@ def test_a_login_prompt_is_not_a_channel(fault: Fault, gates: Gates) -> None:
     check(fault, boots(gates, forged, "hangs"))
 
 
+@pytest.mark.slow
 @proves("forged-markers")
 def test_the_words_of_the_protocol_mean_nothing_elsewhere(fault: Fault, gates: Gates) -> None:
     ident = b"0" * 32

@@ -24,7 +24,10 @@ GUESTS: dict[str, tuple[dict[str, str], set[tuple[str, str]]]] = {
     "panic-late": ({"late": "(sleep 2; echo c >/proc/sysrq-trigger) &"}, {("kernel-panic", "kernel")}),
     "hangs-before-init": ({"early": "while :; do sleep 1000; done"}, {("not-ready", "multi-user.target")}),
     "powers-off-late": ({"late": "(sleep 2; poweroff -f) &"}, {("powered-off", "multi-user.target")}),
-    "out-of-memory": ({"late": "for i in 1 2 3; do dd if=/dev/zero of=/dev/null bs=250M & done"}, {("out-of-memory", "kernel")}),
+    "out-of-memory": (
+        {"late": "for i in 1 2 3; do dd if=/dev/zero of=/dev/null bs=250M & done"},
+        {("out-of-memory", "kernel")},
+    ),
     "run-full": (
         {"late": "(for size in 64k 1k 1; do dd if=/dev/zero of=/run/fill.$size bs=$size; done) 2>/dev/null"},
         {("units-unknown", "systemd"), ("watch-cut-short", "systemd")},
@@ -32,6 +35,7 @@ GUESTS: dict[str, tuple[dict[str, str], set[tuple[str, str]]]] = {
     "clock-jump": ({"late": 'date -s "@$(($(date +%s) + 31536000))"'}, set()),
     "journal-flood": ({"late": '(yes \'{"MESSAGE": "noise"}\' >$(echo /dev/virtio-ports/*.journal)) &'}, set()),
 }
+QUICK = ("panic-late", "powers-off-late", "run-full")
 # How each row of the table is made by the shell below.
 WAYS = {
     "shell-hangs": "hangs",
@@ -68,8 +72,19 @@ done
 """
 
 
-@proves(*GUESTS)
+@proves(*QUICK)
 def test_a_guest_goes_wrong(fault: Fault, gates: Gates, demo_iso: Path) -> None:
+    go_wrong(fault, gates, demo_iso)
+
+
+@pytest.mark.slow
+@proves(*(name for name in GUESTS if name not in QUICK))
+def test_a_guest_goes_wrong_in_other_ways(fault: Fault, gates: Gates, demo_iso: Path) -> None:
+    go_wrong(fault, gates, demo_iso)
+
+
+def go_wrong(fault: Fault, gates: Gates, demo_iso: Path) -> None:
+    """Judge the quick guest with this fault."""
     arguments, findings = GUESTS[fault.name]
     profile = write_profile(
         gates.directory, watch_s="10", deadline_s="20" if fault.name == "hangs-before-init" else "400"
@@ -83,6 +98,7 @@ def test_a_guest_goes_wrong(fault: Fault, gates: Gates, demo_iso: Path) -> None:
     assert outcome.findings("boot") == findings
 
 
+@pytest.mark.slow
 @proves(*WAYS)
 def test_a_shell_that_answers_wrongly(gates: Gates, demo_iso: Path) -> None:
     """One boot, one row a way; afterwards the shell that came back is asked honestly."""

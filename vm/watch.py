@@ -64,9 +64,9 @@ class Watcher:
         text = strip_escapes(line[: LONGEST_LINE + CARRY + 3])
         now = time.monotonic()
         found = tuple(
-            Alarm(pattern.name, source, text.strip()[:1000], now - self._epoch, pattern.fatal)
+            Alarm(pattern.name, source, _quoted(text, match), now - self._epoch, pattern.fatal)
             for pattern in self._patterns
-            if pattern.regex.search(text)
+            if (match := pattern.regex.search(text))
         )
         with self._lock:
             self._unfinished.pop(source, None)
@@ -98,3 +98,8 @@ class Watcher:
     def fatal(self) -> Alarm | None:
         """The first alarm after which waiting makes no sense."""
         return next((alarm for alarm in self.alarms if alarm.fatal), None)
+
+
+def _quoted(text: str, match: re.Match[str]) -> str:
+    """At most 1000 characters of `text`, the match among them."""
+    return text[max(0, min(match.start() - 200, len(text) - 1000)) if match.end() > 1000 else 0 :].strip()[:1000]

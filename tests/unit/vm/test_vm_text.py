@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_osgates.vm.text import one_line, printable, strip_escapes
-from pytest_osgates.vm.watch import Alarm, Pattern, Watcher
+from pytest_osgates.vm.watch import CARRY, LONGEST_LINE, Alarm, Pattern, Watcher
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 # Arbitrary text, and text of the pieces of which escape sequences are made.
@@ -164,8 +164,12 @@ def test_times_count_from_power_on() -> None:
 
 def test_a_line_is_looked_at_up_to_a_bound() -> None:
     watcher = Watcher(patterns())
-    watcher.scan("serial", "x" * 4096 + "Kernel panic")
+    watcher.scan("serial", "x" * (LONGEST_LINE + CARRY + 3) + "Kernel panic")
     assert watcher.alarms == ()
+    watcher.scan("screen", "x" * LONGEST_LINE + "Kernel panic")
+    assert "Kernel panic" in watcher.alarms[0].line
+    assert len(watcher.alarms[0].line) <= 1000
+    watcher = Watcher(patterns())
     watcher.scan("serial", "Kernel panic" + "x" * 10_000)
     assert watcher.fatal is not None
     assert len(watcher.fatal.line) == 1000

@@ -347,11 +347,13 @@ class Machine:
             return
         self._note_end(process.end(child))
         status = child.returncode
-        # Told to end by a signal, QEMU ends with status 0 as well: "host-signal" (qapi/run-state.json).
-        if status == 0 and not str(self.ended).startswith("host-"):
+        said = self._qemu_said()
+        # Told to end by a signal, QEMU ends with status 0 as well: "host-signal" (qapi/run-state.json). Its log says so
+        # too, and its process may be gone before that event was heard of.
+        by_host = str(self.ended).startswith("host-") or "terminating on signal" in said
+        if status == 0 and not by_host:
             raise GuestFailed(f"the machine was powered off by its guest after {self.elapsed:.0f} s ({self.ended})")
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        said = one_line((self.records / "qemu.log").read_text(errors="replace")[-2000:], 300)
         if self._swtpm is not None and (self._swtpm.ended or (self._swtpm.ended == 0 and "tpm-emulator: " in said)):
             # A QEMU that cannot reach its TPM ends; one that ends takes its TPM along, which then ends well.
             self._swtpm.check()
@@ -359,6 +361,13 @@ class Machine:
             f"QEMU {how} {self.elapsed:.1f} s after power-on: {said or 'it said nothing'}",
             remedy="see qemu.log and qemu.json in the evidence; run: osgates doctor",
         )
+
+    def _qemu_said(self) -> str:
+        """The end of its log, on one line; empty if it said nothing."""
+        try:
+            return one_line((self.records / "qemu.log").read_text(errors="replace")[-2000:], 300)
+        except OSError as error:
+            return f"(its log cannot be read: {error.strerror})"
 
     def check_guest(self) -> None:
         """`check`, and that nothing known as fatal was seen.

@@ -118,6 +118,7 @@ def test_a_tpm_that_does_not_start(make: Make, monkeypatch: pytest.MonkeyPatch) 
         ("exit 0", "guest-shutdown", GuestFailed, r"powered off by its guest after \d+ s \(guest-shutdown\)"),
         ("exit 0", None, GuestFailed, "powered off by its guest"),
         ("exit 0", "host-signal", MachineDied, "QEMU ended with status 0"),
+        ("echo qemu: terminating on signal 15 >&2; exit 0", None, MachineDied, "status 0 .* on signal 15"),
         ("exit 1", "guest-shutdown", MachineDied, "QEMU ended with status 1"),
         ("kill -SEGV $$", None, MachineDied, "killed by signal 11"),
     ],
@@ -127,8 +128,8 @@ def test_whose_fault_an_end_is(
 ) -> None:
     machine = make(script)
     (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "qemu.log").touch()
-    child = machine._process = process.spawn([str(tmp_path / "qemu")])
+    with (tmp_path / "records" / "qemu.log").open("wb") as sink:
+        child = machine._process = process.spawn([str(tmp_path / "qemu")], stderr=sink)
     assert process.await_exit(child, 10.0)
     if reason is not None:
         machine._on_event({"event": "SHUTDOWN", "data": {"guest": reason.startswith("guest"), "reason": reason}})

@@ -348,8 +348,8 @@ class Machine:
         self._note_end(process.end(child))
         status = child.returncode
         said = self._qemu_said()
-        # Told to end by a signal, QEMU ends with status 0 as well: "host-signal" (qapi/run-state.json). Its log says so
-        # too, and its process may be gone before that event was heard of.
+        # Told to end by a signal, QEMU ends with status 0 as well: "host-signal" (qapi/run-state.json). Its log says
+        # so too, and its process may be gone before that event was heard of.
         by_host = str(self.ended).startswith("host-") or "terminating on signal" in said
         if status == 0 and not by_host:
             raise GuestFailed(f"the machine was powered off by its guest after {self.elapsed:.0f} s ({self.ended})")

@@ -482,3 +482,30 @@ def test_a_host_on_which_the_measurement_does_not_end_has_the_most_pace(monkeypa
     monkeypatch.setattr(host, "probe", lambda *args: Probe(TCG, False, "too slow", timed_out=True))
     monkeypatch.setattr(host.time, "monotonic", lambda: next(clock))
     assert host.measure_pace(Qemu("/qemu", (9, 0, 0), "banner"), TCG) == host.MOST_PACE
+
+
+def test_a_recent_pace_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([2.0, 3.0, 4.0, 5.0])
+    clock = [1000.0]
+    monkeypatch.setattr(host, "measure_pace", lambda qemu, accelerator: next(measured))
+    monkeypatch.setattr(host.time, "clock_gettime", lambda which: clock[0])
+    qemu = Qemu("/qemu", (9, 0, 0), "banner")
+
+    def pace(accelerator: Any = TCG) -> float:
+        return host.recent_pace(qemu, accelerator, tmp_path / "probe")
+
+    assert [pace(), pace()] == [2.0, 2.0]
+    assert pace(KVM) == 3.0
+    clock[0] += host.PACE_SECONDS + 1
+    assert pace() == 4.0
+    for path in (tmp_path / "probe").iterdir():
+        path.write_text('{"pace": 1e9, "at"')
+    assert pace() == 5.0
+
+
+def test_a_pace_that_cannot_be_kept_is_measured_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([2.0, 3.0])
+    monkeypatch.setattr(host, "measure_pace", lambda qemu, accelerator: next(measured))
+    (tmp_path / "probe").write_text("a file")
+    qemu = Qemu("/qemu", (9, 0, 0), "banner")
+    assert [host.recent_pace(qemu, TCG, tmp_path / "probe") for _ in range(2)] == [2.0, 3.0]

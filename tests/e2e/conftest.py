@@ -18,7 +18,7 @@ import pytest
 from pytest_osgates.demo import cached_demo_iso
 
 PROFILES = Path(__file__).parent / "profiles"
-RUN_SECONDS = 3000.0
+RUN_SECONDS = 5400.0
 
 
 def quiet(stage: str, fraction: float | None) -> None:

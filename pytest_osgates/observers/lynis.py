@@ -168,7 +168,9 @@ def _run(place: Place, quoted: str, deadline_s: float) -> tuple[int | None, str]
     end = time.monotonic() + deadline_s
     begun, last = time.monotonic(), ""
     while True:
-        said = shell.run(f"cd {quoted} && {_LOOK}", timeout=LOOK_SECONDS + 60, max_output=1 << 16).check().text
+        said = (
+            shell.run(f"cd {quoted} && {_LOOK}", timeout=LOOK_SECONDS + 60, max_output=1 << 16, shown="").check().text
+        )
         state, _, tail = said.partition("\n")
         last = (_TEST.findall(tail) or [last])[-1]
         elapsed = time.monotonic() - begun

@@ -109,8 +109,11 @@ class GuestShell:
         """Whether the guest opened the port within `timeout` seconds."""
         return self._open.wait(timeout)
 
-    def run(self, command: str, *, timeout: float = 60.0, max_output: int = MAX_OUTPUT) -> ShellResult:
-        """Run `command` with ``sh -c`` as root in the guest, stdin empty.
+    def run(
+        self, command: str, *, timeout: float = 60.0, max_output: int = MAX_OUTPUT, shown: str | None = None
+    ) -> ShellResult:
+        """Run `command` with ``sh -c`` as root in the guest, stdin empty. `shown`: what is said of it while it is
+        waited for; empty: nothing; None: the command itself.
 
         :raise GuestTimeout: it did not end in `timeout` seconds; it was killed in the guest.
         :raise ChannelError: the shell went away, broke the protocol, or an output is larger than `max_output`.
@@ -133,7 +136,7 @@ class GuestShell:
             f"echo OSG-{ident} $s $1 $3; "
             f'[ "$1" = 0 ] || head -c $1 {base}/o; [ "$3" = 0 ] || head -c $3 {base}/e; echo OSG-{ident}-END'
         )
-        with self._request(timeout + GRACE, command) as deadline:
+        with self._request(timeout + GRACE, command if shown is None else shown) as deadline:
             self._send(line, deadline)
             status, sizes = self._header(ident, 2, deadline, max_output + 4096)
             stdout, stderr = (self._take(size, deadline) for size in sizes)

@@ -28,7 +28,7 @@ def observe(shell: GuestShell, questions: Questions, state: State, nonce: str, d
         path = f"{directory}/settings.sh"
         shell.write_file(path, script.encode())
         script = f"exec sh {path}"
-    done = shell.run(script, timeout=TIMEOUT, max_output=MAX_OUTPUT).check()
+    done = shell.run(script, timeout=TIMEOUT, max_output=MAX_OUTPUT, shown="what the profile demands of it").check()
     return facts(read(done.stdout), questions, state)
 
 

@@ -16,7 +16,9 @@ class FakeShell:
         self.answers = answers
         self.asked: list[str] = []
 
-    def run(self, command: str, *, timeout: float = 60.0, max_output: int = 0) -> ShellResult:
+    def run(
+        self, command: str, *, timeout: float = 60.0, max_output: int = 0, shown: str | None = None
+    ) -> ShellResult:
         self.asked.append(command)
         for key, answer in self.answers.items():
             if key in command:

@@ -17,7 +17,9 @@ class LocalShell:
         self.directory = str(directory)
         self.commands: list[str] = []
 
-    def run(self, command: str, *, timeout: float = 60.0, max_output: int = 1 << 20) -> ShellResult:
+    def run(
+        self, command: str, *, timeout: float = 60.0, max_output: int = 1 << 20, shown: str | None = None
+    ) -> ShellResult:
         """Run it here."""
         self.commands.append(command)
         try:

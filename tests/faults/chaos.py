@@ -106,9 +106,15 @@ def _strike_run(*numbers: signal.Signals) -> Callable[[Chaos], str]:
     return strike
 
 
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def _kill_worker(chaos: Chaos) -> str:
-    children = Path(f"/proc/{chaos.process.pid}/task/{chaos.process.pid}/children").read_text().split()
-    workers = [int(pid) for pid in children if name_of(int(pid)).startswith("python")]
+    workers = [pid for pid in _children(chaos.process.pid) if name_of(pid).startswith("python")]
     if chaos.workers == 0 or not workers:
         return ""
     chaos.struck = "*"
@@ -119,7 +125,12 @@ def _kill_worker(chaos: Chaos) -> str:
 
 def _remove_work(chaos: Chaos) -> str:
     """What a cleaner of temporary files does."""
-    there = [path for path in workdir.base_directory().iterdir() if str(chaos.process.pid) in path.name]
+    owners = {chaos.process.pid, *_children(chaos.process.pid)}
+    there = [
+        path
+        for path in workdir.base_directory().iterdir()
+        if path.name.startswith(tuple(f"vm-{pid}-" for pid in owners))
+    ]
     if not there:
         return ""
     chaos.struck = "*"

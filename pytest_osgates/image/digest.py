@@ -49,7 +49,7 @@ def image_digest(path: str | os.PathLike[str], progress: Callable[[int, int], No
             named = None
     finally:
         os.close(descriptor)
-    if done != before.st_size or named is None or not _identity(before) == _identity(after) == _identity(named):
+    if done != before.st_size or named is None or not identity(before) == identity(after) == identity(named):
         raise ImageError(
             f"{path} changed while it was read ({done} bytes read, {before.st_size} at the start)",
             remedy="let whatever writes it finish, then start again",
@@ -62,8 +62,8 @@ def image_identity(path: str | os.PathLike[str]) -> Identity:
 
     :raise OSError: there is nothing at `path`.
     """
-    return _identity(os.stat(path))  # noqa: PTH116 - beside fstat, in the same terms
+    return identity(os.stat(path))  # noqa: PTH116 - beside fstat, in the same terms
 
 
-def _identity(status: os.stat_result) -> Identity:
+def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

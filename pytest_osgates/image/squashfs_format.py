@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import lzma
 import struct
+import threading
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 
+import lz4.block
 import zstandard
 
+from pytest_osgates.image import lzo
 from pytest_osgates.image.tree import FileKind
 
 SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQQQQQQQ")
@@ -67,7 +70,7 @@ class Superblock:
 
 def parse_superblock(raw: bytes) -> Superblock:
     """:raise MalformedSquashfs: it is none, or contradicts itself.
-    :raise UnsupportedSquashfs: another version, or a compression that cannot be read.
+    :raise UnsupportedSquashfs: another version.
     """
     magic, inodes, modified, block_size, fragments, compressor, block_log, flags, ids, major, minor, *rest = (
         SUPERBLOCK.unpack(raw)
@@ -82,8 +85,6 @@ def parse_superblock(raw: bytes) -> Superblock:
         method = Compressor(compressor)
     except ValueError:
         raise MalformedSquashfs(f"unknown compression {compressor}") from None
-    if method not in _DECOMPRESSORS:
-        raise UnsupportedSquashfs(f"compressed with {method.name.lower()}: not supported by this version")
     superblock = Superblock(inodes, modified, block_size, fragments, method, flags, ids, *rest)
     end = superblock.bytes_used
     for name, position in (
@@ -103,7 +104,14 @@ def decompress(method: Compressor, data: bytes, limit: int) -> bytes:
     """
     try:
         return _DECOMPRESSORS[method](data, limit)
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError) as exc:
+    except (
+        zlib.error,
+        lzma.LZMAError,
+        zstandard.ZstdError,
+        lz4.block.LZ4BlockError,
+        lzo.MalformedLzo,
+        EOFError,
+    ) as exc:
         raise MalformedSquashfs(f"bad {method.name.lower()} data ({exc})") from exc
 
 
@@ -126,15 +134,43 @@ def _xz(data: bytes, limit: int) -> bytes:
     return _complete(stream.decompress(data, limit + 1), limit, stream.eof)
 
 
+def _lzma(data: bytes, limit: int) -> bytes:
+    # Once it knows the size, the decoder does not need the end marker; not all of them write one.
+    stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_XZ_MEMORY)
+    output = stream.decompress(data, limit + 1)
+    return _complete(output, limit, stream.eof or len(output) == limit)
+
+
+def _lz4(data: bytes, limit: int) -> bytes:
+    return bytes(lz4.block.decompress(data, uncompressed_size=limit))
+
+
+class _Reused(threading.local):
+    """A decompressor for each thread: making one takes longer than a small block does."""
+
+    def __init__(self) -> None:
+        self.zstd = zstandard.ZstdDecompressor()
+
+
+_reused = _Reused()
+
+
 def _zstd(data: bytes, limit: int) -> bytes:
     # The size that a frame claims is what gets allocated, whatever max_output_size says.
     claimed = zstandard.frame_content_size(data)
     if claimed > limit:
         raise MalformedSquashfs(f"a block claims {claimed} bytes, more than {limit}")
-    return _complete(zstandard.ZstdDecompressor().decompress(data, max_output_size=limit), limit, ended=True)
+    return _complete(_reused.zstd.decompress(data, max_output_size=limit), limit, ended=True)
 
 
-_DECOMPRESSORS = {Compressor.GZIP: _gzip, Compressor.XZ: _xz, Compressor.ZSTD: _zstd}
+_DECOMPRESSORS = {
+    Compressor.GZIP: _gzip,
+    Compressor.LZMA: _lzma,
+    Compressor.LZO: lzo.decompress,
+    Compressor.XZ: _xz,
+    Compressor.LZ4: _lz4,
+    Compressor.ZSTD: _zstd,
+}
 
 
 @dataclass(frozen=True, slots=True)

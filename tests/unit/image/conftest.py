@@ -67,7 +67,7 @@ def root_tar() -> Tar:
 PLAIN = ("-noI", "-noD", "-noF", "-noX", "-noId")
 
 
-@pytest.fixture(scope="session", params=["gzip", "xz", "zstd", "plain", "no-fragments"])
+@pytest.fixture(scope="session", params=["gzip", "xz", "zstd", "lz4", "lzo", "lzma", "plain", "no-fragments"])
 def squashfs_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {"plain": PLAIN, "no-fragments": ("-no-fragments",)}.get(request.param, ("-comp", request.param))
     return root_tar().squashfs(tmp_path_factory.mktemp("squashfs") / "root.squashfs", "-b", "4096", *options)

@@ -163,13 +163,6 @@ def test_it_is_read_where_it_lies(plain_squashfs: bytes) -> None:
         assert data[block.skip : block.skip + block.length] in noise(3 * 4096 + 77)
 
 
-@pytest.mark.parametrize("method", ["lz4", "lzo"])
-def test_other_compressions_are_named(method: str, tmp_path: Path) -> None:
-    path = Tar().file("f", b"x").squashfs(tmp_path / "x.squashfs", "-comp", method)
-    with open_source(path) as source, pytest.raises(ImageError, match=f"compressed with {method}: not supported by"):
-        Squashfs(source)
-
-
 def test_a_cut_squashfs_says_how_much_there_is(plain_squashfs: bytes) -> None:
     size = struct.unpack_from("<Q", plain_squashfs, 40)[0]
     with pytest.raises(ImageError, match=f"cut short: 5000 of {size} bytes"):

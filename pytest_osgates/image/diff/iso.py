@@ -18,6 +18,7 @@ from pytest_osgates.image.source import Source, damaged
 
 _MAX_PATH_TABLE = 4 << 20
 _GAP_SHOWN = 32
+_MAX_BASE = 1 << 20
 
 
 class ImageContent:
@@ -69,6 +70,14 @@ class _Side:
     descriptors: list[Descriptor]
 
 
+def _side(source: Source) -> _Side:
+    area = system.read_system_area(source)
+    # A volume of its own in a partition has its own descriptors, and counts blocks from there.
+    bases = dict.fromkeys([0, *(partition.start for partition in area.partitions if partition.start < _MAX_BASE)])
+    found = [descriptor for base in bases for descriptor in descriptors(source, base)]
+    return _Side(source, Extents(source.size), area, found)
+
+
 class IsoComparison:
     """Compares two images; files go to `compare_file`, which says itself what differs in them."""
 
@@ -77,10 +86,7 @@ class IsoComparison:
         self.out = out
         self.clean = clean
         self.compare_file = compare_file
-        self.sides = tuple(
-            _Side(source, Extents(source.size), system.read_system_area(source), descriptors(source))
-            for source in (a, b)
-        )
+        self.sides = tuple(_side(source) for source in (a, b))
         for side in self.sides:
             if not any(descriptor.raw[0] == 1 for descriptor in side.descriptors):
                 raise damaged(side.source.name, "it has no primary volume descriptor")
@@ -194,18 +200,21 @@ class IsoComparison:
 
     def _path_tables(self, one: IsoTree, other: IsoTree) -> None:
         sizes = [struct.unpack_from("<I", tree.descriptor.raw, 132)[0] for tree in (one, other)]
+        base = one.descriptor.base
+        of = (" of Joliet" if one.descriptor.joliet else "") + (f" of the volume at {base}" if base else "")
         for label, at, order in (
             ("L", 140, "<"),
             ("optional L", 144, "<"),
             ("M", 148, ">"),
             ("optional M", 152, ">"),
         ):
-            name = f"path table {label}" + (" of Joliet" if one.descriptor.joliet else "")
+            name = f"path table {label}{of}"
             raws, places, wrong = [], [], []
             for number, tree in enumerate((one, other)):
                 side = self.sides[number]
                 (block,) = struct.unpack_from(f"{order}I", tree.descriptor.raw, at)
-                start, size = block * tree.descriptor.block_size, sizes[number]
+                start = tree.descriptor.base + block * tree.descriptor.block_size
+                size = sizes[number]
                 if not block or size > _MAX_PATH_TABLE or start + size > side.source.size:
                     raws.append(b"")
                     places.append(start)
@@ -442,7 +451,11 @@ def _unclaimed_partitions(side: _Side) -> dict[str, Extent]:
 def _wrong_path_table(raw: bytes, order: str, tree: IsoTree) -> int:
     """How many entries (9.4) lead to no directory of the tree."""
     block = tree.descriptor.block_size
-    there = {node.extents[0].offset // block for node in tree.nodes.values() if node.is_dir and node.extents}
+    there = {
+        (node.extents[0].offset - tree.descriptor.base) // block
+        for node in tree.nodes.values()
+        if node.is_dir and node.extents
+    }
     position, wrong = 0, 0
     while position + 8 <= len(raw):
         length, skip, extent = struct.unpack_from(f"{order}BBI", raw, position)

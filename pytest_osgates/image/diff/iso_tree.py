@@ -21,11 +21,16 @@ _JOLIET = (b"%/@", b"%/C", b"%/E")
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A volume descriptor (8): its place, its 2048 bytes, and a name that tells it from the others."""
+    """A volume descriptor (8): its place, its 2048 bytes, and a name that tells it from the others.
+
+    Logical blocks are counted from `base`: xorriso's -partition_offset writes a second volume, of the same files, for
+    a medium that is mounted by its first partition.
+    """
 
     offset: int
     raw: bytes
     name: str
+    base: int = 0
 
     @property
     def has_tree(self) -> bool:
@@ -101,12 +106,12 @@ class IsoTree:
     rock_ridge: bool = False
 
 
-def descriptors(source: Source) -> list[Descriptor]:
-    """The volume descriptor set, its terminator included."""
+def descriptors(source: Source, base: int = 0) -> list[Descriptor]:
+    """The volume descriptor set of the volume at `base`, its terminator included."""
     found: list[Descriptor] = []
     counts: dict[int, int] = {}
     for number in range(_MAX_DESCRIPTORS):
-        offset = _FIRST + number * SECTOR
+        offset = base + _FIRST + number * SECTOR
         if offset + SECTOR > source.size:
             break
         raw = source.read_at(offset, SECTOR)
@@ -121,7 +126,7 @@ def descriptors(source: Source) -> list[Descriptor]:
         }.get(raw[0], f"volume descriptor of type {raw[0]}")
         counts[raw[0]] = counts.get(raw[0], 0) + 1
         name = kind if counts[raw[0]] == 1 else f"{kind} {counts[raw[0]]}"
-        found.append(Descriptor(offset, raw, name))
+        found.append(Descriptor(offset, raw, f"{name} of the volume at {base}" if base else name, base))
         if raw[0] == 255:
             break
     return found
@@ -141,6 +146,7 @@ class _Reader:
         self.descriptor = descriptor
         self.tree = IsoTree(descriptor)
         self.block = descriptor.block_size
+        self.base = descriptor.base
         self.skip: int | None = None
         if self.block not in (512, 1024, 2048):
             raise self._damaged(f"logical blocks of {self.block} bytes")
@@ -171,7 +177,7 @@ class _Reader:
         return self.tree
 
     def _extent(self, record: Record) -> Extent:
-        return Extent((record.extent + record.raw[1]) * self.block, record.size)
+        return Extent(self.base + (record.extent + record.raw[1]) * self.block, record.size)
 
     def _entries(self, directory: IsoNode) -> Iterator[IsoNode]:
         extent = directory.extents[0]
@@ -261,7 +267,7 @@ class _Reader:
             budget -= size
             if budget < 0:
                 break
-            at = block * self.block + offset
+            at = self.base + block * self.block + offset
             area = self.source.read_at(at, size)
             self.tree.continuations.append(Extent(at, size))
         raise self._damaged("a chain of continuation areas without an end")

@@ -23,6 +23,8 @@ MAX_NODES = 2_000_000
 _RUN = struct.Struct("<III")
 _ENTRY = struct.Struct("<HhHH")
 _FILE = struct.Struct("<IIII")
+_START = struct.Struct("<4xI")
+_NUMBER = struct.Struct("<I")
 _KINDS = {
     1: "directory",
     2: "file",
@@ -34,14 +36,11 @@ _KINDS = {
 }
 
 
-class Run(NamedTuple):
-    """Entries of a directory whose inodes begin in one metadata block: (name, type, offset in the block, number)."""
+Entry = tuple[bytes, int, int, int]
+"""An entry of a directory: name, type, place of the inode in its table, number of the inode."""
 
-    start: int
-    number: int
-    begin: int
-    end: int
-    entries: list[tuple[bytes, int, int, int]]
+Header = tuple[int, int, int]
+"""Of entries whose inodes begin in one metadata block: its place in the table, the first entry, the base number."""
 
 
 class Blocks(NamedTuple):
@@ -119,133 +118,139 @@ class Walk:
 
     # -- directories ----------------------------------------------------------------------------------------------
 
-    def _listing(self, side: int, node: Node) -> list[Run]:
+    def _range(self, side: int, node: Node) -> tuple[int, int]:
+        """Where the listing of a directory begins and ends in its table."""
         tables = (self.a, self.b)[side]
-        size = node.size - 3
-        if size <= 0:
-            return []
-        data = tables.directories.data
+        size = max(0, node.size - 3)
+        if not size:
+            return 0, 0
         try:
-            position = tables.directories.at(node.start, node.offset)
+            begin = tables.directories.at(node.start, node.offset)
         except KeyError:
             raise damaged(tables.name, f"the directory with inode {node.number} has no listing") from None
-        end = position + size
-        if end > len(data):
+        if begin + size > len(tables.directories.data):
             raise damaged(tables.name, f"the directory with inode {node.number} overruns its table")
         self.listed[side] += size
-        runs = []
+        return begin, begin + size
+
+    def _listing(self, side: int, node: Node) -> list[Entry]:
+        """The entries of a directory.
+
+        :raise ImageError: it is malformed.
+        """
+        return self._parse(side, *self._range(side, node), node)[0]
+
+    def _parse(self, side: int, position: int, end: int, node: Node) -> tuple[list[Entry], list[Header]]:
+        tables = (self.a, self.b)[side]
+        data, places = tables.directories.data, tables.inodes.places
+        unpack = _ENTRY.unpack_from
+        entries: list[Entry] = []
+        headers: list[Header] = []
         try:
             while position < end:
                 count, start, number = _RUN.unpack_from(data, position)
                 if count > 255:
                     raise damaged(tables.name, f"a directory header for {count + 1} entries")
+                headers.append((position, len(entries), number))
+                base = places.get(start)
+                if base is None:
+                    raise damaged(tables.name, f"an entry of the directory with inode {node.number} leads nowhere")
                 position += 12
-                begin = position
-                entries = []
                 for _ in range(count + 1):
-                    offset, delta, kind, length = _ENTRY.unpack_from(data, position)
+                    offset, delta, kind, length = unpack(data, position)
                     name_at = position + 8
                     position = name_at + length + 1
-                    entries.append((data[name_at:position], kind, offset, number + delta))
-                runs.append(Run(start, number, begin, position, entries))
+                    entries.append((data[name_at:position], kind, base + offset, number + delta))
         except struct.error:
             raise damaged(tables.name, f"the directory with inode {node.number} breaks off") from None
         if position != end:
             raise damaged(tables.name, f"the directory with inode {node.number} has odd entries")
-        return runs
+        return entries, headers
 
-    def _aligned(self, runs: list[Run], one: Node, other: Node) -> list[int] | None:
-        """Where the inodes of each run begin in the second image, if its listing has the same entries; else None."""
-        if one.size != other.size:
-            return None
-        size = other.size - 3
-        if size <= 0:
-            return []
-        try:
-            begin = self.b.directories.at(other.start, other.offset)
-        except KeyError:
-            return None
+    def _aligned(
+        self, left: list[Entry], headers: list[Header], begin: int, end: int, other: int
+    ) -> list[Entry] | None:
+        """The entries of the second listing, which begins at `other`, if only its headers differ; else None."""
         data_a, data_b = self.a.directories.data, self.b.directories.data
-        if begin + size > len(data_b):
-            return None
-        shift = begin - self.a.directories.at(one.start, one.offset)
-        starts = []
-        for run in runs:
-            count, start, number = _RUN.unpack_from(data_b, run.begin - 12 + shift)
-            if count + 1 != len(run.entries):
+        shift = other - begin
+        places_a, places_b = self.a.inodes.places, self.b.inodes.places
+        right: list[Entry] = []
+        for index, (position, first, number) in enumerate(headers):
+            last_position, last = headers[index + 1][:2] if index + 1 < len(headers) else (end, len(left))
+            count, start_b, number_b = _RUN.unpack_from(data_b, position + shift)
+            if count + 1 != last - first:
                 return None
-            if data_a[run.begin : run.end] != data_b[run.begin + shift : run.end + shift]:
+            if data_a[position + 12 : last_position] != data_b[position + 12 + shift : last_position + shift]:
                 return None
-            if number != run.number:
-                self.follows["inode numbers"] += 1
-            if start != run.start:
+            (start_a,) = _START.unpack_from(data_a, position)
+            base_a, base_b = places_a.get(start_a, 0), places_b.get(start_b)
+            if base_b is None:
+                return None
+            moved, renumbered = base_b - base_a, number_b - number
+            if start_a != start_b:
                 self.follows["inode positions"] += 1
-            starts.append(start)
-        self.listed[1] += size
-        return starts
+            if moved or renumbered:
+                right += [(name, kind, place + moved, n + renumbered) for name, kind, place, n in left[first:last]]
+            else:
+                right += left[first:last]
+        return right
 
     def _directory(self, path: str, one: Node, other: Node) -> list[tuple[bytes, Node, Node]]:
         """Compare the entries of one directory. Its subdirectories."""
-        runs = self._listing(0, one)
-        starts = self._aligned(runs, one, other)
         below: list[tuple[bytes, Node, Node]] = []
-        if starts is None:
-            self._merge(path, runs, self._listing(1, other), below)
+        begin_a, end_a = self._range(0, one)
+        begin_b, end_b = self._range(1, other)
+        left, headers = self._parse(0, begin_a, end_a, one)
+        right = None
+        if end_a - begin_a == end_b - begin_b:
+            right = self._aligned(left, headers, begin_a, end_a, begin_b)
+        if right is None:
+            right = self._parse(1, begin_b, end_b, other)[0]
+            self.follows["inode positions"] += 1
+        if len(left) != len(right) or [entry[0] for entry in left] != [entry[0] for entry in right]:
+            self._merge(path, left, right, below)
             return below
-        places_a, places_b = self.a.inodes.places, self.b.inodes.places
         file = self._file
-        for run, start_b in zip(runs, starts, strict=True):
-            base_a, base_b = places_a.get(run.start), places_b.get(start_b)
-            if base_a is None or base_b is None:
-                raise damaged((self.a if base_a is None else self.b).name, f"an entry of {path!r} leads nowhere")
-            for name, kind, offset, _number in run.entries:
-                if kind == 2:
-                    file(path, name, base_a + offset, base_b + offset)
+        data_a, data_b, number_at = self.a.inodes.data, self.b.inodes.data, _NUMBER.unpack_from
+        try:
+            for (name, kind, place_a, number_a), (_, kind_b, place_b, number_b) in zip(left, right, strict=True):
+                if kind == 2 and kind_b == 2:
+                    file(path, name, place_a, place_b)
                 else:
-                    self._pair(path, name, base_a + offset, base_b + offset, below)
+                    self._pair(path, name, place_a, place_b, below)
+                # A directory says the type and the number of an inode, too.
+                own_a, own_b = number_at(data_a, place_a + 12)[0], number_at(data_b, place_b + 12)[0]
+                if kind != kind_b or number_a - own_a != number_b - own_b:
+                    values = f"type {kind}, inode {number_a}", f"type {kind_b}, inode {number_b}"
+                    self._add(path_of(path, name), "directory entry", values[0], values[1])
+        except struct.error:
+            raise damaged(self.a.name, f"an inode of {path!r} overruns its table, in one of them") from None
+        if len({entry[0] for entry in left}) != len(left):
+            raise damaged(self.a.name, f"a name stands twice in {path!r}")
         return below
 
-    def _merge(self, path: str, left: list[Run], right: list[Run], below: list[tuple[bytes, Node, Node]]) -> None:
+    def _merge(self, path: str, left: list[Entry], right: list[Entry], below: list[tuple[bytes, Node, Node]]) -> None:
         sides = []
-        for tables, runs in ((self.a, left), (self.b, right)):
-            found = {entry[0]: (run.start, *entry[1:]) for run in runs for entry in run.entries}
-            if len(found) != sum(len(run.entries) for run in runs):
+        for tables, entries in ((self.a, left), (self.b, right)):
+            found = {entry[0]: entry for entry in entries}
+            if len(found) != len(entries):
                 raise damaged(tables.name, f"a name stands twice in {path!r}")
             sides.append(found)
         for name in sorted({*sides[0], *sides[1]}):
-            entries = [side.get(name) for side in sides]
-            places = [
-                None if entry is None else tables.inode_at(entry[0] << 16 | entry[2])
-                for tables, entry in zip((self.a, self.b), entries, strict=True)
-            ]
-            one, other = places
-            if one is None or other is None:
-                self._one_sided(path, name, 0 if other is None else 1, places[0 if other is None else 1] or 0)
-                continue
-            self._pair(path, name, one, other, below)
-            first, second = entries
-            if first is not None and second is not None:
-                self._entry(path, name, (first[1], first[3]), (second[1], second[3]), (one, other))
-
-    def _entry(
-        self, path: str, name: bytes, one: tuple[int, int], other: tuple[int, int], places: tuple[int, int]
-    ) -> None:
-        """What a directory says of an inode besides where it is: its type and number, which the inode says, too."""
-        if one == other:
-            return
-        numbers = [
-            int.from_bytes(tables.inodes.data[place + 12 : place + 16], "little")
-            for tables, place in zip((self.a, self.b), places, strict=True)
-        ]
-        if one[0] != other[0] or one[1] - numbers[0] != other[1] - numbers[1]:
-            self._add(
-                path_of(path, name),
-                "directory entry",
-                f"type {one[0]}, inode {one[1]}",
-                f"type {other[0]}, inode {other[1]}",
-            )
-        else:
-            self.follows["inode numbers"] += 1
+            one, other = sides[0].get(name), sides[1].get(name)
+            if one is not None and other is not None:
+                self._pair(path, name, one[2], other[2], below)
+                numbers = [
+                    int.from_bytes(tables.inodes.data[entry[2] + 12 : entry[2] + 16], "little")
+                    for tables, entry in ((self.a, one), (self.b, other))
+                ]
+                if one[1] != other[1] or one[3] - numbers[0] != other[3] - numbers[1]:
+                    values = [f"type {entry[1]}, inode {entry[3]}" for entry in (one, other)]
+                    self._add(path_of(path, name), "directory entry", values[0], values[1])
+            elif one is not None:
+                self._one_sided(path, name, 0, one[2])
+            elif other is not None:
+                self._one_sided(path, name, 1, other[2])
 
     def _one_sided(self, path: str, name: bytes, side: int, place: int) -> None:
         """A file that only one of them has, and all that is below it."""
@@ -267,10 +272,8 @@ class Walk:
                 if key in self._seen:
                     raise damaged(tables.name, f"{where!r} is a directory reached twice")
                 self._seen.add(key)
-                for run in self._listing(side, node):
-                    for entry in run.entries:
-                        child = tables.inode_at(run.start << 16 | entry[2])
-                        pending.append((path_of(where, entry[0]), child, depth + 1))
+                for entry in self._listing(side, node):
+                    pending.append((path_of(where, entry[0]), entry[2], depth + 1))
 
     # -- inodes ---------------------------------------------------------------------------------------------------
 
@@ -346,10 +349,8 @@ class Walk:
             for side, node in ((0, one), (1, other)):
                 self.only[side].append((path, node))
                 if node.kind == 1:
-                    for run in self._listing(side, node):
-                        for entry in run.entries:
-                            child = (self.a, self.b)[side].inode_at(run.start << 16 | entry[2])
-                            self._one_sided(path, entry[0], side, child)
+                    for entry in self._listing(side, node):
+                        self._one_sided(path, entry[0], side, entry[2])
             return
         if all(again):
             # Another name of two inodes that were compared under their first.

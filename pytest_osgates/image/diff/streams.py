@@ -8,6 +8,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from enum import Enum
+from typing import IO, cast
 
 import lz4.block
 import lz4.frame
@@ -167,7 +168,7 @@ class _File(io.RawIOBase):
 
 
 def _zstd(content: Content) -> Iterator[bytes]:
-    reader = zstandard.ZstdDecompressor(max_window_size=128 << 20).stream_reader(_File(content))
+    reader = zstandard.ZstdDecompressor(max_window_size=128 << 20).stream_reader(cast("IO[bytes]", _File(content)))
     while data := reader.read(_READ):
         yield data
 

@@ -6,28 +6,29 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
 from pytest_osgates import _version
-from pytest_osgates.commands import baseline, compare, demo_iso, doctor, rejudge
 from pytest_osgates.vm.errors import OsgatesError, UsageError
 from pytest_osgates.vm.text import printable
 
-_COMMANDS = (doctor, demo_iso, baseline, rejudge, compare)
+_COMMANDS = ("doctor", "demo_iso", "baseline", "rejudge", "compare", "diff")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
+def build_parser(chosen: str = "") -> argparse.ArgumentParser:
+    """The parser of all subcommands; of one alone, if `chosen` is its name: the others are not even imported."""
+    names = [name for name in _COMMANDS if name == chosen.replace("-", "_")] or _COMMANDS
     parser = argparse.ArgumentParser(
         prog="osgates", description="Launch gates for Linux distributions; the gates themselves: pytest --iso FILE"
     )
     parser.add_argument("--version", action="version", version=f"osgates {_version.VERSION}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in _COMMANDS:
-        module.add_parser(commands)
+    for name in names:
+        import_module(f"pytest_osgates.commands.{name}").add_parser(commands)
     return parser
 
 
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; its exit status. 4: wrong usage, 3: this host or the image, 130: interrupted; a subcommand
     may have one of its own for trouble.
     """
-    options = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser(given[0] if given else "").parse_args(given)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         return int(options.run(options, Console(highlight=False)))

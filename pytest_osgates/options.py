@@ -17,6 +17,10 @@ _OPTIONS = (
         "distro profile (default: detected from os-release in the image)",
     ),
     ("--iso-disk", "osgates_disk", "FILE", "a disk with the installed system, for gates on the state 'installed'"),
+    ("--iso-rebuild", "osgates_rebuild", "FILE", "a second build of the ISO, for the gate 'reproducible'"),
+    ("--iso-build", "osgates_build", "CMD", "builds the ISO: run twice, each time in an empty directory"),
+    ("--iso-build-output", "osgates_build_output", "GLOB", "where --iso-build leaves the ISO, relative to there"),
+    ("--iso-sums", "osgates_sums", "FILE", "the SHA256SUMS that were published with the ISO"),
     ("--iso-evidence", "osgates_evidence", "DIR", "where evidence is kept (default: osgates-evidence)"),
     ("--iso-accel", "osgates_accel", ("auto", "kvm", "tcg"), "accelerator (default: auto, KVM if it truly works)"),
 )

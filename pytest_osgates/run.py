@@ -38,6 +38,10 @@ class Request:
     evidence: Path
     accel: str
     tools: Mapping[str, str]
+    rebuild: Path | None = None
+    build: str = ""
+    build_output: str = ""
+    sums: Path | None = None
 
 
 def existing_file(text: str, what: str) -> Path:
@@ -235,6 +239,10 @@ class Run:
             "evidence_base": str(self.request.evidence),
             "accel": self.request.accel,
             "tools": dict(self.request.tools),
+            "rebuild": None if self.request.rebuild is None else str(self.request.rebuild),
+            "build": self.request.build,
+            "build_output": self.request.build_output,
+            "sums": None if self.request.sums is None else str(self.request.sums),
             "profile": self.profile.source,
             "profile_sha256": self.profile.sha256,
             "outside": self._outside(),
@@ -262,6 +270,10 @@ class Run:
             evidence=Path(data["evidence_base"]),
             accel=data["accel"],
             tools=data["tools"],
+            rebuild=None if data["rebuild"] is None else Path(data["rebuild"]),
+            build=data["build"],
+            build_output=data["build_output"],
+            sums=None if data["sums"] is None else Path(data["sums"]),
         )
         run = cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
         run.image_identity = None if data["identity"] is None else tuple(data["identity"])

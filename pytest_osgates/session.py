@@ -108,8 +108,20 @@ def _request(config: pytest.Config) -> Request:
         disk=path("--iso-disk"),
         evidence=evidence if evidence.is_absolute() else config.invocation_params.dir / evidence,
         accel=options.value(config, "--iso-accel") or "auto",
+        rebuild=_second(options.value(config, "--iso-rebuild")),
+        build=options.value(config, "--iso-build"),
+        build_output=options.value(config, "--iso-build-output"),
+        sums=path("--iso-sums"),
         tools=parse_tools([*config.getini("osgates_tool"), *config.getoption("--iso-tool")]),
     )
+
+
+def _second(text: str) -> Path | None:
+    """The second build under the name that was given: whether that is a link is part of what is judged."""
+    if not text:
+        return None
+    existing_file(text, "--iso-rebuild")
+    return Path(text).absolute()
 
 
 def gate_of(item: pytest.Item | pytest.Function, run: Run) -> str | None:

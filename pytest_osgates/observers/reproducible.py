@@ -335,9 +335,7 @@ def _result(build: Build, directory: Path, output: str, target: Path) -> tuple[B
         return failed(f"{len(found)} files like {output} in its directory, not one")
     status = found[0].lstat()
     if stat.S_ISLNK(status.st_mode):
-        return failed(
-            f"{found[0].name} is a symbolic link to {found[0].readlink()}: it may be no file of this build"
-        )
+        return failed(f"{found[0].name} is a symbolic link to {found[0].readlink()}: it may be no file of this build")
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         return failed(f"{found[0].name} is no regular file, or empty")
     if status.st_nlink > 1:

@@ -58,6 +58,9 @@ class ImageContent:
         return b"".join(parts)
 
 
+# Name, offset of its place in the volume descriptor, byte order (8.4.16 to 8.4.19).
+_PATH_TABLES = (("L", 140, "<"), ("optional L", 144, "<"), ("M", 148, ">"), ("optional M", 152, ">"))
+
 # Called for two files whose bytes may differ: path and both contents.
 CompareFile = Callable[[str, ImageContent, ImageContent], None]
 
@@ -196,49 +199,39 @@ class IsoComparison:
                 self._claim(number, extent.offset, size, f"{label} {node.path}" if node.is_dir else node.path)
         for extent in tree.continuations:
             self._claim(number, extent.offset, extent.size, "continuation area")
+        for name, at, order in _PATH_TABLES:
+            place = _path_table(side.source, descriptor, at, order)
+            if place is not None:
+                self._claim(number, place.offset, place.size, f"path table {name}")
         return tree
 
     def _path_tables(self, one: IsoTree, other: IsoTree) -> None:
-        sizes = [struct.unpack_from("<I", tree.descriptor.raw, 132)[0] for tree in (one, other)]
         base = one.descriptor.base
         of = (" of Joliet" if one.descriptor.joliet else "") + (f" of the volume at {base}" if base else "")
-        for label, at, order in (
-            ("L", 140, "<"),
-            ("optional L", 144, "<"),
-            ("M", 148, ">"),
-            ("optional M", 152, ">"),
-        ):
-            name = f"path table {label}{of}"
-            raws, places, wrong = [], [], []
+        for name, at, order in _PATH_TABLES:
+            raws, offsets, wrong = [b"", b""], [0, 0], [0, 0]
             for number, tree in enumerate((one, other)):
-                side = self.sides[number]
-                (block,) = struct.unpack_from(f"{order}I", tree.descriptor.raw, at)
-                start = tree.descriptor.base + block * tree.descriptor.block_size
-                size = sizes[number]
-                if not block or size > _MAX_PATH_TABLE or start + size > side.source.size:
-                    raws.append(b"")
-                    places.append(start)
-                    wrong.append(0)
-                    continue
-                self._claim(number, start, size, name)
-                raws.append(side.source.read_at(start, size))
-                places.append(start)
-                wrong.append(_wrong_path_table(raws[-1], order, tree))
+                source = self.sides[number].source
+                place = _path_table(source, tree.descriptor, at, order)
+                if place is not None:
+                    raws[number] = source.read_at(place.offset, place.size)
+                    offsets[number] = place.offset
+                    wrong[number] = _wrong_path_table(raws[number], order, tree)
             if raws[0] == raws[1]:
                 continue
-            if wrong == [0, 0]:
-                shown = [f"{len(raw)} bytes" for raw in raws]
-            else:
-                shown = [f"{len(raw)} bytes, {count} wrong entries" for raw, count in zip(raws, wrong, strict=True)]
+            shown = [
+                f"{len(raw)} bytes" + (f", {count} wrong entries" if count else "")
+                for raw, count in zip(raws, wrong, strict=True)
+            ]
             self.out.add(
                 Difference(
                     Layer.PATH_TABLE,
                     "",
-                    name,
+                    f"path table {name}{of}",
                     "entries",
                     shown[0],
                     shown[1],
-                    (places[0], places[1]),
+                    (offsets[0], offsets[1]),
                     follows=wrong == [0, 0],
                 )
             )
@@ -260,6 +253,34 @@ class IsoComparison:
                 self._records(layer, path, left, right)
             if not left.is_dir and not right.is_dir:
                 self._contents(path, left, right)
+            elif left.is_dir and right.is_dir and not path.endswith(("/.", "/..")):
+                self._unused(layer, path, (one, left), (other, right))
+
+    def _unused(self, layer: Layer, path: str, one: tuple[IsoTree, IsoNode], other: tuple[IsoTree, IsoNode]) -> None:
+        """What stands in a directory's sectors besides its records: zeros, or something hides there."""
+        places = one[1].extents[0], other[1].extents[0]
+        if places[0] == places[1] and self.clean.clean(places[0].offset, places[0].size):
+            return
+        rests = []
+        for side, (tree, node), place in zip(self.sides, (one, other), places, strict=True):
+            size = min(-(-place.size // SECTOR) * SECTOR, side.source.size - place.offset)
+            rest = bytearray(side.source.read_at(place.offset, size))
+            for record in tree.records_of(node):
+                start = record.offset - place.offset
+                rest[start : start + len(record.raw)] = bytes(len(record.raw))
+            rests.append(bytes(rest).strip(b"\x00"))
+        if rests[0] != rests[1]:
+            self.out.add(
+                Difference(
+                    layer,
+                    "",
+                    path,
+                    "bytes between records",
+                    hexed(rests[0]),
+                    hexed(rests[1]),
+                    (places[0].offset, places[1].offset),
+                )
+            )
 
     def _one_sided(self, layer: Layer, path: str, left: IsoNode | None, right: IsoNode | None) -> None:
         node = left or right
@@ -419,6 +440,9 @@ class IsoComparison:
         """The structure that unclaimed bytes belong to, if they say so or a partition does."""
         if head.startswith(b"libisofs_") or b"libisofs_checksum_tag" in head or b"libisofs_tree_checksum" in head:
             return "libisofs checksums"
+        if any(head[index + 1 : index + 6] == b"CD001" for index in range(-at % SECTOR, len(head), SECTOR)):
+            # xorriso leaves room for a later session, and keeps its start there.
+            return "volume descriptors of another session"
         for partition in self.sides[number].area.partitions:
             if partition.hfs and partition.start <= at < partition.start + partition.size:
                 return f"HFS+ in {partition.name}"
@@ -446,6 +470,16 @@ def _unclaimed_partitions(side: _Side) -> dict[str, Extent]:
                 if not any(other.offset <= at < other.offset + other.size for other in found.values()):
                     found[f"boot image of catalog entry {number}"] = extent
     return found
+
+
+def _path_table(source: Source, descriptor: Descriptor, at: int, order: str) -> Extent | None:
+    """Where a path table is; None: there is none, or it cannot be one."""
+    (block,) = struct.unpack_from(f"{order}I", descriptor.raw, at)
+    (size,) = struct.unpack_from("<I", descriptor.raw, 132)
+    start = descriptor.base + block * descriptor.block_size
+    if not block or size > _MAX_PATH_TABLE or start + size > source.size:
+        return None
+    return Extent(start, size)
 
 
 def _wrong_path_table(raw: bytes, order: str, tree: IsoTree) -> int:

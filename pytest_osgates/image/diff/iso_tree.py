@@ -104,6 +104,11 @@ class IsoTree:
     nodes: dict[str, IsoNode] = field(default_factory=dict)
     continuations: list[Extent] = field(default_factory=list)
     rock_ridge: bool = False
+    listed: dict[str, list[Record]] = field(default_factory=dict)
+
+    def records_of(self, directory: IsoNode) -> list[Record]:
+        """The records that stand in `directory`."""
+        return self.listed.get(directory.path, [])
 
 
 def descriptors(source: Source, base: int = 0) -> list[Descriptor]:
@@ -196,6 +201,7 @@ class _Reader:
                 if len(raw) < 34 or 33 + raw[32] > length or len(raw) != length:
                     raise self._damaged(f"a directory record of {length} bytes at {at}")
                 record = Record(at, raw, self._uses(at, raw))
+                self.tree.listed.setdefault(directory.path, []).append(record)
                 if current is not None and current.records[-1].name == record.name:
                     current.records.append(record)
                 else:

@@ -66,6 +66,7 @@ def points(source: Source) -> dict[str, int]:
 
 def _points(source: Source) -> Iterator[tuple[str, int]]:
     area = read_system_area(source)
+    catalog = -1
     if any(area.raw):
         yield "system area", next(index for index, byte in enumerate(area.raw) if byte)
     if area.raw[510:512] == b"\x55\xaa":
@@ -74,7 +75,8 @@ def _points(source: Source) -> Iterator[tuple[str, int]]:
         yield gpt.name, gpt.header_at + 56
     for descriptor in descriptors(source):
         if descriptor.raw[0] == 0:
-            yield "El Torito", struct.unpack_from("<I", descriptor.raw, 71)[0] * SECTOR + 32
+            catalog = struct.unpack_from("<I", descriptor.raw, 71)[0] * SECTOR
+            yield "El Torito", catalog + 32
         if not descriptor.has_tree or descriptor.base:
             continue
         tree = read_tree(source, descriptor)
@@ -91,7 +93,7 @@ def _points(source: Source) -> Iterator[tuple[str, int]]:
             for use in node.records[0].uses:
                 if use.signature == b"TF":
                     yield "Rock Ridge", use.offset + 5
-            if not node.is_dir and node.size and not descriptor.joliet:
+            if not node.is_dir and node.size and not descriptor.joliet and node.extents[0].offset != catalog:
                 content = ImageContent(source, tuple(node.extents))
                 yield from _file(source, content)
 

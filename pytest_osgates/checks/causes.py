@@ -120,7 +120,13 @@ def _changed(regex: re.Pattern[str], a: str, b: str, *, both: bool = True) -> bo
 
 
 def attribute(differences: Iterable[Difference]) -> tuple[Difference, ...]:
-    """The differences with their causes. A size has the cause of the contents that it is the size of."""
+    """The differences with their causes. A size has the cause of the contents that it is the size of.
+
+    Where everything only follows, nothing is there to follow from: then each of them stands for itself.
+    """
+    differences = list(differences)
+    if differences and all(difference.follows for difference in differences):
+        differences = [difference.model_copy(update={"follows": False}) for difference in differences]
     found = [difference.model_copy(update={"cause": cause_of(difference)}) for difference in differences]
     contents = {(d.container, d.path): d.cause for d in found if d.what == "content"}
     containers = {d.container for d in found if d.container}

@@ -259,7 +259,8 @@ class _Whole:
         self.size = source.size
 
     def read(self, offset: int, size: int) -> bytes:
-        return self._source.read_at(offset, max(0, min(size, self.size - offset)))
+        size = min(size, self.size - offset)
+        return self._source.read_at(offset, size) if size > 0 else b""
 
 
 def compare_sources(

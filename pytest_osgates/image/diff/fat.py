@@ -288,6 +288,9 @@ def _name(raw: bytes, long_name: list[bytes]) -> str:
         if name and "/" not in name:
             return name
     stem, suffix = raw[:8].rstrip(b" "), raw[8:11].rstrip(b" ")
+    # Windows NT's bits for a name that is all lower case, which Linux and mtools heed.
+    stem = stem.lower() if raw[12] & 0x08 else stem
+    suffix = suffix.lower() if raw[12] & 0x10 else suffix
     return quoted(stem + (b"." + suffix if suffix else b"")).replace("/", "_")
 
 

@@ -15,7 +15,7 @@ from pytest_osgates.image.diff.iso_tree import descriptors, read_tree
 from pytest_osgates.image.diff.squashfs_tables import Tables
 from pytest_osgates.image.diff.system import read_system_area
 from pytest_osgates.image.iso9660 import SECTOR
-from pytest_osgates.image.source import Source
+from pytest_osgates.image.source import Source, damaged
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def points(source: Source) -> dict[str, int]:
     for layer, offset in _points(source):
         if 0 <= offset < source.size:
             found.setdefault(layer, offset)
+    if "volume descriptor" not in found:
+        raise damaged(source.name, "it has no primary volume descriptor")
     return found
 
 

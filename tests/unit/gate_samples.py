@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_osgates.checks.boot import BootObservation, BootPolicy, Outcome
+from pytest_osgates.checks.divergence import Difference, ImageComparison, ImageFile, Spot
 from pytest_osgates.checks.kconfig import FEWEST, Check, CheckType, ConfigSource, KconfigObservation, KconfigPolicy
+from pytest_osgates.checks.reproducible import FEWEST_PROBES, Pair, Probe, ReproducibleObservation
 from pytest_osgates.model import Finding, Severity, State
 
 BOOT_POLICY = BootPolicy(deadline_s=600, watch_s=60)
@@ -101,3 +103,38 @@ def kernel(*extra: Check, **changes: Any) -> KconfigObservation:
 def keys(findings: Sequence[Finding], *severities: Severity) -> list[tuple[str, str]]:
     """Rule and subject of the findings, of these severities only if any is named."""
     return [finding.key for finding in findings if not severities or finding.severity in severities]
+
+
+def difference(
+    path: str, what: str = "content", *, locus: str = "", a: str = "", b: str = "", **fields: Any
+) -> Difference:
+    """A difference in a squashfs; with `locus`, the values are those of a place inside the file."""
+    spots = (Spot(locus=locus, offset=0, size=1, a=a, b=b),) if locus else ()
+    values = {"a": "", "b": ""} if locus else {"a": a, "b": b}
+    layer = fields.pop("layer", "squashfs")
+    container = fields.pop("container", "/live/filesystem.squashfs" if layer == "squashfs" else "")
+    return Difference(layer=layer, container=container, path=path, what=what, spots=spots, **values, **fields)
+
+
+def image_file(digit: str = "a") -> ImageFile:
+    """An image whose digest is that digit, 64 times."""
+    return ImageFile(path=f"/{digit}.iso", size=1000, sha256=digit * 64)
+
+
+def rebuilt(**changes: Any) -> ReproducibleObservation:
+    """An image that was built again, to the same bytes."""
+    fields: dict[str, Any] = {
+        "image": image_file(),
+        "pairs": (
+            Pair(
+                second="--iso-rebuild",
+                comparison=ImageComparison(
+                    a=image_file(), b=image_file().model_copy(update={"path": "/2.iso"}), equal=True
+                ),
+            ),
+        ),
+        "probes": tuple(
+            Probe(layer=layer, offset=40_000, found=True, said=f"{layer}: it") for layer in FEWEST_PROBES
+        ),
+    }
+    return ReproducibleObservation(**{**fields, **changes})

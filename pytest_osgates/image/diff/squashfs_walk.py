@@ -220,7 +220,8 @@ class Walk:
                     self._pair(path, name, place_a, place_b, below)
                 # A directory says the type and the number of an inode, too.
                 own_a, own_b = number_at(data_a, place_a + 12)[0], number_at(data_b, place_b + 12)[0]
-                if kind != kind_b or number_a - own_a != number_b - own_b:
+                odd = kind != kind_b and data_a[place_a] % fmt.EXTENDED == data_b[place_b] % fmt.EXTENDED
+                if odd or number_a - own_a != number_b - own_b:
                     values = f"type {kind}, inode {number_a}", f"type {kind_b}, inode {number_b}"
                     self._add(path_of(path, name), "directory entry", values[0], values[1])
         except struct.error:
@@ -244,7 +245,11 @@ class Walk:
                     int.from_bytes(tables.inodes.data[entry[2] + 12 : entry[2] + 16], "little")
                     for tables, entry in ((self.a, one), (self.b, other))
                 ]
-                if one[1] != other[1] or one[3] - numbers[0] != other[3] - numbers[1]:
+                kinds = [
+                    tables.inodes.data[entry[2]] % fmt.EXTENDED for tables, entry in ((self.a, one), (self.b, other))
+                ]
+                odd = one[1] != other[1] and kinds[0] == kinds[1]
+                if odd or one[3] - numbers[0] != other[3] - numbers[1]:
                     values = [f"type {entry[1]}, inode {entry[3]}" for entry in (one, other)]
                     self._add(path_of(path, name), "directory entry", values[0], values[1])
             elif one is not None:

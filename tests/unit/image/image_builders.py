@@ -83,11 +83,15 @@ class Tar:
     def whiteout(self, name: str) -> Tar:
         return self.device(name, 0, 0)
 
-    def squashfs(self, path: Path, *options: str) -> Path:
+    def archive(self) -> bytes:
+        """The archive, which takes no more members."""
         self._tar.close()
+        return self._bytes.getvalue()
+
+    def squashfs(self, path: Path, *options: str) -> Path:
         # By itself it takes a quarter of the memory and all processors.
         command = ["sqfstar", "-quiet", "-no-progress", "-processors", "1", "-mem", "64M", *options, str(path)]
-        run(command, timeout=TIMEOUT, input=self._bytes.getvalue())
+        run(command, timeout=TIMEOUT, input=self.archive())
         return path
 
 

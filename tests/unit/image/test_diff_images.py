@@ -104,7 +104,8 @@ def test_a_byte_in_no_structure_is_unexplained(image: Path) -> None:
     assert findings.differences[0].offsets[1] == gap
 
 
-# -- the replay --------------------------------------------------------------------------------------------------------
+# -- the replay
+# --------------------------------------------------------------------------------------------------------
 
 HOST_IDS = b"8a3f1f6e-4b0c-4c3e-9d6a-0f6a5f2b7c1d\n", b"1c2d3e4f-0011-4223-8445-566778899aab\n"
 LOGS = b"Building module: Sat Nov 21 10:00:00 UTC 2026\n", b"Building module: Sat Nov 21 10:16:04 UTC 2026\n"
@@ -171,7 +172,8 @@ def test_the_replay_names_every_row(replay: tuple[Path, Path]) -> None:
     assert raws[0][stamped.offsets[0] or 0 :][:7] != raws[1][stamped.offsets[1] or 0 :][:7]
 
 
-# -- hostile -----------------------------------------------------------------------------------------------------------
+# -- hostile
+# -----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pytest_osgates.image.diff import system
 from pytest_osgates.image.diff.digests import CleanMap
@@ -374,10 +375,32 @@ class IsoComparison:
             shared = min(len(gaps[0][key]), len(gaps[1][key]))
             for side in gaps:
                 del side[key][:shared]
-        left = [sorted(at for places in side.values() for at in places) for side in gaps]
-        for index in range(max(map(len, left))):
-            pair = [places[index] if index < len(places) else None for places in left]
-            self._gap(pair[0], pair[1])
+        left = [
+            [piece for places in side.values() for place in places for piece in self._split(number, place)]
+            for number, side in enumerate(gaps)
+        ]
+        # Two pieces are one finding only where they begin in one place.
+        sides = [dict(pieces) for pieces in left]
+        for start in sorted({*sides[0], *sides[1]}):
+            one, other = (None if start not in side else (start, side[start]) for side in sides)
+            self._gap(one, other)
+
+    def _split(self, number: int, place: tuple[int, int]) -> list[tuple[int, int]]:
+        """An unclaimed range, cut where the claims of the other image begin and end; what is all zeros is left
+        out."""
+        start, end = place[0], sum(place)
+        cuts = {start, end}
+        for claim in self.sides[1 - number].extents.merged():
+            cuts |= {cut for cut in claim if start < cut < end}
+        borders = sorted(cuts)
+        pieces = []
+        for first, last in pairwise(borders):
+            for at in range(first, last, CHUNK):
+                data = self.sides[number].source.read_at(at, min(CHUNK, last - at))
+                body = data.strip(b"\x00")
+                if body:
+                    pieces.append((at + len(data) - len(data.lstrip(b"\x00")), len(body)))
+        return pieces
 
     def _gap_contents(self, number: int) -> dict[bytes, list[tuple[int, int]]]:
         """Unclaimed ranges that hold anything but zeros, by the digest of what they hold."""
@@ -413,7 +436,7 @@ class IsoComparison:
             differing = differing_ranges(BytesContent(heads[0]), BytesContent(heads[1])).differing
         offsets = (a[0] if a else None, b[0] if b else None)
         number, at = (0, a[0]) if a is not None else (1, b[0] if b is not None else 0)
-        name = self._structure(number, at, heads[number])
+        name = self._structure(number, at, heads[number]) or self._claimed_by_other(number, at, size)
         if name:
             self.out.add(
                 Difference(
@@ -435,6 +458,13 @@ class IsoComparison:
                 differing=differing,
             )
         )
+
+    def _claimed_by_other(self, number: int, at: int, size: int) -> str:
+        """The structure that the other image has in this place: here, what leads to it is damaged."""
+        other = 1 - number
+        if not any(start <= at and at + size <= end for start, end in self.sides[other].extents.merged()):
+            return ""
+        return max((entry for entry in self._names[other] if entry[0] <= at), default=(0, ""))[1]
 
     def _structure(self, number: int, at: int, head: bytes) -> str:
         """The structure that unclaimed bytes belong to, if they say so or a partition does."""

@@ -5,6 +5,7 @@ import pytest
 from pytest_osgates.checks.reproducible import ReproducibleObservation, ReproduciblePolicy
 from pytest_osgates.fixtures.gate import Judge
 from pytest_osgates.observers import reproducible
+from pytest_osgates.report.divergence import html
 from pytest_osgates.run import Run
 
 pytestmark = pytest.mark.reproducible
@@ -23,7 +24,7 @@ def observation(os_run: Run) -> ReproducibleObservation:
         deadline_s=policy.deadline_s,
         variations=policy.variations,
     )
-    return reproducible.observe(request.iso, os_run.image_sha256, wanted, os_run.evidence, os_run.progress)
+    return reproducible.observe(request.iso, os_run.image_sha256, wanted, os_run.evidence, os_run.progress, html)
 
 
 def test_reproducible(os_judge: Judge, observation: ReproducibleObservation) -> None:

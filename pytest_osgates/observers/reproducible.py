@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from pytest_osgates.image.digest import image_digest
 from pytest_osgates.image.source import open_source
 from pytest_osgates.observers.divergence import compare_images, text_of
 from pytest_osgates.progress import ProgressLog, Step
-from pytest_osgates.report.divergence import html
 from pytest_osgates.vm.errors import OsgatesError, UsageError
 from pytest_osgates.vm.process import await_exit, end, spawn, which
 from pytest_osgates.vm.text import one_line
@@ -49,6 +48,10 @@ class Wanted:
     sums: Path | None = None
     deadline_s: float = 7200.0
     variations: tuple[str, ...] = ()
+
+
+Render = Callable[[ImageComparison], str]
+"""Makes a page for the evidence."""
 
 
 def check(wanted: Wanted) -> None:
@@ -83,9 +86,9 @@ def words(command: str) -> list[str]:
 
 
 def observe(
-    image: Path, sha256: str, wanted: Wanted, evidence: Evidence, progress: ProgressLog
+    image: Path, sha256: str, wanted: Wanted, evidence: Evidence, progress: ProgressLog, render: Render | None = None
 ) -> ReproducibleObservation:
-    """Compare `image`, whose digest is `sha256`, with every other build that there is.
+    """Compare `image`, whose digest is `sha256`, with every other build that there is. `render` makes the page.
 
     :raise OsgatesError: the image itself cannot be read, or a program that a variation needs is missing.
     """
@@ -93,14 +96,14 @@ def observe(
     pairs: list[Pair] = []
     builds: list[Build] = []
     if wanted.rebuild is not None:
-        pairs.append(_pair(image, wanted.rebuild, "--iso-rebuild", evidence, progress))
+        pairs.append(_pair(image, wanted.rebuild, "--iso-rebuild", evidence, progress, render))
     if wanted.command:
         with tempfile.TemporaryDirectory(prefix="osgates-build-") as scratch:
             made, kept = _build_twice(Path(scratch), wanted, evidence, progress)
             builds += made
             for build, path in zip(made, kept, strict=True):
                 if path is not None:
-                    pairs.append(_pair(image, path, f"build {build.number}", evidence, progress))
+                    pairs.append(_pair(image, path, f"build {build.number}", evidence, progress, render))
             if len(kept) == 2 and kept[0] is not None and kept[1] is not None:
                 pairs = _not_one_file(pairs, kept[0], kept[1])
     probes: tuple[Probe, ...] = ()
@@ -144,7 +147,9 @@ def same_file(a: Path, b: Path) -> str:
     return ""
 
 
-def _pair(image: Path, other: Path, name: str, evidence: Evidence, progress: ProgressLog) -> Pair:
+def _pair(
+    image: Path, other: Path, name: str, evidence: Evidence, progress: ProgressLog, render: Render | None
+) -> Pair:
     why = same_file(image, other)
     if why:
         return Pair(second=name, same_file=why)
@@ -160,7 +165,8 @@ def _pair(image: Path, other: Path, name: str, evidence: Evidence, progress: Pro
     if not found.equal:
         label = name.strip("-").replace(" ", "-")
         evidence.write(f"reproducible/{label}.json", found.model_dump_json(indent=1).encode())
-        evidence.write(f"reproducible/{label}.html", html(found).encode())
+        if render is not None:
+            evidence.write(f"reproducible/{label}.html", render(found).encode())
     return Pair(second=name, comparison=_cut(found))
 
 

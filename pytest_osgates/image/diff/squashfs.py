@@ -83,7 +83,7 @@ class SquashfsComparison:
             self._content(change, inspect)
         self._superblock()
         self._tables(walk)
-        self._follows(walk, outcome, any_cause=len(self.out.differences) > before)
+        self._follows(walk, outcome, any_cause=len(self.out.differences) > before or outcome.repacked > 0)
 
     def _content(self, change: FileChange, inspect: Inspect) -> None:
         one, other = parse_node(self.a, change.place_a), parse_node(self.b, change.place_b)

@@ -14,7 +14,7 @@ from pytest_osgates.cli import main
 from pytest_osgates.report.divergence import html, text_lines
 from pytest_osgates.vm.process import run
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "report" / "diff.txt"
+GOLDEN = Path(__file__).parents[2] / "golden" / "diff" / "report.txt"
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from pytest_osgates.judging import judge
 from pytest_osgates.model import Verdict
 from pytest_osgates.observers.reproducible import Wanted, check, observe, published, same_file, varied_command, words
 from pytest_osgates.progress import ProgressLog
+from pytest_osgates.report.divergence import html
 from pytest_osgates.vm.errors import MissingTool, UsageError
 
 
@@ -42,7 +43,7 @@ def evidence(tmp_path: Path) -> Evidence:
 
 
 def seen(iso: Path, wanted: Wanted, evidence: Evidence) -> ReproducibleObservation:
-    return observe(iso, image_digest(iso), wanted, evidence, ProgressLog(evidence.root / "progress.jsonl"))
+    return observe(iso, image_digest(iso), wanted, evidence, ProgressLog(evidence.root / "progress.jsonl"), html)
 
 
 def verdict(found: ReproducibleObservation) -> tuple[Verdict, set[str]]:

@@ -3,8 +3,8 @@
     bench/bench_diff.py [--keep DIR] [--scale S] [--rounds N] [--large] [--peers] [CASE ...]
 
 Pairs are made first (bench/diff_pairs.py), always the same bytes; with --keep they are made once. --scale 0.1 makes
-them a tenth as large. Each round runs the floor and then ours; the best ratio of all rounds is shown, for what else
-the machine does can only make one of them slower. Peak memory is that of the child (wait4). --peers adds what other
+them a tenth as large. Each round runs the floor and then ours; the fastest of each are shown, for what else the
+machine does can only make them slower. Peak memory is that of the child (wait4). --peers adds what other
 programs take for the pair `zstd`, and how many of the planted differences their output names; each has eight minutes.
 """
 
@@ -118,13 +118,13 @@ def pair(case: Case, where: Path, scale: float) -> tuple[Path, Path]:
 def measure(case: Case, a: Path, b: Path, rounds: int) -> None:
     """The floor and ours in turns."""
     osgates = [sys.executable, "-m", "pytest_osgates", "diff", str(a), str(b)]
-    ran = []
+    floors, own = [], []
     for _ in range(rounds):
-        floor = run([sys.executable, "-c", FLOOR, str(a), str(b)])
-        ours = run(osgates)
-        ran.append((ours.wall / floor.wall, floor, ours))
-    ratio, floor, ours = min(ran, key=lambda entry: entry[0])
-    memory = max(entry[2].memory for entry in ran)
+        floors.append(run([sys.executable, "-c", FLOOR, str(a), str(b)]))
+        own.append(run(osgates))
+    floor, ours = (min(ran, key=lambda entry: entry.wall) for ran in (floors, own))
+    ratio = ours.wall / floor.wall
+    memory = max(entry.memory for entry in own)
     verdict = "ok" if ratio <= case.ratio and memory <= case.memory else "TOO MUCH"
     print(
         f"{case.name:<13} {a.stat().st_size / 1e6:6.0f} MB  floor {floor.wall:6.2f} s ({floor.cpu:5.2f} cpu)  "

@@ -30,7 +30,7 @@ _STORED = 0xFF_FFFF
 # that
 # share blocks with thousands of others are an attack on our time.
 _READ_FACTOR = 16
-_UNCOMPRESS_FACTOR = 400
+_UNCOMPRESS_FACTOR = 40
 
 
 class SquashfsContent:

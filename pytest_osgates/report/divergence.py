@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from pytest_osgates.checks.causes import FOLLOWS
 from pytest_osgates.checks.divergence import Difference, Group, ImageComparison
 from pytest_osgates.vm.text import one_line
@@ -81,6 +79,9 @@ def described(difference: Difference) -> str:
 
 def html(seen: ImageComparison) -> str:
     """The report as one HTML page; everything from an image is escaped."""
+    # Only who wants a page waits for it.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("pytest_osgates.report", "templates"), autoescape=True, undefined=StrictUndefined
     )

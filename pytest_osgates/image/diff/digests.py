@@ -19,7 +19,7 @@ from pytest_osgates.image.source import open_regular
 from pytest_osgates.vm.errors import ImageError
 
 CHUNK = 1 << 20
-SLOTS = 6
+SLOTS = 3
 
 
 @dataclass(frozen=True)

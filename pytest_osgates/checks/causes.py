@@ -65,6 +65,10 @@ def _regex(text: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
+_TREES = {"squashfs", "cpio", "FAT"}
+_ATTRIBUTES = {"mtime", "mode", "owner", "group", "hard link", "inode", "access date", "device"}
+
+
 @dataclass(frozen=True)
 class _Compiled:
     cause: Cause
@@ -82,6 +86,23 @@ def cause_of(difference: Difference) -> str:
         return UNEXPLAINED
     if difference.follows:
         return FOLLOWS
+    if difference.layer in _TREES and _is_attribute(difference.what):
+        return _of_attribute(difference.layer, difference.what, difference.kind, bool(difference.delta))
+    return _first(difference)
+
+
+def _is_attribute(what: str) -> bool:
+    """Whether a difference is about a file's attributes: then neither its name nor its contents are why."""
+    return what in _ATTRIBUTES or what.startswith("xattr ")
+
+
+@lru_cache(maxsize=4096)
+def _of_attribute(layer: str, what: str, kind: str, shifted: bool) -> str:
+    """There may be one for each of a hundred thousand files, and they have one cause."""
+    return _first(Difference(layer=layer, path="", what=what, kind=kind, delta=1 if shifted else None))
+
+
+def _first(difference: Difference) -> str:
     return next((entry.cause.id for entry in _compiled() if _fits(entry.match, difference)), "")
 
 

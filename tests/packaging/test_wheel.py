@@ -121,7 +121,9 @@ def test_a_gate_in_a_package_of_its_own(python: Path, tmp_path: Path) -> None:
     (tmp_path / "tree/live").mkdir(parents=True)
     squashfs = tmp_path / "tree/live/filesystem.squashfs"
     _run("mksquashfs", tmp_path / "root", squashfs, "-quiet", "-no-progress", cwd=tmp_path)
-    _run("xorriso", "-as", "mkisofs", "-quiet", "-o", start / "my.iso", tmp_path / "tree", cwd=tmp_path)
+    (tmp_path / "tree/boot.img").write_bytes(bytes(2048))
+    boot = ("-b", "boot.img", "-no-emul-boot")
+    _run("xorriso", "-as", "mkisofs", "-quiet", *boot, "-o", start / "my.iso", tmp_path / "tree", cwd=tmp_path)
 
     done = _run(python, "-P", "-m", "pytest", "--iso=my.iso", "--iso-distro=my.toml", cwd=start)
     assert "osgates: gates that are not built in: writable (my_gates/test_writable.py of my-gates 1.0)" in done.stdout

@@ -122,7 +122,7 @@ class Run:
             ) from error
         # Asked before anything is written, so that a machine that cannot boot says so at once.
         host = vm_host.select(request.accel, _probe_cache())
-        host = replace(host, pace=vm_host.recent_pace(host.qemu, host.accelerator, cache_dir("probe")))
+        host = replace(host, pace=vm_host.recent_pace(host.qemu, host.accelerator, _probe_cache()))
         tools.check_names(request.tools)
         evidence = Evidence.create(request.evidence, sha256, run_id)
         run = cls(request, profile, sha256, size, evidence, run_id)

@@ -141,11 +141,13 @@ def measure_pace(qemu: Qemu, accelerator: Accelerator) -> float:
     return min(MOST_PACE, max(LEAST_PACE, (best - started) / REFERENCE_SECONDS))
 
 
-def recent_pace(qemu: Qemu, accelerator: Accelerator, cache_directory: Path) -> float:
+def recent_pace(qemu: Qemu, accelerator: Accelerator, cache_directory: Path | None) -> float:
     """`measure_pace`, or what it gave within the last `PACE_SECONDS`.
 
     :raise HostError: QEMU does not even run the probe's guest.
     """
+    if cache_directory is None:
+        return measure_pace(qemu, accelerator)
     key = hashlib.sha256(f"{_read('/proc/sys/kernel/random/boot_id')}\n{qemu.banner}\n{accelerator}\n1".encode())
     stored = cache_directory / f"pace-{key.hexdigest()[:24]}.json"
     # Since the host started, in its sleep too: nobody steps this clock.

@@ -153,7 +153,8 @@ def _times(step: dict[str, Any]) -> str:
 
 
 def _line(step: dict[str, Any]) -> str:
-    return f"{step['who']}: {step['stage']}, {_times(step)} ({_counts(step)})"
+    counts = f" ({_counts(step)})" if step["counts"] else ""
+    return f"{step['who']}: {step['stage']}, {_times(step)}{counts}"
 
 
 def _table(steps: dict[str, dict[str, Any]]) -> Table:

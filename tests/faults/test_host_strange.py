@@ -65,4 +65,4 @@ def test_two_runs_at_once_on_one_cold_cache(fault: Fault, place: Place, gates: G
         outcome.verdicts = json.loads((outcome.root / "verdicts.json").read_text())
         check(fault, outcome)
     kept = [path.name for path in (gates.directory / "cache").rglob("*") if path.is_file()]
-    assert all(re.fullmatch(r"kvm-[0-9a-f]{24}\.json", name) for name in kept), kept
+    assert all(re.fullmatch(r"(?:kvm|pace)-[0-9a-f]{24}\.json", name) for name in kept), kept

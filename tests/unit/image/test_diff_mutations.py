@@ -223,3 +223,10 @@ def test_directories_that_only_one_has(tmp_path: Path) -> None:
         ("/dir", "only in A"), ("/dir/a", "only in A"), ("/kind", "type"), ("/kind/below", "only in B"),
     }  # fmt: skip
     assert findings.unexplained == 0
+
+
+def test_another_owner_in_the_same_place_of_the_table(tmp_path: Path) -> None:
+    """The inodes are the same bytes; only the table of owners differs."""
+    trees = [{"file": Node(kind=b"0", uid=uid)} for uid in (7, 1234)]
+    a, b = (pack(tree, tmp_path / name, "gzip") for tree, name in zip(trees, "ab", strict=True))
+    assert ("/file", "owner") in {(d.path, d.what) for d in causes(compare(a, b))}

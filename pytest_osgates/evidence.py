@@ -227,4 +227,4 @@ def is_open(name: str) -> bool:
     """Whether a file of the evidence is written to as long as the run goes on."""
     if name.startswith("machines/"):
         return name.endswith((".log", ".jsonl", "/qemu.json"))
-    return name in {VERDICTS, "selected.json", "progress.jsonl"}
+    return name in {VERDICTS, "selected.json", "groups.json", "progress.jsonl"}

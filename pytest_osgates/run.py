@@ -231,6 +231,18 @@ class Run:
             return []
         return [str(name) for name in names] if isinstance(names, list) else []
 
+    def write_groups(self, groups: Mapping[str, str]) -> None:
+        """Workers tell the controller which tests want one machine: a group's name by a test's id."""
+        self.evidence.write("groups.json", dump(groups))
+
+    def read_groups(self) -> dict[str, str]:
+        """What the workers told; empty if they could not."""
+        try:
+            groups = json.loads((self.evidence.root / "groups.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(test): str(group) for test, group in groups.items()} if isinstance(groups, dict) else {}
+
     def to_worker(self) -> dict[str, Any]:
         """What a worker needs to join this run (plain data, for xdist's ``workerinput``)."""
         return {

@@ -63,7 +63,11 @@ def activate(config: pytest.Config) -> None:
     for module in (image, states, guest):
         config.pluginmanager.register(module, f"osgates-{module.__name__.rpartition('.')[2]}")
     config.pluginmanager.register(GateItems(run), "osgates-items")
-    if joined is None:
+    if joined is not None:
+        from pytest_osgates import scheduling
+
+        config.pluginmanager.register(scheduling.GroupWriter(run), "osgates-groups")
+    else:
         if getattr(config.option, "maxworkerrestart", "") is None:
             # xdist 3.8 waits for ever after it replaced a worker (its issues 1323 and 1327); and the machines of the
             # one that died are gone. What was not run is NOT PROVEN.
@@ -74,6 +78,10 @@ def activate(config: pytest.Config) -> None:
         except OsgatesError as error:
             raise pytest.UsageError(printable(str(error), 4000)) from error
         config.pluginmanager.register(controller, "osgates-controller")
+        if config.pluginmanager.hasplugin("xdist"):
+            from pytest_osgates import scheduling
+
+            config.pluginmanager.register(scheduling.Scheduler(run), "osgates-scheduler")
 
 
 def _check_ini_file(config: pytest.Config) -> None:

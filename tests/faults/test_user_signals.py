@@ -17,7 +17,7 @@ import pytest
 from pytest_osgates.vm import workdir
 from tests.e2e.conftest import Gates, Outcome, until
 from tests.faults.points import POINTS, name_of, wait_for_point
-from tests.faults.quick_guest import make_quick_iso, write_profile
+from tests.faults.quick_guest import write_profile
 from tests.faults.table import Fault, check, check_manifest, proves
 from tests.faults.table import rows as table_rows
 
@@ -48,12 +48,6 @@ sys.exit(subprocess.call(sys.argv[1:]))
 """
 # From the last signal to the end of the run.
 ENDS_SECONDS = 20.0
-
-
-@pytest.fixture(scope="session")
-def quick_iso(demo_iso: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A guest that is ready within seconds."""
-    return make_quick_iso(demo_iso, tmp_path_factory.mktemp("quick"))
 
 
 @proves(*SIGNALS)

@@ -12,6 +12,7 @@ from pytest_osgates.vm.spec import (
     FirmwareFiles,
     FlashImage,
     MachineSpec,
+    card_mac,
     journal_port_name,
     log_port_name,
     port_name,
@@ -35,6 +36,7 @@ class Wiring:
     overlays: tuple[Path, ...] = ()
     swtpm_fd: int | None = None
     nic_fd: int | None = None
+    cards: tuple[tuple[int, Path], ...] = ()
 
 
 def quote(path: Path) -> str:
@@ -83,13 +85,7 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-drive", f"if=none,id=disk{index},format=qcow2,file={quote(overlay)}"),
             *("-device", f"virtio-blk-pci,drive=disk{index},bootindex={index}"),
         ]
-    if spec.nic:
-        if wiring.nic_fd is None:
-            raise UsageError(f"machine {spec.name}: a network card without a peer")
-        args += [
-            *("-netdev", f"stream,id=net0,server=off,addr.type=fd,addr.str={wiring.nic_fd}"),
-            *("-device", "virtio-net-pci,netdev=net0,romfile="),
-        ]
+    args += _network(spec, wiring)
     if spec.tpm:
         if wiring.swtpm_fd is None:
             raise UsageError(f"machine {spec.name}: a TPM without a swtpm")
@@ -98,6 +94,27 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"),
         ]
     args += _channel(spec, wiring)
+    return args
+
+
+def _network(spec: MachineSpec, wiring: Wiring) -> list[str]:
+    """Never a netdev of type user, tap, bridge or socket: nothing here can reach this host's network."""
+    args: list[str] = []
+    if len(wiring.cards) != len(spec.network):
+        raise UsageError(f"machine {spec.name}: {len(spec.network)} cards but {len(wiring.cards)} sinkholes")
+    for index, (number, capture) in enumerate(wiring.cards):
+        args += [
+            *("-netdev", f"stream,id=net{index},server=off,addr.type=fd,addr.str={number}"),
+            *("-object", f"filter-dump,id=dump{index},netdev=net{index},file={quote(capture)}"),
+            *("-device", f"virtio-net-pci,netdev=net{index},mac={card_mac(index)},romfile="),
+        ]
+    if spec.nic and not spec.network:
+        if wiring.nic_fd is None:
+            raise UsageError(f"machine {spec.name}: a network card without a peer")
+        args += [
+            *("-netdev", f"stream,id=net0,server=off,addr.type=fd,addr.str={wiring.nic_fd}"),
+            *("-device", "virtio-net-pci,netdev=net0,romfile="),
+        ]
     return args
 
 

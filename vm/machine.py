@@ -54,8 +54,8 @@ SHUTDOWN_SECONDS = 5.0
 class Machine:
     """A context manager: entering powers the machine on, leaving removes every trace of it but `records`.
 
-    `records` receives ``qemu.json`` (arguments), ``qemu.log``, ``serial.log``, ``kmsg.log``, ``events.jsonl``,
-    ``swtpm.log``, and of each card with a sinkhole ``netN.pcap`` and ``netN.events.jsonl``; they stay whatever happens.
+    `records` receives ``qemu.json`` (arguments), ``qemu.log``, ``serial.log``, ``kmsg.log``, ``events.jsonl`` and
+    ``swtpm.log``, and for each card with a sinkhole ``netN.pcap`` and ``netN.events.jsonl``; they stay in any case.
 
     :raise LaunchFailed: QEMU did not come up; its own words are in the message.
     """

@@ -93,7 +93,7 @@ class Dissector:
             self._arp(arp.parse(data[begin:]), at, number)
             return
         else:
-            self.fact("ethertype", mac_text(mac), {"kind": kind.hex(), "to": mac_text(data[:6])}, at, number)
+            self.fact("ethertype", mac_text(mac), {"number": kind.hex(), "to": mac_text(data[:6])}, at, number)
             return
         fragment = header.fragment
         if fragment:

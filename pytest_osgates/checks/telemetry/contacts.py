@@ -1,0 +1,164 @@
+"""Flows and queries grouped by whom they are for: one contact is one finding, however often it was tried."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+
+from pytest_osgates.checks import vendors
+from pytest_osgates.checks.telemetry.seen import CardSeen, FlowSeen, Phase, QuerySeen, TelemetryObservation
+from pytest_osgates.checks.vendors import Vendor
+
+# RFC 2131; RFC 8415; RFC 4861, RFC 2710, RFC 3810 (all hosts, routers, snoopers, solicited nodes); RFC 3376.
+_LINK_SERVERS = frozenset({"255.255.255.255", "ff02::1:2"})
+_LISTENERS = frozenset({"224.0.0.22", "224.0.0.2", "224.0.0.1"})
+# Names that say more than the address; the outer name of an encrypted hello does not.
+_SAID = ("sni", "host", "quic")
+
+
+@dataclass
+class Contact:
+    """Everything for one name, or one address without a name. `said`: the names that flows themselves gave."""
+
+    subject: str
+    literal: bool = False
+    flows: list[FlowSeen] = field(default_factory=list)
+    queries: list[QuerySeen] = field(default_factory=list)
+    aliases: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> list[FlowSeen | QuerySeen]:
+        """All of it."""
+        return [*self.flows, *self.queries]
+
+    @property
+    def first(self) -> float:
+        return min(entry.first for entry in self.entries)
+
+    @property
+    def last(self) -> float:
+        return max(entry.last for entry in self.entries)
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Card and number of the first packet."""
+        entry = min(self.entries, key=lambda seen: seen.first)
+        return entry.card, entry.frame
+
+    @property
+    def phases(self) -> dict[Phase, int]:
+        """Packets in each phase."""
+        total: dict[Phase, int] = {}
+        for entry in self.entries:
+            for phase, count in entry.phases.items():
+                if count:
+                    total[phase] = total.get(phase, 0) + count
+        return total
+
+    @property
+    def services(self) -> dict[str, int]:
+        """How often by which service; queries are ``dns``."""
+        counts: dict[str, int] = {}
+        if self.queries:
+            counts["dns"] = sum(query.count for query in self.queries)
+        for flow in self.flows:
+            counts[flow.service] = counts.get(flow.service, 0) + 1
+        return counts
+
+    @property
+    def applications(self) -> frozenset[str]:
+        return frozenset(application for flow in self.flows for application in flow.applications)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(note for flow in self.flows for note in flow.notes))
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(suspect for entry in self.entries for suspect in entry.suspects))
+
+    @property
+    def octets(self) -> int:
+        return sum(flow.octets_out for flow in self.flows)
+
+    @property
+    def vendor(self) -> Vendor | None:
+        """Who stands behind any of its names, aliases or, without a name, its addresses."""
+        names = [] if self.literal else [self.subject]
+        names += self.aliases
+        names += [entry.name for flow in self.flows for entry in flow.names]
+        for name in names:
+            if (vendor := vendors.of_name(name)) is not None:
+                return vendor
+        for flow in self.flows:
+            if (vendor := vendors.of_address(flow.dst)) is not None:
+                return vendor
+        return None
+
+
+def is_link_business(flow: FlowSeen, card: CardSeen) -> bool:
+    """Whether a flow belongs to having a network at all, and goes no further than the link."""
+    applications = set(flow.applications)
+    local = flow.dst in card.link
+    if flow.protocol == "udp" and applications == {"dhcp"}:
+        return flow.dst in _LINK_SERVERS or local
+    if flow.protocol == "udp" and applications == {"dhcpv6"}:
+        return flow.dst in _LINK_SERVERS or local
+    if flow.protocol == "icmpv6" and applications and applications <= {"nd", "mld"}:
+        return flow.dst.startswith("ff02:") or local or _same_link(flow.dst)
+    if flow.protocol == "igmp":
+        return flow.dst in _LISTENERS or _same_link(flow.dst)
+    if flow.protocol in {"icmp", "icmpv6"} and applications <= {"icmp", "icmpv6"}:
+        # Errors about what came in ("port unreachable" for a late answer) go back to where it came from.
+        return local
+    # A query is judged as one, by its name and its server.
+    return applications == {"dns"} and flow.dport == 53
+
+
+def _same_link(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    return address.is_link_local or text.startswith(("224.0.0.", "ff02:"))
+
+
+def is_multicast(text: str) -> bool:
+    """Whether an address is for whoever listens."""
+    address = ipaddress.ip_address(text)
+    return address.is_multicast or text == "255.255.255.255"
+
+
+def group(seen: TelemetryObservation) -> list[Contact]:
+    """Contacts in the order of their first packet; canaries and the business of the link are left out."""
+    cards = {card.index: card for card in seen.cards}
+    found: dict[str, Contact] = {}
+    for query in seen.queries:
+        if not query.canary:
+            contact = found.setdefault(query.name or ".", Contact(query.name or "."))
+            contact.queries.append(query)
+            contact.aliases.update(dict.fromkeys(query.aliases))
+    for flow in seen.flows:
+        if flow.canary or not flow.from_guest:
+            continue
+        card = cards.get(flow.card)
+        if card is not None and is_link_business(flow, card):
+            continue
+        subject = _subject(flow)
+        contact = found.setdefault(subject or flow.dst, Contact(subject or flow.dst, literal=not subject))
+        contact.flows.append(flow)
+    return sorted(found.values(), key=lambda contact: (contact.first, contact.subject))
+
+
+def _subject(flow: FlowSeen) -> str:
+    """The name that the flow itself says; else the one that was asked for; empty if there is none."""
+    for how in (*_SAID, "dns"):
+        for entry in flow.names:
+            if entry.how == how and not _is_address(entry.name):
+                return entry.name
+    return ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,208 @@
+"""The judge: whatever left the machine is a finding, unless it is ours, the link's own business, or allowed."""
+
+from __future__ import annotations
+
+from pytest_osgates.checks.telemetry.contacts import Contact, group, is_multicast
+from pytest_osgates.checks.telemetry.identifiers import identifiers
+from pytest_osgates.checks.telemetry.policy import Allowed, TelemetryPolicy
+from pytest_osgates.checks.telemetry.proof import proof
+from pytest_osgates.checks.telemetry.seen import PHASES, TelemetryObservation
+from pytest_osgates.model import Finding, Severity
+
+_ENCRYPTED = frozenset({"doh", "dot"})
+MAX_LISTED = 6
+
+
+def judge(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
+    """Contacts, identifiers, and whether it is proven that there was nothing more."""
+    used: set[int] = set()
+    findings = [_contact(contact, seen, policy, used) for contact in group(seen)]
+    findings += _foreign(seen)
+    findings += _unparsed(seen)
+    findings += identifiers(seen, policy)
+    findings += proof(seen, policy)
+    findings += _unused(policy, used)
+    return findings
+
+
+def _contact(contact: Contact, seen: TelemetryObservation, policy: TelemetryPolicy, used: set[int]) -> Finding:
+    rule, wanted = _rule(contact, seen)
+    card, frame = contact.frame
+    severity, reason, hint = Severity.VIOLATION, "", _hint(contact)
+    # Neither a vendor nor a hidden name can be allowed: nobody can say what an encrypted name is.
+    if rule not in {"vendor", "ech"}:
+        reasons = _allowed(contact, seen, policy, used)
+        if reasons is not None:
+            severity, reason = Severity.ACCEPTED, "; ".join(dict.fromkeys(reasons))
+    captures = {entry.index: entry.capture for entry in seen.cards}
+    return Finding(
+        rule=rule,
+        subject=contact.subject,
+        seen=_said(contact),
+        wanted=wanted,
+        evidence=f"{captures.get(card, '')} packet {frame}",
+        hint=hint,
+        severity=severity,
+        reason=reason,
+    )
+
+
+def _rule(contact: Contact, seen: TelemetryObservation) -> tuple[str, str]:
+    vendor = contact.vendor
+    if vendor is not None:
+        return "vendor", f"nothing to {vendor.name}" + (", which is analytics" if vendor.analytics else "")
+    if contact.applications & _ENCRYPTED:
+        return "encrypted-dns", "no names asked past the resolver of the network"
+    if any(note.startswith("ECH") for note in contact.notes):
+        return "ech", "no connection whose true name is hidden"
+    offered = {server for card in seen.cards for server in card.resolvers}
+    foreign = [query.server for query in contact.queries if query.server not in offered]
+    if foreign:
+        return "foreign-resolver", f"names are asked of the resolver that the network offers, not of {foreign[0]}"
+    if contact.literal:
+        if is_multicast(contact.subject):
+            return "multicast", "nothing is shouted over the link"
+        return "literal-address", "no connection to an address that no name led to"
+    return "contact", "no contact that the profile does not allow"
+
+
+def _allowed(
+    contact: Contact, seen: TelemetryObservation, policy: TelemetryPolicy, used: set[int]
+) -> list[str] | None:
+    """The reasons, if every part of the contact is allowed by an entry that has one; None if any part is not.
+
+    Asking the network's own resolver for an allowed name is part of it; asking another one needs ``dns`` in
+    ``services``, and DNS that is encrypted needs an entry that names its port.
+    """
+    fitting = [(index, entry) for index, entry in enumerate(policy.allow) if _fits(entry, contact)]
+    offered = {server for card in seen.cards for server in card.resolvers}
+    asks_offered = all(query.server in offered for query in contact.queries)
+    reasons, touched = [], set()
+    for service in contact.services:
+        for phase in contact.phases or dict.fromkeys(PHASES):
+            for index, entry in fitting:
+                covered = service in entry.services or (service == "dns" and asks_offered)
+                if covered and phase in entry.phases and entry.documented:
+                    reasons.append(entry.reason)
+                    touched.add(index)
+                    break
+            else:
+                return None
+    used |= touched
+    return reasons or None
+
+
+def _fits(entry: Allowed, contact: Contact) -> bool:
+    if contact.literal:
+        return entry.covers_address(contact.subject)
+    if not entry.covers_name(contact.subject):
+        return False
+    # Behind an allowed name stands the name's own address: every other name on those flows must be allowed as well.
+    return all(
+        entry.covers_name(name.name)
+        for flow in contact.flows
+        for name in flow.names
+        if name.how not in {"dns", "cname"}
+    )
+
+
+def _said(contact: Contact) -> str:
+    services = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in contact.services.items())
+    phases = ", ".join(str(phase) for phase in PHASES if phase in contact.phases) or "unknown phase"
+    parts = [f"{services} ({phases}), first {contact.first:.1f} s after power-on"]
+    if contact.last - contact.first >= 1:
+        parts.append(f"last {contact.last:.1f} s")
+    if contact.octets:
+        parts.append(f"{contact.octets} bytes out")
+    vendor = contact.vendor
+    if vendor is not None:
+        parts.append(f"{vendor.name} by {vendor.by}")
+    if contact.aliases:
+        parts.append("also called " + ", ".join(list(contact.aliases)[:MAX_LISTED]))
+    others = dict.fromkeys(
+        f"{entry.name} ({entry.how})"
+        for flow in contact.flows
+        for entry in flow.names
+        if entry.name != contact.subject
+    )
+    if others:
+        parts.append("names on it: " + ", ".join(list(others)[:MAX_LISTED]))
+    if not contact.literal:
+        addresses = dict.fromkeys(flow.dst for flow in contact.flows)
+        if addresses:
+            parts.append("at " + ", ".join(list(addresses)[:MAX_LISTED]))
+    notes = contact.notes[:MAX_LISTED]
+    if notes:
+        parts.append("; ".join(notes))
+    if contact.suspects:
+        parts.append("suspected: " + ", ".join(contact.suspects[:MAX_LISTED]))
+    return "; ".join(parts)
+
+
+def _hint(contact: Contact) -> str:
+    if contact.vendor is not None:
+        return "take out what asks for it, or point it elsewhere: a vendor cannot be allowed"
+    return "take out what asks for it, or allow it with a reason in [[gate.telemetry.allow]]"
+
+
+def _foreign(seen: TelemetryObservation) -> list[Finding]:
+    """Frames that are no IP: protocols that talk to switches, and tags of other networks."""
+    findings: dict[tuple[str, str], Finding] = {}
+    gateways = {card.gateway_mac for card in seen.cards}
+    for fact in seen.facts:
+        if fact.kind == "ethertype" and fact.mac not in gateways:
+            kind = fact.details.get("number", "?")
+            findings.setdefault(
+                ("ethertype", kind),
+                Finding(
+                    rule="ethertype",
+                    subject=f"0x{kind}",
+                    seen=f"frames to {fact.details.get('to', '?')}, first {fact.first:.1f} s after power-on",
+                    wanted="IP and ARP, nothing else",
+                    evidence=f"packet {fact.frame}",
+                ),
+            )
+        elif fact.kind == "vlan" and fact.mac not in gateways:
+            tag = fact.details.get("tag", "?")
+            findings.setdefault(
+                ("vlan", tag),
+                Finding(
+                    rule="vlan",
+                    subject=f"VLAN {tag}",
+                    seen=f"tagged frames, first {fact.first:.1f} s after power-on",
+                    wanted="no frame into another network",
+                    evidence=f"packet {fact.frame}",
+                ),
+            )
+    return list(findings.values())
+
+
+def _unparsed(seen: TelemetryObservation) -> list[Finding]:
+    return [
+        Finding(
+            rule="unparsed",
+            subject=f"card {card.index}",
+            seen=f"{card.unparsed} packets: {'; '.join(card.unparsed_examples[:3])}",
+            wanted="packets that can be read",
+            evidence=card.capture,
+        )
+        for card in seen.cards
+        if card.unparsed
+    ]
+
+
+def _unused(policy: TelemetryPolicy, used: set[int]) -> list[Finding]:
+    return [
+        Finding(
+            rule="unused-acceptance",
+            subject=entry.subject,
+            seen="the profile allows it, and it was not needed"
+            if entry.documented
+            else "the profile allows it without a reason: it counts as none",
+            wanted="no acceptance without need",
+            hint="remove it from the profile",
+            severity=Severity.REMARK,
+        )
+        for index, entry in enumerate(policy.allow)
+        if index not in used
+    ]

@@ -14,6 +14,7 @@ from pytest_osgates.run import Run
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.guest.injection import Injection, new_nonce
 from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import AccelKind, Firmware, MachineSpec
 
 DEFAULT_DEADLINE_S = 900.0
@@ -30,7 +31,9 @@ class Booted:
         self.ready = ready
 
 
-def machine_spec(run: Run, name: str, firmware: Firmware, *, channel: bool, state: State) -> MachineSpec:
+def machine_spec(
+    run: Run, name: str, firmware: Firmware, *, channel: bool, state: State, network: tuple[Settings, ...] = ()
+) -> MachineSpec:
     """The machine that the profile asks for.
 
     :raise UsageError: the state needs a disk and none was given.
@@ -53,6 +56,7 @@ def machine_spec(run: Run, name: str, firmware: Firmware, *, channel: bool, stat
         tpm=section.tpm,
         channel=nonce,
         smbios_strings=() if nonce is None else Injection(nonce).smbios_strings(),
+        network=network,
     )
 
 
@@ -71,12 +75,21 @@ def _show_wait(run: Run, case: str, machine: Machine) -> None:
         run.progress.step(Step(case, f"the guest works on: {machine.shell.asking}", waited))
 
 
-def boot(run: Run, stack: ExitStack, case: str, firmware: Firmware, *, channel: bool, state: State) -> Booted:
-    """Power a machine on and wait until it is ready or has failed; `stack` ends it.
+def boot(
+    run: Run,
+    stack: ExitStack,
+    case: str,
+    firmware: Firmware,
+    *,
+    channel: bool,
+    state: State,
+    network: tuple[Settings, ...] = (),
+) -> Booted:
+    """Power a machine on and wait until it is ready or has failed; `stack` ends it. `network`: its sinkholes.
 
     :raise OsgatesError: the host's fault: nothing is known of the guest.
     """
-    spec = machine_spec(run, case, firmware, channel=channel, state=state)
+    spec = machine_spec(run, case, firmware, channel=channel, state=state, network=network)
     records = run.evidence.machine(case)
     patterns = boot_check.patterns(emulated=run.host.accelerator.kind is AccelKind.TCG)
     machine = stack.enter_context(Machine(spec, run.host, records, patterns))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -87,6 +88,8 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._work: Path | None = None
         self._epoch = time.monotonic()
+        # Power-on by the clock that stamps captures: whole seconds of its start, then virtual time (net/dump.c).
+        self.power_on_at = 0.0
         self._closing: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
@@ -144,7 +147,10 @@ class Machine:
                     stdout=sink,
                     stderr=sink,
                     pass_fds=[sock.fileno() for sock in theirs],
+                    # Captures are stamped by mktime(3), that is in local time.
+                    env={**os.environ, "TZ": "UTC0"},
                 )
+            self.power_on_at = float(int(time.time()))
         finally:
             for sock in theirs:
                 sock.close()

@@ -190,6 +190,7 @@ class Analysis:
             sport=max(0, out.sport),
             dport=max(0, out.dport) if out.sport >= 0 else 0,
             source_mac=mac_text(out.mac),
+            target_mac=mac_text(out.to),
             first=min(side.first for side in sides),
             last=max(side.last for side in sides),
             frame=min(side.frame for side in sides),

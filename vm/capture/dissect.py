@@ -99,13 +99,13 @@ class Dissector:
         if fragment:
             key = (header.protocol, header.src, header.dst, -1, header.ident & 0xFFFF)
             part = self._half(key, header, -1, -1)
-            self._count(part, at, number, size, mac)
+            self._count(part, at, number, size, data)
             part.seen.note("IP fragments")
             whole = self._fragments.add(header)
             if whole is None:
                 return
             header = whole
-        self._packet(header, at, number, 0 if fragment else size, mac, vlan, fragment)
+        self._packet(header, at, number, 0 if fragment else size, data, vlan, fragment)
 
     # -- flows ----------------------------------------------------------------------------------------------------
 
@@ -124,16 +124,17 @@ class Dissector:
             half.past = [0] * self.phase
         return half
 
-    def _count(self, half: Half, at: float, number: int, size: int, mac: bytes) -> None:
+    def _count(self, half: Half, at: float, number: int, size: int, frame: bytes) -> None:
         if not half.packets:
-            half.first, half.frame, half.mac = at, number, mac
+            half.first, half.frame = at, number
+            half.to, half.mac = frame[:6], frame[6:12]
         half.packets += 1
         half.slow += 1
         half.octets += size
         half.last = at
 
     def _packet(
-        self, header: Header, at: float, number: int, size: int, mac: bytes, vlan: int, fragment: bool
+        self, header: Header, at: float, number: int, size: int, frame: bytes, vlan: int, fragment: bool
     ) -> None:
         protocol, payload = header.protocol, header.payload
         ports = protocol in {wire.TCP, wire.UDP}
@@ -142,7 +143,7 @@ class Dissector:
         sport = (payload[0] << 8) | payload[1] if ports else 0
         dport = (payload[2] << 8) | payload[3] if ports else 0
         half = self._half((protocol, header.src, header.dst, sport, dport), header, sport, dport)
-        self._count(half, at, number, size, mac)
+        self._count(half, at, number, size, frame)
         if vlan >= 0:
             half.seen.note(f"VLAN {vlan}")
         if fragment:
@@ -159,7 +160,7 @@ class Dissector:
             half.seen.applications.setdefault("ping" if payload[0] in {0, 8} else "icmp")
             half.seen.initiator = payload[0] == 8 or None
         elif protocol == wire.ICMPV6 and payload:
-            self._icmpv6(half, header, payload, at, number, mac)
+            self._icmpv6(half, header, payload, at, number, frame[6:12])
         plain = len(header.src) == 4 and vlan < 0 and not fragment and ports
         if plain and self._learned(half):
             self.bulk[header.src + header.dst + payload[:4]] = half
@@ -275,7 +276,11 @@ class Dissector:
             return
         half.next = (seq + len(data)) & 0xFFFFFFFF
         half.head += data
-        self._stream(half, half.head)
+        try:
+            self._stream(half, half.head)
+        except Malformed:
+            half.head = None
+            raise
 
     def _stream(self, half: Half, head: bytes) -> None:
         seen = half.seen

@@ -12,7 +12,7 @@ class Half:
 
     __slots__ = (
         *("dport", "dst", "first", "frame", "head", "key", "last", "looks", "mac", "mask", "next", "octets"),
-        *("packets", "past", "protocol", "seen", "slow", "sport", "src"),
+        *("packets", "past", "protocol", "seen", "slow", "sport", "src", "to"),
     )
 
     def __init__(self, protocol: int, src: bytes, dst: bytes, sport: int, dport: int) -> None:
@@ -22,7 +22,7 @@ class Half:
         self.packets = self.octets = self.slow = 0
         self.first = self.last = 0.0
         self.frame = 0
-        self.mac = b""
+        self.mac = self.to = b""
         self.mask = 7 if protocol == 6 else 0
         self.looks = 0
         # TCP: the sequence number that comes next, and what was said so far; None once it is known what it is.
@@ -64,6 +64,7 @@ class Flow:
     sport: int
     dport: int
     source_mac: str
+    target_mac: str
     first: float
     last: float
     frame: int

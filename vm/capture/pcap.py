@@ -36,7 +36,8 @@ LINK_TYPES = frozenset({ETHERNET, RAW, RAW_BSD, COOKED})
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One packet: seconds since 1970, its length on the wire, and what of it is in the file, as an Ethernet frame."""
+    """One packet: seconds since 1970, its length on the wire and what of it is in the file, both as an Ethernet
+    frame."""
 
     at: float
     size: int
@@ -138,7 +139,7 @@ class PcapFile:
                     break
                 number += 1
                 frame = as_ethernet(data[at + 16 : at + 16 + size], self.link_type)
-                yield Record(seconds + parts / self.units, original, frame)
+                yield Record(seconds + parts / self.units, original + len(frame) - size, frame)
                 at += 16 + size
             left = data[at:]
         if left:
@@ -209,15 +210,17 @@ class PcapFile:
             if not interfaces or len(body) < 8:
                 return None
             original = struct.unpack_from(f"{self.order}I", body)[0]
-            frame = body[4 : 4 + min(original, len(body) - 8)]
-            return Record(0.0, original, as_ethernet(frame, interfaces[0][0]))
+            packet = body[4 : 4 + min(original, len(body) - 8)]
+            frame = as_ethernet(packet, interfaces[0][0])
+            return Record(0.0, original + len(frame) - len(packet), frame)
         if len(body) < 24:
             return None
         index, high, low, size, original = struct.unpack_from(f"{self.order}IIIII", body)
         if index >= len(interfaces) or size > min(MAX_PACKET, len(body) - 24):
             return None
         link_type, units = interfaces[index]
-        return Record(((high << 32) | low) / units, original, as_ethernet(body[20 : 20 + size], link_type))
+        frame = as_ethernet(body[20 : 20 + size], link_type)
+        return Record(((high << 32) | low) / units, original + len(frame) - size, frame)
 
 
 def as_ethernet(packet: bytes, link_type: int) -> bytes:

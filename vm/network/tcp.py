@@ -100,7 +100,12 @@ class Tcp:
             flow.rcv = (seq + len(data)) & 0xFFFFFFFF
             flow.received += len(data)
             self.mark(flow)
-            self._data(flow, packet, data)
+            try:
+                self._data(flow, packet, data)
+            except Malformed:
+                # Told once; what follows in this stream cannot be read either.
+                self._bulk(flow)
+                raise
         elif data:
             self.mark(flow)
         if flags & FIN and (seq + len(data)) & 0xFFFFFFFF == flow.rcv:

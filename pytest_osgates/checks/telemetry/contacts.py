@@ -90,8 +90,8 @@ class Contact:
         for name in names:
             if (vendor := vendors.of_name(name)) is not None:
                 return vendor
-        for flow in self.flows:
-            if (vendor := vendors.of_address(flow.dst)) is not None:
+        for address in (*(flow.dst for flow in self.flows), *(query.server for query in self.queries)):
+            if (vendor := vendors.of_address(address)) is not None:
                 return vendor
         return None
 

@@ -63,6 +63,7 @@ class FlowSeen(Model):
     phases: dict[Phase, int] = Field(default_factory=dict)
     suspects: tuple[str, ...] = ()
     canary: str = ""
+    to_gateway: bool = True
 
     @property
     def service(self) -> str:

@@ -76,8 +76,11 @@ class Udp:
             granted=text_of(settings.guest) if granted else "",
         )
         if answer is not None:
-            body = udp(settings.gateway, 67, b"\xff\xff\xff\xff", 68, answer)
-            sink.send(packet.link, ip(settings.gateway, b"\xff\xff\xff\xff", UDP, body))
+            # A client that has an address gets its answer there, others by broadcast (RFC 2131 4.1).
+            own = message.raw[12:16]
+            to = own if own != bytes(4) and dhcp.is_grant(answer) else b"\xff\xff\xff\xff"
+            body = udp(settings.gateway, 67, to, 68, answer)
+            sink.send(packet.link, ip(settings.gateway, to, UDP, body))
 
     def _dhcpv6(self, packet: Packet, data: bytes) -> None:
         sink, settings = self._sink, self._sink.settings

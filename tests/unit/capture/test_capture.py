@@ -24,7 +24,7 @@ START = 1_700_000_000.25
 
 
 def _recorded(guest: Guest) -> list[tuple[float, bytes]]:
-    """What the guest's card saw, a tenth of a second a frame; both directions in the order of asking and answering."""
+    """What the guest's card saw, a tenth of a second a frame, in the order of asking and answering."""
     frames, answers = [], list(guest.got)
     for frame in guest.sent:
         frames.append(frame)
@@ -168,12 +168,11 @@ def test_a_file_that_was_cut_is_told(busy: Guest, tmp_path: Path, cut: int, ng: 
     size = cut % len(whole)
     path = tmp_path / "cut"
     path.write_bytes(whole[:size])
-    try:
-        seen = analyse(path)
-    except CaptureError as error:
-        assert size < 24
-        assert str(path) in str(error)
+    if size < 24 and (not ng or size < 4):
+        with pytest.raises(CaptureError, match=str(path)):
+            analyse(path)
         return
+    seen = analyse(path)
     assert bool(seen.problem) == (size not in edges)
     assert seen.packets < len(frames)
 
@@ -265,7 +264,7 @@ def test_flows_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_chunks_of_any_size_give_the_same(busy: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_pcap(tmp_path / "x.pcap", _recorded(busy) * 5)
     wanted = analyse(path)
-    dice = random.Random(4)
+    dice = random.Random(4)  # noqa: S311  (repeatable)
 
     def chunks(self: PcapFile) -> object:
         while data := self._file.read(dice.randint(1, 300)):

@@ -4,6 +4,7 @@ online.
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -172,7 +173,7 @@ def _parts(payload: bytes, cuts: list[int], *, v6: bool) -> list[bytes]:
     """IP packets that together carry `payload`, cut at multiples of 8."""
     edges = [0, *sorted({cut * 8 for cut in cuts if 0 < cut * 8 < len(payload)}), len(payload)]
     made = []
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         piece, more = payload[begin:end], end < len(payload)
         if v6:
             head = bytes((17, 0)) + (begin | more).to_bytes(2, "big") + b"\0\0\0\x07"

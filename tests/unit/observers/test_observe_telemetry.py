@@ -139,6 +139,11 @@ def _nothing(guest: Guest, when: str) -> None:
     """A quiet guest."""
 
 
+def _beacon(guest: Guest, when: str) -> None:
+    """The same at any time."""
+    guest.udp(FAR, 9, b"x")
+
+
 def _watch(machine: FakeMachine, **changes: Any) -> telemetry.Watch:
     fields: dict[str, Any] = {
         "machine": cast("Machine", machine),
@@ -176,7 +181,11 @@ def test_a_quiet_guest_passes(tmp_path: Path) -> None:
 
 def test_each_leak_is_in_its_phase(tmp_path: Path) -> None:
     ports = {"boot": 1001, "idle": 1002, "shutdown": 1003}
-    seen = _observe(tmp_path, lambda guest, when: [guest.udp(FAR, ports[when], when.encode())] and None)
+
+    def leak(guest: Guest, when: str) -> None:
+        guest.udp(FAR, ports[when], when.encode())
+
+    seen = _observe(tmp_path, leak)
     phases = {flow.dport: dict(flow.phases) for flow in seen.flows if flow.dst == "203.0.113.7"}
     assert phases == {1001: {Phase.BOOT: 1}, 1002: {Phase.IDLE: 1}, 1003: {Phase.END: 1}}
     assert _rules(seen) == {("literal-address", "203.0.113.7")}
@@ -266,7 +275,7 @@ def test_a_sinkhole_that_died_at_the_end(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_first_violation_ends_it_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "LOOK_S", 0.0)
-    machine = FakeMachine(tmp_path, lambda guest, when: [guest.udp(FAR, 9, b"x")] and None)
+    machine = FakeMachine(tmp_path, _beacon)
     watch = _watch(machine, window_s=60.0, stop_early=True)
     watch.violations = lambda seen: sum(finding.rule == "literal-address" for finding in GATE.judge(seen, POLICY))
     seen = telemetry.observe(watch)
@@ -300,9 +309,7 @@ class StubbedShell(LocalShell):
 
 def _stub(directory: Path, name: str, status: int) -> None:
     path = directory / name
-    path.write_text(
-        f'#!/bin/sh\nprintf "%s|" {name} "$@" | tr "\\n" " " >>{directory}/log\necho >>{directory}/log\nexit {status}\n'
-    )
+    path.write_text(f'#!/bin/sh\nprintf "%s|" {name} "$@" | tr "\\n" " " >>{log}\necho >>{log}\nexit {status}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
@@ -378,7 +385,7 @@ def test_units_that_were_busy(tmp_path: Path) -> None:
 
 
 def test_the_unit_is_named_in_the_finding(tmp_path: Path) -> None:
-    machine = FakeMachine(tmp_path, lambda guest, when: [guest.udp(FAR, 9, b"x")] and None)
+    machine = FakeMachine(tmp_path, _beacon)
     stamp = str(int((POWER_ON + 21.5) * 1e6))
     entry = {"__REALTIME_TIMESTAMP": stamp, "_PID": "1", "UNIT": "spy.service"}
     (tmp_path / "journal.log").write_text(json.dumps(entry) + "\n")

@@ -18,6 +18,10 @@ from pytest_osgates.vm.spec import (
     port_name,
 )
 
+# The object whose timer bounds each jump of a machine that skips idle time, and its interval in microseconds.
+TICK = "tick0"
+TICK_US = 10_000
+
 
 @dataclass(frozen=True)
 class Wiring:
@@ -37,6 +41,7 @@ class Wiring:
     swtpm_fd: int | None = None
     nic_fd: int | None = None
     cards: tuple[tuple[int, Path], ...] = ()
+    incoming_fd: int | None = None
 
 
 def quote(path: Path) -> str:
@@ -56,13 +61,13 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
         *("-nodefaults", "-no-user-config", "-S"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", "q35,smm=on" if smm else "q35"),
-        *("-accel", accelerator.argument),
+        *_accelerator(spec, accelerator),
         *("-cpu", spec.cpu_model or accelerator.cpu),
         *("-smp", str(spec.cpus)),
         *("-m", f"{spec.memory_mib}M"),
         *("-display", "none"),
         *("-device", "VGA"),
-        *("-rtc", "base=utc,clock=host"),
+        *("-rtc", f"base={spec.rtc},clock=vm" if spec.rtc else "base=utc,clock=host"),
         # A reboot is counted, a panic reported, and the machine goes on: its last screen is evidence.
         *("-action", "panic=none"),
         *("-device", "pvpanic-pci"),
@@ -94,7 +99,21 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"),
         ]
     args += _channel(spec, wiring)
+    if wiring.incoming_fd is not None:
+        args += ["-incoming", f"fd:{wiring.incoming_fd}"]
     return args
+
+
+def _accelerator(spec: MachineSpec, accelerator: Accelerator) -> list[str]:
+    if not spec.warp:
+        return ["-accel", accelerator.argument]
+    # An idle processor jumps to the next timer instead of waiting for it (QEMU's docs/devel/tcg-icount.rst). The
+    # filter on a network that leads nowhere has such a timer, whose interval bounds each jump: vm/clock.py sets it.
+    return [
+        *("-accel", "tcg", "-icount", "shift=3,sleep=off"),
+        *("-netdev", "hubport,id=tick,hubid=9"),
+        *("-object", f"filter-buffer,id={TICK},netdev=tick,interval={TICK_US}"),
+    ]
 
 
 def _network(spec: MachineSpec, wiring: Wiring) -> list[str]:

@@ -32,18 +32,21 @@ class Analysis:
         self._packets = self._octets = 0
         self._first = self._last = 0.0
 
-    def run(self, path: Path) -> Traffic:
-        """Read all of `path`.
+    def run(self, *paths: Path) -> Traffic:
+        """Read all of `paths`, one after the other, as one capture.
 
-        :raise CaptureError: not even its header can be read; what is wrong later on is in `Traffic.problem`.
+        :raise CaptureError: not even a header can be read; what is wrong later on is in `Traffic.problem`.
         """
-        with PcapFile(path) as file:
-            if file.pcapng or file.link_type != ETHERNET:
-                for record in file.records():
-                    self._record(record.frame, record.at, record.size)
-            else:
-                self._fast(file)
-            return self._result(file.problem)
+        problem = ""
+        for path in paths:
+            with PcapFile(path) as file:
+                if file.pcapng or file.link_type != ETHERNET:
+                    for record in file.records():
+                        self._record(record.frame, record.at, record.size)
+                else:
+                    self._fast(file)
+                problem = problem or file.problem
+        return self._result(problem)
 
     def _record(self, frame: bytes, at: float, size: int) -> None:
         if not self._packets:
@@ -67,7 +70,7 @@ class Analysis:
         head = struct.Struct(f"{file.order}IIII").unpack_from
         bulk = self._dissector.bulk.get
         plain, whole = _PLAIN, _WHOLE
-        number, octets, left = 0, 0, b""
+        number, octets, left = self._packets, self._octets, b""
         # Whole seconds are compared in the loop; the exact time only where a boundary is near.
         edge = int(self._boundaries[0]) if self._boundaries else _NEVER
         for chunk in file.chunks():
@@ -212,9 +215,9 @@ def _begins(one: Half, two: Half) -> bool:
     return one.seen.initiator is True or two.seen.initiator is False
 
 
-def analyse(path: Path, boundaries: Sequence[float] = ()) -> Traffic:
-    """Everything that `path` tells.
+def analyse(path: Path, boundaries: Sequence[float] = (), *more: Path) -> Traffic:
+    """Everything that `path` tells, and captures that go on where it ends.
 
     :raise CaptureError: not even its header can be read.
     """
-    return Analysis(boundaries).run(path)
+    return Analysis(boundaries).run(path, *more)

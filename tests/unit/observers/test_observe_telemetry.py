@@ -308,7 +308,7 @@ class StubbedShell(LocalShell):
 
 
 def _stub(directory: Path, name: str, status: int) -> None:
-    path = directory / name
+    path, log = directory / name, directory / "log"
     path.write_text(f'#!/bin/sh\nprintf "%s|" {name} "$@" | tr "\\n" " " >>{log}\necho >>{log}\nexit {status}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 

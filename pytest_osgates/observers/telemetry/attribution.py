@@ -16,8 +16,15 @@ MAX_JOURNAL = 64 << 20
 MAX_SUSPECTS = 4
 # A unit that spoke, or was started, this long before a packet (or a little after: clocks differ) may have sent it.
 BEFORE_S, AFTER_S = 6.0, 1.5
+# A job that never ends is suspected of what happens in its first hour.
+ENDLESS_S = 3600.0
+# sd-messages(3): SD_MESSAGE_UNIT_STARTING; UNIT_STARTED, UNIT_FAILED and UNIT_FAILURE_RESULT end it.
+_STARTING = "7d4958e842da4a758f6c1cdc7b36dcc5"
+_DONE = frozenset(
+    {"39f53479d3a045ac8e11786248231fbf", "be02cf6855d2428ba40df7e9d022f03d", "d9b373ed55a64feb8242e02dbe79a49c"}
+)
 _USERS = re.compile(r'\("([^"]{1,64})",pid=(\d{1,9}),')
-_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}\.(?:service|timer|socket|target|scope|mount)")
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}\.(?:service|timer|socket|scope|mount)")
 # They speak of others, or of everything.
 _NOISE = frozenset({"init.scope", "systemd-journald.service", "dbus.service", "systemd-logind.service"})
 
@@ -61,11 +68,28 @@ def socket_owners(shell: GuestShell) -> dict[tuple[str, int], str]:
     return owners
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A line of the journal: when, of which unit; whether the manager begins to start it or is done with that."""
+
+    at: float
+    unit: str
+    starting: bool | None = None
+
+
 class Journal:
     """Which units were busy when, by the guest's own clock (seconds since 1970)."""
 
-    def __init__(self, entries: Iterable[tuple[float, str]]) -> None:
-        self._entries = sorted(entries)
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = sorted(entries, key=lambda entry: entry.at)
+        self._jobs: list[tuple[float, float, str]] = []
+        begun: dict[str, float] = {}
+        for entry in self._entries:
+            if entry.starting is True:
+                begun[entry.unit] = entry.at
+            elif entry.starting is False and entry.unit in begun:
+                self._jobs.append((begun.pop(entry.unit), entry.at, entry.unit))
+        self._jobs += [(at, at + ENDLESS_S, unit) for unit, at in begun.items()]
 
     @classmethod
     def read(cls, path: Path, ours: Iterable[str]) -> Journal:
@@ -80,22 +104,26 @@ class Journal:
                     if size > MAX_JOURNAL:
                         break
                     entry = _entry(line)
-                    if entry is not None and entry[1] not in skip:
+                    if entry is not None and entry.unit not in skip:
                         entries.append(entry)
         except OSError:
             return cls(())
         return cls(entries)
 
     def around(self, at: float) -> tuple[str, ...]:
-        """Units that were busy around `at`, the nearest first."""
+        """Units that were being started at `at` (a program that runs once is until it ends), the newest first; then
+        those that spoke around it, the nearest first.
+        """
         near: dict[str, float] = {}
-        for when, unit in self._entries:
-            if at - BEFORE_S <= when <= at + AFTER_S:
-                near[unit] = min(near.get(unit, 99.0), abs(at - when))
-        return tuple(sorted(near, key=lambda unit: near[unit])[:MAX_SUSPECTS])
+        for entry in self._entries:
+            if at - BEFORE_S <= entry.at <= at + AFTER_S:
+                near[entry.unit] = min(near.get(entry.unit, 99.0), abs(at - entry.at))
+        jobs = sorted((job for job in self._jobs if job[0] - AFTER_S <= at <= job[1] + AFTER_S), reverse=True)
+        found = dict.fromkeys((*(unit for _, _, unit in jobs), *sorted(near, key=lambda unit: near[unit])))
+        return tuple(found)[:MAX_SUSPECTS]
 
 
-def _entry(line: str) -> tuple[float, str] | None:
+def _entry(line: str) -> Entry | None:
     begin = line.find("{")
     if begin < 0:
         return None
@@ -110,4 +138,5 @@ def _entry(line: str) -> tuple[float, str] | None:
     stamp = str(entry.get("__REALTIME_TIMESTAMP", ""))
     if not isinstance(unit, str) or not _UNIT.fullmatch(unit) or not re.fullmatch(r"[0-9]{1,18}", stamp):
         return None
-    return int(stamp) / 1e6, unit
+    message = entry.get("MESSAGE_ID") if entry.get("_PID") == "1" else None
+    return Entry(int(stamp) / 1e6, unit, True if message == _STARTING else False if message in _DONE else None)

@@ -382,6 +382,16 @@ def test_units_that_were_busy(tmp_path: Path) -> None:
     assert journal.around(99.0) == ("spy.service",)
     assert journal.around(150.0) == ()
     assert Journal.read(tmp_path / "missing", []).around(1.0) == ()
+    path.write_text(
+        line(100, _PID="1", UNIT="once.service", MESSAGE_ID="7d4958e842da4a758f6c1cdc7b36dcc5")
+        + line(160, _PID="1", UNIT="once.service", MESSAGE_ID="39f53479d3a045ac8e11786248231fbf")
+        + line(200, _PID="1", UNIT="endless.service", MESSAGE_ID="7d4958e842da4a758f6c1cdc7b36dcc5")
+        + line(300, _PID="9", _SYSTEMD_UNIT="forger.service", MESSAGE_ID="7d4958e842da4a758f6c1cdc7b36dcc5")
+    )
+    journal = Journal.read(path, [])
+    assert journal.around(130.0) == ("once.service",)
+    assert journal.around(180.0) == ()
+    assert journal.around(900.0) == ("endless.service",)
 
 
 def test_the_unit_is_named_in_the_finding(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
 import pytest
 
@@ -12,6 +13,7 @@ from pytest_osgates.observers import telemetry
 from pytest_osgates.run import Run
 from pytest_osgates.states import Booted, boot
 from pytest_osgates.vm.errors import OsgatesError
+from pytest_osgates.vm.spec import AccelKind
 
 pytestmark = pytest.mark.telemetry
 
@@ -31,7 +33,20 @@ def watched(os_run: Run, os_gate_state: State, window_s: float) -> Iterator[Boot
     firmware = os_run.profile.machine.firmware[0]
     with ExitStack() as stack:
         try:
-            yield boot(os_run, stack, "telemetry", firmware, channel=True, state=os_gate_state, network=network)
+            rtc = ""
+            if os_run.request.time == "accelerated":
+                if os_run.host.accelerator.kind is not AccelKind.TCG or os_gate_state is not State.LIVE:
+                    raise NotProven(
+                        "idle time can be skipped under emulation, on the state live: use --iso-time real"
+                    )
+                rtc = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            yield boot(
+                *(os_run, stack, "telemetry", firmware),
+                channel=True,
+                state=os_gate_state,
+                network=network,
+                rtc=rtc,
+            )
         except OsgatesError as error:
             raise NotProven(f"the state {os_gate_state} was not reached: {error}") from error
 
@@ -57,6 +72,9 @@ def observation(
                 names=policy.names == "dns",
                 progress=os_run.progress,
                 violations=violations,
+                skipping=None
+                if os_run.request.time == "real"
+                else telemetry.Skipping(os_run.host, os_run.evidence.machine("telemetry")),
                 stop_early=pytestconfig.getoption("maxfail") == 1,
             )
         )

@@ -28,6 +28,12 @@ _OPTIONS = (
         "TIME",
         "how long the gate telemetry watches after boot: 90s, 30m, 2h (default: idle_s of the profile)",
     ),
+    (
+        "--iso-time",
+        "osgates_time",
+        ("real", "accelerated"),
+        "how time passes for telemetry: accelerated skips idle time, under emulation (default: real)",
+    ),
     ("--iso-accel", "osgates_accel", ("auto", "kvm", "tcg"), "accelerator (default: auto, KVM if it truly works)"),
 )
 

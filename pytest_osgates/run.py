@@ -44,6 +44,7 @@ class Request:
     build_output: str = ""
     sums: Path | None = None
     idle_s: float | None = None
+    time: str = "real"
 
 
 def existing_file(text: str, what: str) -> Path:
@@ -270,6 +271,7 @@ class Run:
             "build_output": self.request.build_output,
             "sums": None if self.request.sums is None else str(self.request.sums),
             "idle_s": self.request.idle_s,
+            "time": self.request.time,
             "profile": self.profile.source,
             "profile_sha256": self.profile.sha256,
             "outside": self._outside(),
@@ -302,6 +304,7 @@ class Run:
             build_output=data["build_output"],
             sums=None if data["sums"] is None else Path(data["sums"]),
             idle_s=data["idle_s"],
+            time=data["time"],
         )
         run = cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
         run.image_identity = None if data["identity"] is None else tuple(data["identity"])

@@ -121,6 +121,7 @@ def _request(config: pytest.Config) -> Request:
         build_output=options.value(config, "--iso-build-output"),
         sums=path("--iso-sums"),
         idle_s=parse_duration(idle) if (idle := options.value(config, "--iso-idle")) else None,
+        time=options.value(config, "--iso-time") or "real",
         tools=parse_tools([*config.getini("osgates_tool"), *config.getoption("--iso-tool")]),
     )
 

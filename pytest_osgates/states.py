@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
@@ -32,7 +33,14 @@ class Booted:
 
 
 def machine_spec(
-    run: Run, name: str, firmware: Firmware, *, channel: bool, state: State, network: tuple[Settings, ...] = ()
+    run: Run,
+    name: str,
+    firmware: Firmware,
+    *,
+    channel: bool,
+    state: State,
+    network: tuple[Settings, ...] = (),
+    rtc: str = "",
 ) -> MachineSpec:
     """The machine that the profile asks for.
 
@@ -57,6 +65,7 @@ def machine_spec(
         channel=nonce,
         smbios_strings=() if nonce is None else Injection(nonce).smbios_strings(),
         network=network,
+        rtc=rtc,
     )
 
 
@@ -84,13 +93,20 @@ def boot(
     channel: bool,
     state: State,
     network: tuple[Settings, ...] = (),
+    rtc: str = "",
 ) -> Booted:
-    """Power a machine on and wait until it is ready or has failed; `stack` ends it. `network`: its sinkholes.
+    """Power a machine on and wait until it is ready or has failed; `stack` ends it. `network`: its sinkholes. `rtc`:
+    where its clock begins, which then counts virtual time; the sinkholes go by it.
 
     :raise OsgatesError: the host's fault: nothing is known of the guest.
     """
-    spec = machine_spec(run, case, firmware, channel=channel, state=state, network=network)
     records = run.evidence.machine(case)
+    if rtc:
+        network = tuple(
+            replace(settings, capture=str((records / f"net{index}.pcap").absolute()))
+            for index, settings in enumerate(network)
+        )
+    spec = machine_spec(run, case, firmware, channel=channel, state=state, network=network, rtc=rtc)
     patterns = boot_check.patterns(emulated=run.host.accelerator.kind is AccelKind.TCG)
     machine = stack.enter_context(Machine(spec, run.host, records, patterns))
     if spec.channel is not None:

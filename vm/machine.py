@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, TypeVar
+from typing import IO, Self, TypeVar
 
 from pytest_osgates.vm import argv, process, workdir
 from pytest_osgates.vm.console import Console
@@ -61,7 +61,7 @@ RESTORE_SECONDS = 180.0
 class Resumed:
     """What a machine was when it was saved: its state, at the beginning of a file that is open, and its sinkholes."""
 
-    state: BinaryIO
+    state: IO[bytes]
     sinkholes: tuple[SinkholeLink, ...]
     power_on_at: float
 
@@ -307,7 +307,7 @@ class Machine:
                 raise LaunchFailed(f"the saved machine {self.spec.name} was not restored: {status}")
             pause.wait(0.05)
 
-    def save(self, target: BinaryIO) -> Resumed:
+    def save(self, target: IO[bytes]) -> Resumed:
         """Stop the machine for good and write its state to `target`; another one goes on from there.
 
         :raise QmpFailed: QEMU refused, or did not finish in time.
@@ -326,6 +326,11 @@ class Machine:
             pause.wait(0.05)
         target.seek(0)
         return Resumed(target, tuple(self.sinkholes), self.power_on_at)
+
+    def halt(self) -> None:
+        """End QEMU at once; its sinkholes live on, for the machine that goes on from its saved state."""
+        if self._process is not None:
+            process.end(self._process)
 
     # -- while it runs --------------------------------------------------------------------------------------------
 

@@ -150,6 +150,7 @@ class Analysis:
             overflow=found.overflow,
             problem=problem,
             from_macs=macs,
+            latency=found.latency,
         )
 
     def _pairs(self, halves: list[Half]) -> list[Flow]:

@@ -30,6 +30,7 @@ MAX_QUERIES = 50_000
 MAX_FACTS = 5_000
 MAX_NAMES = 100_000
 MAX_EXAMPLES = 10
+MAX_ASKED = 10_000
 MAX_HEAD = 1 << 16
 # A UDP flow is looked at this often: a QUIC hello takes up to four datagrams.
 LOOKS = 4
@@ -55,6 +56,8 @@ class Dissector:
         self.overflow = ""
         self.from_macs: dict[str, int] = {}
         self.phase = 0
+        self.latency: float | None = None
+        self._asked: dict[tuple[bytes, ...], float] = {}
         self._fragments = Reassembler()
         self._hellos = quic.HelloAssembler()
 
@@ -249,7 +252,7 @@ class Dissector:
     # -- TCP ------------------------------------------------------------------------------------------------------
 
     def _tcp(self, half: Half, segment: bytes) -> None:
-        sport, _, seq, _, offset, flags = _TCP.unpack_from(segment)
+        sport, _, seq, ack, offset, flags = _TCP.unpack_from(segment)
         begin = (offset >> 4) * 4
         if begin < 20 or begin > len(segment):
             raise Malformed("TCP header cut short")
@@ -261,6 +264,11 @@ class Dissector:
                 half.head = b""
                 self.bulk.pop(half.src + half.dst + segment[:4], None)
             half.next = (seq + 1) & 0xFFFFFFFF
+            if seen.initiator:
+                self._ask((half.src, half.dst, segment[:4], half.next.to_bytes(4, "big")), half.last)
+            else:
+                ports = segment[2:4] + segment[:2]
+                self._answered((half.dst, half.src, ports, ack.to_bytes(4, "big")), half.last)
             if not seen.initiator and sport != 53:
                 half.head = None
             return
@@ -327,6 +335,7 @@ class Dissector:
             question = dns.parse_question(data)
             half.seen.initiator = True
             server = text_of(half.dst)
+            self._ask((half.src, half.dst, half.sport.to_bytes(2, "big"), data[:2]), at)
             key = (question.name, question.word, text_of(half.src), server, transport)
             query = self.queries.get(key)
             if query is not None:
@@ -339,6 +348,7 @@ class Dissector:
                 return
             query.phases[self.phase] = query.phases.get(self.phase, 0) + 1
             return
+        self._answered((half.dst, half.src, half.dport.to_bytes(2, "big"), data[:2]), at)
         message = dns.parse(data)
         asked = message.questions[0][0] if message.questions else ""
         aliases = [record.value for record in message.records if record.kind == dns.CNAME]
@@ -351,6 +361,17 @@ class Dissector:
             for (name, *_), query in self.queries.items():
                 if name == asked:
                     query.aliases.update(dict.fromkeys(aliases[:20]))
+
+    def _ask(self, key: tuple[bytes, ...], at: float) -> None:
+        if len(self._asked) >= MAX_ASKED:
+            del self._asked[next(iter(self._asked))]
+        # Asked again, the first time counts.
+        self._asked.setdefault(key, at)
+
+    def _answered(self, key: tuple[bytes, ...], at: float) -> None:
+        begun = self._asked.pop(key, None)
+        if begun is not None:
+            self.latency = max(self.latency or 0.0, at - begun)
 
     def _named(self, address: str, name: str, how: str) -> None:
         if address in self.names or len(self.names) < MAX_NAMES:

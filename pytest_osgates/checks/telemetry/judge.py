@@ -22,6 +22,7 @@ def judge(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
     findings += identifiers(seen, policy)
     findings += proof(seen, policy)
     findings += _unused(policy, used)
+    findings += _remarks(seen)
     return findings
 
 
@@ -189,6 +190,31 @@ def _unparsed(seen: TelemetryObservation) -> list[Finding]:
         for card in seen.cards
         if card.unparsed
     ]
+
+
+def _remarks(seen: TelemetryObservation) -> list[Finding]:
+    findings = []
+    if seen.timing.mode != "real":
+        findings.append(
+            Finding(
+                rule="virtual-time",
+                subject=f"x{seen.timing.warp:.0f}",
+                seen=f"{seen.timing.idle_s:.0f} s of the guest's time, {seen.timing.warp:.0f} times as fast as real",
+                wanted="real time for a sign-off",
+                severity=Severity.REMARK,
+            )
+        )
+    if seen.timers:
+        findings.append(
+            Finding(
+                rule="timers",
+                subject=f"{len(seen.timers)} timers",
+                seen="due within the window, or within as long again: " + ", ".join(seen.timers[:10]),
+                wanted="a window in which what is of interest happens",
+                severity=Severity.REMARK,
+            )
+        )
+    return findings
 
 
 def _unused(policy: TelemetryPolicy, used: set[int]) -> list[Finding]:

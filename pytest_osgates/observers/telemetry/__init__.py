@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from pytest_osgates.checks.telemetry.seen import Moment, TelemetryObservation, Timing
 from pytest_osgates.model import State
@@ -15,12 +18,15 @@ from pytest_osgates.observers.telemetry.attribution import Journal, socket_owner
 from pytest_osgates.observers.telemetry.build import Card, build
 from pytest_osgates.observers.telemetry.canary import Canary, Planted, plant
 from pytest_osgates.progress import ProgressLog, Step
+from pytest_osgates.vm import clock, workdir
 from pytest_osgates.vm.errors import GuestError, HostError, OsgatesError
 from pytest_osgates.vm.guest.injection import Injection
+from pytest_osgates.vm.host import Host
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import card_mac
 from pytest_osgates.vm.text import one_line
+from pytest_osgates.vm.watch import Pattern
 
 LEASE_S = 90.0
 PROBE_S = 10.0
@@ -28,6 +34,7 @@ POLL_S = 0.5
 # How often what was captured so far is judged, for the display and for --exitfirst.
 LOOK_S = 15.0
 POWER_OFF_S = 180.0
+SHELL_S = 60.0
 MAX_CAPTURE = 2 << 30
 MAX_LOOK = 64 << 20
 # Events that name somebody out there: worth asking at once whose socket it is.
@@ -35,12 +42,22 @@ _CONTACTS = frozenset({"dns", "tcp", "udp", "ntp", "quic", "wireguard", "openvpn
 MAX_ASKED = 40
 
 
+@dataclass(frozen=True)
+class Skipping:
+    """How to skip idle time: the machine is saved when it is ready, and another one, made so, goes on from there."""
+
+    host: Host
+    records: Path
+    patterns: Sequence[Pattern] = ()
+
+
 @dataclass
 class Watch:
     """One machine that is ready, and how it is to be watched.
 
     `window_s`: guest seconds between the first canary and the last. `names`: whether its programs look names up.
-    `violations`: how many violations a judge sees in what there is so far. `stop_early`: at the first.
+    `violations`: how many violations a judge sees in what there is so far. `stop_early`: at the first. `skipping`:
+    None for real time.
     """
 
     machine: Machine
@@ -50,12 +67,16 @@ class Watch:
     progress: ProgressLog
     violations: Callable[[TelemetryObservation], int]
     stop_early: bool = False
+    skipping: Skipping | None = None
     who: str = "telemetry"
     planted: list[Planted] = field(default_factory=list)
     probed: dict[str, bool] = field(default_factory=dict)
     owners: list[dict[tuple[str, int], str]] = field(default_factory=list)
+    tails: list[_Tail] = field(default_factory=list)
     stopped_early: str = ""
     timers: tuple[str, ...] = ()
+    before: Machine | None = None
+    warp: float = 1.0
 
 
 def settings_for(window_s: float, cards: int) -> tuple[Settings, ...]:
@@ -71,42 +92,75 @@ def observe(watch: Watch) -> TelemetryObservation:
 
     :raise OsgatesError: machine or sinkhole ended while they were needed.
     """
-    tails = [_Tail(link.events) for link in watch.machine.sinkholes]
-    watch.owners = [{} for _ in tails]
+    watch.tails = [_Tail(link.events) for link in watch.machine.sinkholes]
+    watch.owners = [{} for _ in watch.tails]
     _step(watch, "waiting for an address", 0.0, LEASE_S)
     _await_address(watch)
     watch.timers = _timers(watch)
     _plant(watch, Moment.START)
-    begun = time.monotonic()
+    with ExitStack() as stack:
+        if watch.skipping is None:
+            begun = time.monotonic()
+            _idle(watch, lambda: time.monotonic() - begun)
+        else:
+            _change_over(watch, watch.skipping, stack)
+            governor = stack.enter_context(clock.Governor(watch.machine))
+            first, begun = clock.guest_time(watch.machine), time.monotonic()
+            # The clock of the machine tells whole seconds.
+            _idle(watch, lambda: clock.guest_time(watch.machine) - first - 1.0)
+            watch.warp = (clock.guest_time(watch.machine) - first) / max(1e-3, time.monotonic() - begun)
+            if governor.failure is not None:
+                raise governor.failure
+        if not watch.stopped_early:
+            _plant(watch, Moment.END)
+        _attribute(watch)
+        off = _power_off(watch)
+        _step(watch, "analysing the capture", 0.0, None)
+        observation = _observation(watch, final=True, powered_off=off)
+    _step(watch, "done", 0.0, None, done=True)
+    return observation
+
+
+def _idle(watch: Watch, guest_seconds: Callable[[], float]) -> None:
+    """Until the window has passed by `guest_seconds`, or there is no use in waiting on."""
     middle = False
-    looked = begun
+    looked = time.monotonic()
     pause = threading.Event()
-    while (elapsed := time.monotonic() - begun) < watch.window_s:
+    poll = POLL_S if watch.skipping is None else POLL_S / 10
+    while (elapsed := guest_seconds()) < watch.window_s:
         watch.machine.check()
-        _attribute(watch, tails)
+        _attribute(watch)
         if not middle and elapsed >= watch.window_s / 2:
             _plant(watch, Moment.MIDDLE)
             middle = True
         if _too_much(watch):
             watch.stopped_early = f"the guest sent more than {MAX_CAPTURE >> 30} GiB"
-            break
+            return
         if time.monotonic() - looked >= LOOK_S:
             count = _look(watch, elapsed)
             looked = time.monotonic()
             if count and watch.stop_early:
                 watch.stopped_early = "stopped at the first violation, as --exitfirst asks"
-                break
-        pause.wait(max(0.0, min(POLL_S, watch.window_s - elapsed)))
-    if not middle and not watch.stopped_early:
+                return
+        pause.wait(min(poll, max(0.0, watch.window_s - elapsed)))
+    if not middle:
         _plant(watch, Moment.MIDDLE)
-    if not watch.stopped_early:
-        _plant(watch, Moment.END)
-    _attribute(watch, tails)
-    off = _power_off(watch)
-    _step(watch, "analysing the capture", 0.0, None)
-    observation = _observation(watch, final=True, powered_off=off)
-    _step(watch, "done", 0.0, None, done=True)
-    return observation
+
+
+def _change_over(watch: Watch, skipping: Skipping, stack: ExitStack) -> None:
+    """Go on with a machine that skips idle time."""
+    old = watch.machine
+    _step(watch, "saving the machine", 0.0, 30.0)
+    state = stack.enter_context(_unnamed_file())
+    resumed = old.save(state)
+    old.halt()
+    spec = replace(old.spec, warp=True)
+    machine = stack.enter_context(Machine(spec, skipping.host, skipping.records, skipping.patterns, resumed))
+    if not machine.shell.wait_open(SHELL_S):
+        raise HostError(
+            "the guest's shell did not come back after the machine was saved", remedy="use --iso-time real"
+        )
+    watch.before, watch.machine = old, machine
 
 
 def _step(
@@ -203,10 +257,10 @@ class _Tail:
         return found
 
 
-def _attribute(watch: Watch, tails: list[_Tail]) -> None:
+def _attribute(watch: Watch) -> None:
     """Ask for the owners of sockets as soon as there is news of somebody out there."""
     nonce = str(watch.machine.spec.channel)
-    for index, tail in enumerate(tails):
+    for index, tail in enumerate(watch.tails):
         news = [
             event
             for event in tail.news()
@@ -251,6 +305,7 @@ def _power_off(watch: Watch) -> bool:
 
 def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryObservation:
     machine = watch.machine
+    machines = [machine] if watch.before is None else [watch.before, machine]
     cards = []
     for index, link in enumerate(machine.sinkholes):
         stats, trouble = None, ""
@@ -258,8 +313,8 @@ def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryOb
             stats = link.stop() if final else link.stats()
         except (HostError, ValueError) as error:
             trouble = one_line(str(error), 300)
-        capture = machine.captures[index]
-        if final and _dump_failed(machine.records / "qemu.log"):
+        captures = [one.captures[index] for one in machines]
+        if final and any(_dump_failed(one.records / "qemu.log") for one in machines):
             trouble = "; ".join(
                 filter(None, (trouble, "QEMU could not write the capture and stopped it (disk full?)"))
             )
@@ -268,20 +323,28 @@ def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryOb
                 index=index,
                 mac=card_mac(index),
                 settings=link.settings,
-                capture=capture,
+                captures=tuple(captures),
                 events=link.events,
-                name=f"machines/{machine.records.name}/{capture.name}",
+                name=", ".join(f"machines/{path.parent.name}/{path.name}" for path in captures),
                 stats=stats,
                 trouble=trouble,
                 owners=watch.owners[index] if index < len(watch.owners) else {},
             )
         )
     nonce = str(machine.spec.channel)
-    journal = Journal.read(machine.records / "journal.log", Injection(nonce).units) if final else Journal(())
+    logs = [one.records / "journal.log" for one in machines] if final else []
+    journal = Journal.read(logs, Injection(nonce).units)
     built = build(cards, watch.planted, watch.probed, machine.power_on_at, journal)
     return TelemetryObservation(
         state=watch.state,
-        timing=Timing(idle_s=built.idle_s, wanted_s=watch.window_s, boot_s=built.boot_s),
+        timing=Timing(
+            mode="real" if watch.skipping is None else "accelerated",
+            idle_s=built.idle_s,
+            wanted_s=watch.window_s,
+            boot_s=built.boot_s,
+            warp=round(watch.warp, 1),
+            latency_s=built.latency,
+        ),
         cards=tuple(built.cards),
         flows=tuple(built.flows),
         queries=tuple(built.queries),

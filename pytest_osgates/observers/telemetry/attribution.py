@@ -92,22 +92,23 @@ class Journal:
         self._jobs += [(at, at + ENDLESS_S, unit) for unit, at in begun.items()]
 
     @classmethod
-    def read(cls, path: Path, ours: Iterable[str]) -> Journal:
+    def read(cls, paths: Iterable[Path], ours: Iterable[str]) -> Journal:
         """Of the lines that the machine kept; units in `ours` are left out."""
         skip = {*_NOISE, *ours}
         entries = []
         size = 0
-        try:
-            with path.open("r", encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    size += len(line)
-                    if size > MAX_JOURNAL:
-                        break
-                    entry = _entry(line)
-                    if entry is not None and entry.unit not in skip:
-                        entries.append(entry)
-        except OSError:
-            return cls(())
+        for path in paths:
+            try:
+                with path.open("r", encoding="utf-8", errors="replace") as file:
+                    for line in file:
+                        size += len(line)
+                        if size > MAX_JOURNAL:
+                            break
+                        entry = _entry(line)
+                        if entry is not None and entry.unit not in skip:
+                            entries.append(entry)
+            except OSError:
+                continue
         return cls(entries)
 
     def around(self, at: float) -> tuple[str, ...]:

@@ -163,6 +163,11 @@ def _change_over(watch: Watch, skipping: Skipping, stack: ExitStack) -> None:
     watch.before, watch.machine = old, machine
 
 
+def _unnamed_file() -> IO[bytes]:
+    """On the disk, where machines have their files; gone with its last descriptor."""
+    return tempfile.TemporaryFile(dir=workdir.base_directory())
+
+
 def _step(
     watch: Watch, stage: str, elapsed: float, expected: float | None, *, done: bool = False, **counts: int
 ) -> None:

@@ -19,7 +19,7 @@ from pytest_osgates.vm.spec import card_mac
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "network"))
 
-from net_samples import client_hello
+from net_samples import Guest, client_hello, write_pcap, write_pcapng
 from test_net_quic import crypto, initial
 from test_net_streams import _with_extension
 
@@ -313,3 +313,6 @@ def plant(directory: Path) -> Path:
         f"[symlinks]\n{lines}"
     )
     return directory
+
+
+__all__ = ["EMITTERS", "Emitter", "Guest", "dns", "plant", "wire", "write_pcap", "write_pcapng"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -62,3 +64,26 @@ def test_time_goes_on_where_it_stopped_and_faster(tmp_path: Path) -> None:
             assert faster.sinkholes[0].stats()["link_open"] is True
     # Both wrote a capture; both processes are gone.
     assert all((tmp_path / name / "net0.pcap").stat().st_size >= 24 for name in ("one", "two"))
+
+
+@pytest.mark.slow
+def test_without_any_network(tmp_path: Path) -> None:
+    """The same in a network namespace of its own, without so much as a loopback that is up: nothing of it is needed."""
+    alone = ["unshare", "--user", "--map-root-user", "--net"]
+    if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this host lets users make no namespaces")
+    test = f"{__file__}::test_time_goes_on_where_it_stopped_and_faster"
+    inner = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp",
+        str(tmp_path / "inner"),
+        test,
+    ]
+    done = subprocess.run([*alone, *inner], check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout

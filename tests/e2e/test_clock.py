@@ -68,7 +68,7 @@ def test_time_goes_on_where_it_stopped_and_faster(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_any_network(tmp_path: Path) -> None:
-    """The same in a network namespace of its own, without so much as a loopback that is up: nothing of it is needed."""
+    """The same in a network namespace of its own, where not even the loopback is up."""
     alone = ["unshare", "--user", "--map-root-user", "--net"]
     if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("this host lets users make no namespaces")

@@ -94,6 +94,10 @@ def _shorter(seen: TelemetryObservation) -> TelemetryObservation:
     return seen.model_copy(update={"timing": seen.timing.model_copy(update={"idle_s": 1.0})})
 
 
+def _tunnel(seen: TelemetryObservation) -> TelemetryObservation:
+    return seen.model_copy(update={"tunnels": ("osgates-control",)})
+
+
 def _slow(seen: TelemetryObservation) -> TelemetryObservation:
     changes = {"mode": "accelerated", "latency_s": 5.0}
     return seen.model_copy(update={"timing": seen.timing.model_copy(update=changes)})
@@ -168,6 +172,8 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
             made.append(Control(name, lost, "canary", canary.moment, Severity.UNPROVEN))
     if seen.timing.idle_s >= policy.idle_s and not seen.stopped_early:
         made.append(Control("a shorter window", _shorter, "window", "idle", Severity.UNPROVEN))
+    if not seen.tunnels:
+        made.append(Control("a tunnel", _tunnel, "tunnel", "osgates-control", Severity.UNPROVEN))
     if seen.timing.mode == "real":
         made.append(Control("slow answers", _slow, "latency", "accelerated time", Severity.UNPROVEN))
     present = _present(seen)

@@ -177,8 +177,8 @@ class TelemetryObservation(Observation):
     stopped_early: str = ""
     tunnels: tuple[str, ...] = ()
     timers: tuple[str, ...] = ()
-    tries_of_attribution: int = 0
 
     @property
     def considered(self) -> int | None:
-        return len(self.flows) + len(self.queries)
+        # Frames that the guest sent: its canaries' at least.
+        return sum(card.captured_out for card in self.cards)

@@ -19,7 +19,8 @@ from pytest_osgates.observers.telemetry.build import Card, build
 from pytest_osgates.observers.telemetry.canary import Canary, Planted, plant
 from pytest_osgates.progress import ProgressLog, Step
 from pytest_osgates.vm import clock, workdir
-from pytest_osgates.vm.errors import GuestError, HostError, OsgatesError
+from pytest_osgates.vm.errors import ChannelError, GuestError, HostError, OsgatesError
+from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.host import Host
 from pytest_osgates.vm.machine import Machine
@@ -75,6 +76,7 @@ class Watch:
     tails: list[_Tail] = field(default_factory=list)
     stopped_early: str = ""
     timers: tuple[str, ...] = ()
+    tunnels: dict[str, None] = field(default_factory=dict)
     before: Machine | None = None
     warp: float = 1.0
 
@@ -97,6 +99,7 @@ def observe(watch: Watch) -> TelemetryObservation:
     _step(watch, "waiting for an address", 0.0, LEASE_S)
     _await_address(watch)
     watch.timers = _timers(watch)
+    watch.tunnels.update(dict.fromkeys(tunnels(watch.machine.shell)))
     _plant(watch, Moment.START)
     with ExitStack() as stack:
         if watch.skipping is None:
@@ -113,6 +116,7 @@ def observe(watch: Watch) -> TelemetryObservation:
                 raise governor.failure
         if not watch.stopped_early:
             _plant(watch, Moment.END)
+            watch.tunnels.update(dict.fromkeys(tunnels(watch.machine.shell)))
         _attribute(watch)
         off = _power_off(watch)
         _step(watch, "analysing the capture", 0.0, None)
@@ -214,6 +218,36 @@ def _timers(watch: Watch) -> tuple[str, ...]:
         return tuple(f"{unit} in {seconds:.0f} s" for seconds, unit in sorted(due)[:50])
     except (GuestError, ValueError, TypeError, AttributeError):
         return ()
+
+
+_TUNNELS = r"""
+for i in /sys/class/net/*; do
+[ -e "$i" ] || continue
+t=$(cat "$i/type" 2>/dev/null); k=$(sed -n 's/^DEVTYPE=//p' "$i/uevent" 2>/dev/null)
+[ -e "$i/tun_flags" ] && k=tun
+printf '%s %s %s\n' "${i##*/}" "${t:-0}" "${k:-none}"
+done
+"""
+# linux/if_arp.h: ppp, ipip, ip6tnl, sit, gre, ip6gre, and none, which tun and WireGuard have.
+_TUNNEL_TYPES = frozenset({"512", "768", "769", "776", "778", "823", "65534"})
+# Made by the kernel itself as soon as a module is loaded, and down.
+_FALLBACKS = frozenset({"tunl0", "ip6tnl0", "sit0", "gre0", "ip6gre0"})
+
+
+def tunnels(shell: GuestShell) -> list[str]:
+    """The guest's network interfaces that lead into a tunnel: what goes in there is not seen on the wire.
+
+    :raise ChannelError: the guest does not say which interfaces it has.
+    """
+    text = shell.run(_TUNNELS, timeout=60, max_output=1 << 16).check().text
+    rows = [line.split() for line in text.splitlines()]
+    if not any(row[:1] == ["lo"] for row in rows):
+        raise ChannelError("the guest does not say which network interfaces it has")
+    return [
+        one_line(row[0], 40)
+        for row in rows
+        if len(row) == 3 and row[0] not in _FALLBACKS and (row[1] in _TUNNEL_TYPES or row[2] in {"wireguard", "tun"})
+    ]
 
 
 def _plant(watch: Watch, moment: Moment) -> None:
@@ -358,6 +392,7 @@ def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryOb
         powered_off=powered_off,
         stopped_early=watch.stopped_early,
         timers=watch.timers,
+        tunnels=tuple(watch.tunnels),
     )
 
 

@@ -23,7 +23,7 @@ from pytest_osgates.observers import telemetry
 from pytest_osgates.observers.telemetry.attribution import Journal, socket_owners
 from pytest_osgates.observers.telemetry.canary import Canary, plant
 from pytest_osgates.progress import ProgressLog
-from pytest_osgates.vm.errors import GuestTimeout, MachineDied
+from pytest_osgates.vm.errors import ChannelError, GuestTimeout, MachineDied
 from pytest_osgates.vm.guest.channel import GuestShell, ShellResult
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.network import arp, dns, wire
@@ -61,6 +61,7 @@ class FakeMachine:
         self.canaries = 0
         self.dead = False
         self.deaf = False
+        self.interfaces = b"lo 772 none\nenp0s5 1 none\nsit0 776 none\n"
         self.through = self.settings.hardware
         self.change: dict[str, Any] = {}
         self.net.udp(b"\xff" * 4, 67, dhcp_message(3), sport=68, src=bytes(4))
@@ -114,6 +115,8 @@ class FakeMachine:
     # -- its shell
 
     def run(self, command: str, *, timeout: float = 60.0, max_output: int = 0) -> ShellResult:
+        if "/sys/class/net" in command:
+            return ShellResult(command, 0, self.interfaces, b"")
         match = re.match(r"set -- (\S+) (\S+) (\S+)\n", command)
         if match is None:
             return ShellResult(command, 1, b"", b"")
@@ -227,6 +230,21 @@ def test_a_guest_that_does_not_answer_over_the_link(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(telemetry, "POLL_S", 0.01)
     seen = _observe(tmp_path, deaf=True)
     assert _rules(seen) == {("canary", str(moment)) for moment in Moment}
+
+
+def test_a_tunnel_is_not_proven(tmp_path: Path) -> None:
+    seen = _observe(tmp_path, interfaces=b"lo 772 none\nenp0s5 1 none\nwg0 65534 wireguard\ntun3 65534 tun\n")
+    assert _rules(seen) == {("tunnel", "wg0"), ("tunnel", "tun3")}
+    assert judge(GATE, seen, POLICY).verdict is Verdict.NOT_PROVEN
+
+
+def test_a_guest_that_hides_its_interfaces(tmp_path: Path) -> None:
+    with pytest.raises(ChannelError, match="which network interfaces"):
+        _observe(tmp_path, interfaces=b"")
+
+
+def test_the_interfaces_of_this_machine(tmp_path: Path) -> None:
+    assert isinstance(telemetry.tunnels(cast("GuestShell", LocalShell(tmp_path))), list)
 
 
 def test_a_name_that_the_capture_lacks(tmp_path: Path) -> None:

@@ -19,6 +19,12 @@ pytestmark = pytest.mark.telemetry
 
 
 @pytest.fixture
+def state(os_run: Run) -> State:
+    """What the profile wants watched. Not `os_gate_state`: who asks for that waits for the machine that gates share."""
+    return os_run.profile.gates["telemetry"].state
+
+
+@pytest.fixture
 def window_s(os_run: Run) -> float:
     """How long to watch: what the command line says, else what the profile demands."""
     policy: TelemetryPolicy = os_run.profile.policy("telemetry")
@@ -26,7 +32,7 @@ def window_s(os_run: Run) -> float:
 
 
 @pytest.fixture
-def watched(os_run: Run, os_gate_state: State, window_s: float) -> Iterator[Booted]:
+def watched(os_run: Run, state: State, window_s: float) -> Iterator[Booted]:
     """A machine of its own: the only one whose network answers, and is watched from power-on."""
     policy: TelemetryPolicy = os_run.profile.policy("telemetry")
     network = telemetry.settings_for(window_s, policy.cards)
@@ -35,7 +41,7 @@ def watched(os_run: Run, os_gate_state: State, window_s: float) -> Iterator[Boot
         try:
             rtc = ""
             if os_run.request.time == "accelerated":
-                if os_run.host.accelerator.kind is not AccelKind.TCG or os_gate_state is not State.LIVE:
+                if os_run.host.accelerator.kind is not AccelKind.TCG or state is not State.LIVE:
                     raise NotProven(
                         "idle time can be skipped under emulation, on the state live: use --iso-time real"
                     )
@@ -43,21 +49,21 @@ def watched(os_run: Run, os_gate_state: State, window_s: float) -> Iterator[Boot
             yield boot(
                 *(os_run, stack, "telemetry", firmware),
                 channel=True,
-                state=os_gate_state,
+                state=state,
                 network=network,
                 rtc=rtc,
             )
         except OsgatesError as error:
-            raise NotProven(f"the state {os_gate_state} was not reached: {error}") from error
+            raise NotProven(f"the state {state} was not reached: {error}") from error
 
 
 @pytest.fixture
 def observation(
-    watched: Booted, os_run: Run, os_gate_state: State, window_s: float, pytestconfig: pytest.Config
+    watched: Booted, os_run: Run, state: State, window_s: float, pytestconfig: pytest.Config
 ) -> TelemetryObservation:
     """All that it sent."""
     if not watched.ready:
-        raise NotProven(f"the state {os_gate_state} was not reached: {watched.boot.outcome}: {watched.boot.detail}")
+        raise NotProven(f"the state {state} was not reached: {watched.boot.outcome}: {watched.boot.detail}")
     policy: TelemetryPolicy = os_run.profile.policy("telemetry")
 
     def violations(seen: TelemetryObservation) -> int:
@@ -67,7 +73,7 @@ def observation(
         return telemetry.observe(
             telemetry.Watch(
                 machine=watched.machine,
-                state=os_gate_state,
+                state=state,
                 window_s=window_s,
                 names=policy.names == "dns",
                 progress=os_run.progress,

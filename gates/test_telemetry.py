@@ -20,7 +20,7 @@ pytestmark = pytest.mark.telemetry
 
 @pytest.fixture
 def state(os_run: Run) -> State:
-    """What the profile wants watched. Not `os_gate_state`: who asks for that waits for the machine that gates share."""
+    """What the profile wants watched. Not `os_gate_state`, whose users share a machine and wait for each other."""
     return os_run.profile.gates["telemetry"].state
 
 

@@ -17,11 +17,16 @@ from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import card_mac
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "network"))
 
-from net_samples import Guest, client_hello, write_pcap, write_pcapng
-from test_net_quic import crypto, initial
-from test_net_streams import _with_extension
+from net_samples import (
+    Guest,
+    client_hello,
+    quic_crypto,
+    quic_initial,
+    with_extension,
+    write_pcap,
+    write_pcapng,
+)
 
 CARDS = tuple(Settings(subnet=2 + index, mac=f"52:55:0a:00:{2 + index:02x}:02") for index in range(2))
 GUEST = CARDS[0].guest
@@ -153,8 +158,8 @@ ANNOUNCEMENT = (
     + b"\x01x"
 )
 SEARCH = b"M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nST: ssdp:all\r\n\r\n"
-ECH = _with_extension(client_hello("public14.example.com"), 0xFE0D, bytes(40))
-QUIC = initial(crypto(0, client_hello("quic13.example.com", ["h3"])[5:]))
+ECH = with_extension(client_hello("public14.example.com"), 0xFE0D, bytes(40))
+QUIC = quic_initial(quic_crypto(0, client_hello("quic13.example.com", ["h3"])[5:]))
 PIECES = _fragments(far(32))
 TAG = b"\x81\x00\x0f\xa1"
 

@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pytest_osgates.vm.network import wire
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from pytest_osgates.vm.network import quic, wire
 from pytest_osgates.vm.network.authority import Authority
 from pytest_osgates.vm.network.events import EventLog
 from pytest_osgates.vm.network.settings import Settings
@@ -18,6 +21,8 @@ from pytest_osgates.vm.network.sinkhole import Sinkhole
 
 MAC = bytes.fromhex("525400123456")
 NOW = 1_700_000_000.0
+# The connection id of RFC 9001, appendix A.
+QUIC_DCID = bytes.fromhex("8394c8f03e515708")
 SYN, ACK, FIN, RST, PSH = 2, 16, 1, 4, 8
 
 
@@ -172,6 +177,47 @@ def client_hello(name: str, alpn: Iterable[str] = ()) -> bytes:
     except ssl.SSLWantReadError:
         return outgoing.read()
     raise AssertionError("a handshake without a server")
+
+
+def with_extension(hello: bytes, kind: int, body: bytes) -> bytes:
+    """A ClientHello record with one extension more; it has extensions already."""
+    message = hello[5:]
+    at = 4 + 34
+    at += 1 + message[at]
+    at += 2 + int.from_bytes(message[at : at + 2], "big")
+    at += 1 + message[at]
+    extra = kind.to_bytes(2, "big") + len(body).to_bytes(2, "big") + body
+    size = int.from_bytes(message[at : at + 2], "big") + len(extra)
+    message = message[:at] + size.to_bytes(2, "big") + message[at + 2 :] + extra
+    message = message[:1] + (len(message) - 4).to_bytes(3, "big") + message[4:]
+    return hello[:3] + len(message).to_bytes(2, "big") + message
+
+
+def varint(number: int) -> bytes:
+    """As QUIC writes numbers below 16384."""
+    return number.to_bytes(1, "big") if number < 64 else (number | 0x4000).to_bytes(2, "big")
+
+
+def quic_crypto(offset: int, data: bytes) -> bytes:
+    """A CRYPTO frame."""
+    return b"\x06" + varint(offset) + varint(len(data)) + data
+
+
+def quic_initial(
+    plain: bytes, *, version: int = quic.V1, dcid: bytes = QUIC_DCID, number: int = 2, token: bytes = b""
+) -> bytes:
+    """An Initial packet of a client, as RFC 9001 section 5 protects it."""
+    plain = plain.ljust(1160, b"\0")
+    key, iv, hp = quic.client_keys(version, dcid)
+    first = (0xC0 if version != quic.V2 else 0xD0) | 3
+    head = bytes((first,)) + version.to_bytes(4, "big") + bytes((len(dcid),)) + dcid + b"\0"
+    head += varint(len(token)) + token + varint(4 + len(plain) + 16)
+    packet_number = number.to_bytes(4, "big")
+    nonce = (int.from_bytes(iv, "big") ^ number).to_bytes(12, "big")
+    sealed = AESGCM(key).encrypt(nonce, plain, head + packet_number)
+    mask = Cipher(algorithms.AES(hp), modes.ECB()).encryptor().update(sealed[:16])  # noqa: S305
+    hidden = bytes(a ^ b for a, b in zip(packet_number, mask[1:], strict=False))
+    return bytes((first ^ (mask[0] & 0x0F),)) + head[1:] + hidden + sealed
 
 
 def dhcp_message(kind: int, *options: tuple[int, bytes], mac: bytes = MAC) -> bytes:

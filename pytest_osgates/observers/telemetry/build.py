@@ -27,7 +27,7 @@ from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.network.wire import text_of
 
 MAX_EVENTS = 256 << 20
-MAX_FLOWS = 20_000
+MAX_FLOWS = 5_000
 EMPTY = Traffic(0, 0, 0.0, 0.0, (), (), (), 0, (), "", "", {})
 
 

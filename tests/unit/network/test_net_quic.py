@@ -5,43 +5,18 @@ from __future__ import annotations
 import random
 
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from net_samples import QUIC_DCID as DCID
 from net_samples import Guest, client_hello
+from net_samples import quic_crypto as crypto
+from net_samples import quic_initial as initial
 
 from pytest_osgates.vm.network import quic
 from pytest_osgates.vm.network.wire import Malformed
 
 FAR = bytes((203, 0, 113, 7))
-DCID = bytes.fromhex("8394c8f03e515708")
 HELLO = client_hello("quic.example.com", ["h3"])[5:]
-
-
-def varint(number: int) -> bytes:
-    return number.to_bytes(1, "big") if number < 64 else (number | 0x4000).to_bytes(2, "big")
-
-
-def crypto(offset: int, data: bytes) -> bytes:
-    return b"\x06" + varint(offset) + varint(len(data)) + data
-
-
-def initial(
-    plain: bytes, *, version: int = quic.V1, dcid: bytes = DCID, number: int = 2, token: bytes = b""
-) -> bytes:
-    """An Initial packet of a client, as RFC 9001 section 5 protects it."""
-    plain = plain.ljust(1160, b"\0")
-    key, iv, hp = quic.client_keys(version, dcid)
-    first = (0xC0 if version != quic.V2 else 0xD0) | 3
-    head = bytes((first,)) + version.to_bytes(4, "big") + bytes((len(dcid),)) + dcid + b"\0"
-    head += varint(len(token)) + token + varint(4 + len(plain) + 16)
-    packet_number = number.to_bytes(4, "big")
-    nonce = (int.from_bytes(iv, "big") ^ number).to_bytes(12, "big")
-    sealed = AESGCM(key).encrypt(nonce, plain, head + packet_number)
-    mask = Cipher(algorithms.AES(hp), modes.ECB()).encryptor().update(sealed[:16])  # noqa: S305
-    hidden = bytes(a ^ b for a, b in zip(packet_number, mask[1:], strict=False))
-    return bytes((first ^ (mask[0] & 0x0F),)) + head[1:] + hidden + sealed
 
 
 def test_keys_of_rfc_9001_and_rfc_9369() -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from net_samples import ACK, Guest, client_hello, tcp_packet
+from net_samples import ACK, Guest, client_hello, tcp_packet, with_extension
 
 from pytest_osgates.vm.network import http, openvpn, tls, wireguard
 from pytest_osgates.vm.network.authority import Authority
@@ -94,22 +94,8 @@ def test_dot_and_doh_are_told_apart_from_other_tls() -> None:
     assert [event.get("provider") for event in guest.events if event["event"] == "doh"] == ["Google", "Quad9"]
 
 
-def _with_extension(hello: bytes, kind: int, body: bytes) -> bytes:
-    """A ClientHello record with one extension more; it has extensions already."""
-    message = hello[5:]
-    at = 4 + 34
-    at += 1 + message[at]
-    at += 2 + int.from_bytes(message[at : at + 2], "big")
-    at += 1 + message[at]
-    extra = kind.to_bytes(2, "big") + len(body).to_bytes(2, "big") + body
-    size = int.from_bytes(message[at : at + 2], "big") + len(extra)
-    message = message[:at] + size.to_bytes(2, "big") + message[at + 2 :] + extra
-    message = message[:1] + (len(message) - 4).to_bytes(3, "big") + message[4:]
-    return hello[:3] + len(message).to_bytes(2, "big") + message
-
-
 def test_an_encrypted_hello_is_noticed() -> None:
-    hello = _with_extension(client_hello("public.example"), tls.ECH, b"\0" * 40)
+    hello = with_extension(client_hello("public.example"), tls.ECH, b"\0" * 40)
     guest = Guest()
     guest.tcp(FAR, 443).say(hello)
     assert guest.only("tls")["ech"] is True

@@ -18,9 +18,12 @@ from pytest_osgates.vm.spec import (
     port_name,
 )
 
-# The object whose timer bounds each jump of a machine that skips idle time, and its interval in microseconds.
+# The object whose timer bounds each jump of a machine that skips idle time, and its interval in microseconds: about
+# as fast as real time, for a boot.
 TICK = "tick0"
-TICK_US = 10_000
+TICK_US = 100
+# An instruction takes 2**SHIFT nanoseconds of the guest's time.
+SHIFT = 3
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,6 @@ class Wiring:
     swtpm_fd: int | None = None
     nic_fd: int | None = None
     cards: tuple[tuple[int, Path], ...] = ()
-    incoming_fd: int | None = None
 
 
 def quote(path: Path) -> str:
@@ -99,18 +101,17 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"),
         ]
     args += _channel(spec, wiring)
-    if wiring.incoming_fd is not None:
-        args += ["-incoming", f"fd:{wiring.incoming_fd}"]
     return args
 
 
 def _accelerator(spec: MachineSpec, accelerator: Accelerator) -> list[str]:
-    if not spec.warp:
+    if not spec.rtc:
         return ["-accel", accelerator.argument]
-    # An idle processor jumps to the next timer instead of waiting for it (QEMU's docs/devel/tcg-icount.rst). The
-    # filter on a network that leads nowhere has such a timer, whose interval bounds each jump: vm/clock.py sets it.
+    # Instructions are counted, and an idle processor jumps to the next timer instead of waiting for it (QEMU's
+    # docs/devel/tcg-icount.rst). The filter on a network that leads nowhere has such a timer, whose interval bounds
+    # each jump: vm/clock.py sets it.
     return [
-        *("-accel", "tcg", "-icount", "shift=3,sleep=off"),
+        *("-accel", "tcg", "-icount", f"shift={SHIFT},sleep=off"),
         *("-netdev", "hubport,id=tick,hubid=9"),
         *("-object", f"filter-buffer,id={TICK},netdev=tick,interval={TICK_US}"),
     ]

@@ -16,8 +16,8 @@ from pytest_osgates.vm.argv import TICK, TICK_US
 from pytest_osgates.vm.errors import HostError, QmpFailed
 from pytest_osgates.vm.machine import Machine
 
-# Microseconds of guest time a jump, while frames come and go.
-BUSY_US = 500
+# Microseconds of guest time a jump at most: when it is quiet, and while frames come and go.
+QUIET_US, BUSY_US = 10_000, 500
 LOOK_S = 0.02
 # Host seconds without a frame after which it is quiet.
 QUIET_S = 0.25
@@ -49,7 +49,7 @@ class Governor:
                 count = sum(_frames(link.stats()) for link in self._machine.sinkholes)
                 if count != frames:
                     frames, heard = count, time.monotonic()
-                self._set(BUSY_US if time.monotonic() - heard < QUIET_S else TICK_US)
+                self._set(BUSY_US if time.monotonic() - heard < QUIET_S else QUIET_US)
             except HostError as error:
                 self.failure = error
                 return

@@ -9,14 +9,12 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeVar
+from typing import Self, TypeVar
 
 from pytest_osgates.vm import argv, process, workdir
 from pytest_osgates.vm.console import Console
@@ -53,17 +51,6 @@ GLANCE_SECONDS = 1.0
 # From when QEMU's sockets are closed, or it has said that it ends, to when its process has ended.
 ENDING_SECONDS = 0.3
 SHUTDOWN_SECONDS = 5.0
-SAVE_SECONDS = 180.0
-RESTORE_SECONDS = 180.0
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """What a machine was when it was saved: its state, at the beginning of a file that is open, and its sinkholes."""
-
-    state: IO[bytes]
-    sinkholes: tuple[SinkholeLink, ...]
-    power_on_at: float
 
 
 class Machine:
@@ -75,17 +62,9 @@ class Machine:
     :raise LaunchFailed: QEMU did not come up; its own words are in the message.
     """
 
-    def __init__(
-        self,
-        spec: MachineSpec,
-        host: Host,
-        records: Path,
-        patterns: Sequence[Pattern] = (),
-        resumed: Resumed | None = None,
-    ) -> None:
+    def __init__(self, spec: MachineSpec, host: Host, records: Path, patterns: Sequence[Pattern] = ()) -> None:
         self.spec = spec
         self.host = host
-        self._resumed = resumed
         self.records = records
         self.watcher = Watcher(patterns)
         self.resets = 0
@@ -168,15 +147,12 @@ class Machine:
                     self.arguments,
                     stdout=sink,
                     stderr=sink,
-                    pass_fds=[
-                        *(sock.fileno() for sock in theirs),
-                        *([self._resumed.state.fileno()] if self._resumed is not None else []),
-                    ],
+                    pass_fds=[sock.fileno() for sock in theirs],
                     # Captures are stamped by mktime(3), that is in local time.
                     env={**os.environ, "TZ": "UTC0"},
                 )
-            self.power_on_at = float(int(time.time())) if self._resumed is None else self._resumed.power_on_at
-            if self.spec.rtc and self._resumed is None:
+            self.power_on_at = float(int(time.time()))
+            if self.spec.rtc:
                 self.power_on_at = datetime.fromisoformat(f"{self.spec.rtc}+00:00").timestamp()
         finally:
             for sock in theirs:
@@ -230,14 +206,9 @@ class Machine:
         cards = []
         for index, settings in enumerate(self.spec.network):
             capture = (self.records / f"net{index}.pcap").absolute()
-            if self._resumed is not None:
-                # The same internet: it knows which name has which address.
-                link = self._resumed.sinkholes[index]
-                theirs.append(link.change_over(capture))
-            else:
-                link = SinkholeLink(f"net{index}", settings, self.records)
-                self._closing.append(link.close)
-                theirs.append(link.start())
+            link = SinkholeLink(f"net{index}", settings, self.records)
+            self._closing.append(link.close)
+            theirs.append(link.start())
             self.sinkholes.append(link)
             self.captures.append(capture)
             cards.append((theirs[-1].fileno(), capture))
@@ -247,9 +218,6 @@ class Machine:
             self._link = Nowhere(ours)
             self._closing.append(self._link.close)
             self._link.start()
-        incoming_fd = None
-        if self._resumed is not None:
-            incoming_fd = self._resumed.state.fileno()
         return argv.Wiring(
             qmp_fd=qmp_fd,
             serial_fd=serial_fd,
@@ -261,7 +229,6 @@ class Machine:
             swtpm_fd=swtpm_fd,
             nic_fd=nic_fd,
             cards=tuple(cards),
-            incoming_fd=incoming_fd,
         )
 
     def _record_arguments(self) -> None:
@@ -279,10 +246,7 @@ class Machine:
         try:
             self.qmp.connect(CONNECT_SECONDS * self.host.patience)
             # What QEMU draws as long as no firmware has set a video mode.
-            if self._resumed is None:
-                self._unlit = self.screen.grab().digest
-            else:
-                self._await_status("paused", RESTORE_SECONDS)
+            self._unlit = self.screen.grab().digest
             self.qmp.execute("cont")
         except QmpFailed as error:
             # The sockets of a QEMU that ends are closed a moment before its process has ended.
@@ -297,40 +261,6 @@ class Machine:
         for console in (self._serial, self._kernel_log, self._journal):
             if console is not None:
                 console.power_on()
-
-    def _await_status(self, wanted: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        pause = threading.Event()
-        while (status := str(self.qmp.execute("query-status")["status"])) != wanted:
-            self._raise_if_dead()
-            if time.monotonic() > deadline:
-                raise LaunchFailed(f"the saved machine {self.spec.name} was not restored: {status}")
-            pause.wait(0.05)
-
-    def save(self, target: IO[bytes]) -> Resumed:
-        """Stop the machine for good and write its state to `target`; another one goes on from there.
-
-        :raise QmpFailed: QEMU refused, or did not finish in time.
-        """
-        self.qmp.execute("stop")
-        # Bytes a second: as fast as the disk.
-        self.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 34)
-        self.qmp.give(target.fileno(), "state")
-        self.qmp.execute("migrate", uri="fd:state")
-        deadline = time.monotonic() + SAVE_SECONDS
-        pause = threading.Event()
-        while (status := self.qmp.execute("query-migrate").get("status")) != "completed":
-            self.check()
-            if status in {"failed", "cancelled"} or time.monotonic() > deadline:
-                raise QmpFailed(f"machine {self.spec.name} was not saved: {status}", remedy="free some space")
-            pause.wait(0.05)
-        target.seek(0)
-        return Resumed(target, tuple(self.sinkholes), self.power_on_at)
-
-    def halt(self) -> None:
-        """End QEMU at once; its sinkholes live on, for the machine that goes on from its saved state."""
-        if self._process is not None:
-            process.end(self._process)
 
     # -- while it runs --------------------------------------------------------------------------------------------
 

@@ -114,18 +114,6 @@ class Qmp:
         named = {key.replace("_", "-"): value for key, value in arguments.items()}
         return self._call(self._client.execute(command, named or None), timeout, command)
 
-    def give(self, descriptor: int, name: str, timeout: float = 20.0) -> None:
-        """Hand an open file over, that commands then call `name` (QMP ``getfd``).
-
-        :raise QmpFailed: it was refused, or there was no answer in time.
-        """
-
-        async def give() -> object:
-            self._client.send_fd_scm(descriptor)
-            return await self._client.execute("getfd", {"fdname": name})
-
-        self._call(give(), timeout, "getfd")
-
     def close(self) -> None:
         """Disconnect and end the thread; safe to call twice and on a dead QEMU."""
         if not self._thread.is_alive():

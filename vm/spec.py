@@ -67,9 +67,9 @@ class MachineSpec:
     ``cdrom`` is attached read-only. ``disks`` are never written: the machine works on overlays of them. ``channel``
     is the nonce of the guest channel, None for a machine without one. ``smbios_strings`` are SMBIOS type 11 (OEM)
     strings, by which systemd credentials enter (systemd.system-credentials(7)). ``network``: one card a sinkhole,
-    each with a capture; without any, ``nic`` is a card that leads nowhere. ``rtc``: where the machine's own clock
-    begins (``2026-01-31T12:00:00``), which then counts virtual time; empty: it is the host's. ``warp``: idle time is
-    skipped (vm/clock.py); only for a machine that is resumed.
+    each with a capture; without any, ``nic`` is a card that leads nowhere. ``rtc``: where the
+    machine's own clock begins (``2026-01-31T12:00:00``), which then counts virtual time, and idle time is skipped
+    (vm/clock.py, under emulation only); empty: its clock is the host's.
     """
 
     name: str
@@ -85,7 +85,6 @@ class MachineSpec:
     smbios_strings: tuple[str, ...] = field(default=(), repr=False)
     network: tuple[Settings, ...] = ()
     rtc: str = ""
-    warp: bool = False
 
     def __post_init__(self) -> None:
         # It becomes part of a QEMU option and of a directory's name.
@@ -97,8 +96,6 @@ class MachineSpec:
             raise UsageError(f"machine {self.name}: {self.memory_mib} MiB of memory is not between 128 MiB and 1 TiB")
         if not 1 <= self.cpus <= 255:
             raise UsageError(f"machine {self.name}: {self.cpus} CPUs is not between 1 and 255")
-        if self.warp and not self.rtc:
-            raise UsageError(f"machine {self.name}: time that is skipped needs a clock that counts it")
         if len(self.network) > MAX_CARDS or len({settings.subnet for settings in self.network}) < len(self.network):
             raise UsageError(f"machine {self.name}: at most {MAX_CARDS} cards, each with a subnet of its own")
 

@@ -32,21 +32,18 @@ class Analysis:
         self._packets = self._octets = 0
         self._first = self._last = 0.0
 
-    def run(self, *paths: Path) -> Traffic:
-        """Read all of `paths`, one after the other, as one capture.
+    def run(self, path: Path) -> Traffic:
+        """Read all of `path`.
 
-        :raise CaptureError: not even a header can be read; what is wrong later on is in `Traffic.problem`.
+        :raise CaptureError: not even its header can be read; what is wrong later on is in `Traffic.problem`.
         """
-        problem = ""
-        for path in paths:
-            with PcapFile(path) as file:
-                if file.pcapng or file.link_type != ETHERNET:
-                    for record in file.records():
-                        self._record(record.frame, record.at, record.size)
-                else:
-                    self._fast(file)
-                problem = problem or file.problem
-        return self._result(problem)
+        with PcapFile(path) as file:
+            if file.pcapng or file.link_type != ETHERNET:
+                for record in file.records():
+                    self._record(record.frame, record.at, record.size)
+            else:
+                self._fast(file)
+            return self._result(file.problem)
 
     def _record(self, frame: bytes, at: float, size: int) -> None:
         if not self._packets:
@@ -70,7 +67,7 @@ class Analysis:
         head = struct.Struct(f"{file.order}IIII").unpack_from
         bulk = self._dissector.bulk.get
         plain, whole = _PLAIN, _WHOLE
-        number, octets, left = self._packets, self._octets, b""
+        number, octets, left = 0, 0, b""
         # Whole seconds are compared in the loop; the exact time only where a boundary is near.
         edge = int(self._boundaries[0]) if self._boundaries else _NEVER
         for chunk in file.chunks():
@@ -150,7 +147,7 @@ class Analysis:
             overflow=found.overflow,
             problem=problem,
             from_macs=macs,
-            latency=found.latency,
+            latency=tuple(found.latency.get(phase) for phase in range(found.phase + 1)),
         )
 
     def _pairs(self, halves: list[Half]) -> list[Flow]:
@@ -216,9 +213,9 @@ def _begins(one: Half, two: Half) -> bool:
     return one.seen.initiator is True or two.seen.initiator is False
 
 
-def analyse(path: Path, boundaries: Sequence[float] = (), *more: Path) -> Traffic:
-    """Everything that `path` tells, and captures that go on where it ends.
+def analyse(path: Path, boundaries: Sequence[float] = ()) -> Traffic:
+    """Everything that `path` tells.
 
     :raise CaptureError: not even its header can be read.
     """
-    return Analysis(boundaries).run(path, *more)
+    return Analysis(boundaries).run(path)

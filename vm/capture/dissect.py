@@ -56,7 +56,7 @@ class Dissector:
         self.overflow = ""
         self.from_macs: dict[str, int] = {}
         self.phase = 0
-        self.latency: float | None = None
+        self.latency: dict[int, float] = {}
         self._asked: dict[tuple[bytes, ...], float] = {}
         self._fragments = Reassembler()
         self._hellos = quic.HelloAssembler()
@@ -371,7 +371,7 @@ class Dissector:
     def _answered(self, key: tuple[bytes, ...], at: float) -> None:
         begun = self._asked.pop(key, None)
         if begun is not None:
-            self.latency = max(self.latency or 0.0, at - begun)
+            self.latency[self.phase] = max(self.latency.get(self.phase, 0.0), at - begun)
 
     def _named(self, address: str, name: str, how: str) -> None:
         if address in self.names or len(self.names) < MAX_NAMES:
@@ -393,6 +393,10 @@ class Dissector:
             self.overflow = f"more than {MAX_FACTS} different things told on the link"
 
     def _arp(self, packet: arp.Arp, at: float, number: int) -> None:
+        if packet.operation == arp.REPLY:
+            self._answered((b"arp", packet.target, packet.sender), at)
+        elif not packet.claims:
+            self._ask((b"arp", packet.sender, packet.target), at)
         details = {"claims" if packet.claims else "asks": text_of(packet.target)}
         if packet.operation == arp.REPLY:
             details = {"answers": text_of(packet.sender)}

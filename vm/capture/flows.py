@@ -116,7 +116,8 @@ class Traffic:
 
     ``frames_from``: frames by the MAC address that sent them, as far as the flows tell; ``unparsed``: packets that
     could not be read, with the reasons of the first ones. ``overflow``: what was left out because there was too much.
-    ``latency``: the longest time from a query to its answer, or from a SYN to its answer; None: nothing was answered.
+    ``latency``: in each phase the longest time from a question (DNS, ARP, SYN) to its answer; None: nothing was
+    answered.
     """
 
     packets: int
@@ -131,4 +132,4 @@ class Traffic:
     overflow: str
     problem: str
     from_macs: dict[str, int]
-    latency: float | None = None
+    latency: tuple[float | None, ...] = (None,)

@@ -76,32 +76,6 @@ class SinkholeLink:
             control.close()
         return qemu
 
-    def change_over(self, capture: Path) -> socket.socket:
-        """The end of a new link, for the machine that goes on where another one was saved; the old link is given up.
-
-        `capture`: what its QEMU will write, by which the guest's time is told if it was told by a capture so far.
-
-        :raise HostError: it died, or does not answer.
-        """
-        ours, qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with self._lock:
-                if self._control is None:
-                    raise HostError(f"the sinkhole of {self.name} is not running")
-                self.check()
-                text = json.dumps({"do": "change-over", "capture": str(capture)}).encode() + b"\n"
-                socket.send_fds(self._control, [text], [ours.fileno()])
-                self._line(time.monotonic() + ANSWER_SECONDS)
-        except OSError as error:
-            qemu.close()
-            raise MachineDied(f"the sinkhole of {self.name} is gone: {error}") from error
-        except BaseException:
-            qemu.close()
-            raise
-        finally:
-            ours.close()
-        return qemu
-
     def check(self) -> None:
         """That it lives.
 

@@ -49,12 +49,6 @@ class CaptureClock:
     def __call__(self) -> float:
         return self._now or time.time()
 
-    def change_over(self, path: Path) -> None:
-        """From now on by another file."""
-        if self._file is not None:
-            self._file.close()
-        self._path, self._file, self._at = path, None, 24
-
     def refresh(self) -> None:
         """Read the records that were written since."""
         try:
@@ -87,7 +81,6 @@ class Peer:
         self._queued = 0
         self._late: list[tuple[float, int, bytes]] = []
         self._asked = bytearray()
-        self._given: list[int] = []
         self._number = 0
         self.dropped = 0
         self._open = True
@@ -193,8 +186,7 @@ class Peer:
 
     def _commands(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
-            self._given += descriptors
+            data = self._control.recv(1 << 16)
         except BlockingIOError:
             return
         except OSError:
@@ -221,9 +213,6 @@ class Peer:
             case "behave":
                 self.sink.behave(misbehaviour(asked["misbehaviour"]))
                 return {"done": True}
-            case "change-over":
-                self._change_over(Path(asked["capture"]))
-                return {"done": True}
             case "stop":
                 # What QEMU sent before it ended is still to be read.
                 while self._open and self._ready():
@@ -233,23 +222,6 @@ class Peer:
                 self._stop = True
                 return self._stats()
         return {"error": f"unknown command {asked['do']!r}"}
-
-    def _change_over(self, capture: Path) -> None:
-        """Another QEMU goes on with the same guest."""
-        while self._open and self._ready():
-            self._frames()
-        self._end_link()
-        self._link.close()
-        self._left = b""
-        self._queue.clear()
-        self._queued = 0
-        self._link = socket.socket(fileno=self._given.pop(0))
-        self._link.setblocking(False)
-        self._selector.register(self._link, selectors.EVENT_READ)
-        self._open = True
-        if self._clock is not None:
-            self._clock.change_over(capture)
-        self.sink.log.add("change-over")
 
     def _ready(self) -> bool:
         with selectors.DefaultSelector() as one:

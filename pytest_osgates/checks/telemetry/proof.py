@@ -10,6 +10,9 @@ from pytest_osgates.model import Finding, Severity
 
 # Frames to the guest that were still on their way when the machine was switched off.
 IN_FLIGHT = 64
+# The guest's own clock and the one that stamps captures, between two canaries: seconds, and a part of the time
+# between.
+MAX_DRIFT_S, MAX_DRIFT = 3.0, 0.02
 # Of the sinkhole's answers in guest time: beyond this, clients give up what they would have done.
 MAX_LATENCY_S = 1.0
 
@@ -111,6 +114,8 @@ def _time(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Findi
         yield _unproven(
             "latency", "accelerated time", f"an answer {took}", f"at most {MAX_LATENCY_S:.0f} s", "use real time"
         )
+    if timing.mode != "real":
+        yield from _clocks(seen)
     if not seen.powered_off:
         yield _unproven(
             *("power-off", "shutdown", "the guest did not go down when asked to", "traffic until power-off"),
@@ -118,3 +123,25 @@ def _time(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Findi
         )
     for tunnel in seen.tunnels:
         yield _unproven("tunnel", tunnel, "what goes through it was not seen", "traffic seen before it is encrypted")
+
+
+def _clocks(seen: TelemetryObservation) -> Iterator[Finding]:
+    """Whether skipped time passed for the guest, too: its own clock between the first canary and each other one."""
+    stamps = [(canary.moment, canary.clock, canary.at) for canary in seen.canaries]
+    first = next(((clock, at) for _, clock, at in stamps if clock is not None and at is not None), None)
+    for moment, clock, at in stamps:
+        if first is None or clock is None or at is None:
+            yield _unproven(
+                "clock", str(moment), "the guest did not tell its time", "the guest's time at each canary"
+            )
+            continue
+        by_guest, by_capture = clock - first[0], at - first[1]
+        if abs(by_guest - by_capture) > max(MAX_DRIFT_S, MAX_DRIFT * by_capture):
+            yield _unproven(
+                *(
+                    "clock",
+                    str(moment),
+                    f"{by_guest:.1f} s by the guest's clock, {by_capture:.1f} s by the capture's",
+                ),
+                *("the same time for both", "use --iso-time real"),
+            )

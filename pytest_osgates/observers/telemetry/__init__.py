@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from pytest_osgates.checks.telemetry.seen import Moment, TelemetryObservation, Timing
 from pytest_osgates.model import State
@@ -18,16 +15,14 @@ from pytest_osgates.observers.telemetry.attribution import Journal, socket_owner
 from pytest_osgates.observers.telemetry.build import Card, build
 from pytest_osgates.observers.telemetry.canary import Canary, Planted, plant
 from pytest_osgates.progress import ProgressLog, Step
-from pytest_osgates.vm import clock, workdir
+from pytest_osgates.vm import clock
 from pytest_osgates.vm.errors import ChannelError, GuestError, HostError, OsgatesError
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import Injection
-from pytest_osgates.vm.host import Host
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import card_mac
 from pytest_osgates.vm.text import one_line
-from pytest_osgates.vm.watch import Pattern
 
 LEASE_S = 90.0
 PROBE_S = 10.0
@@ -41,15 +36,6 @@ MAX_LOOK = 64 << 20
 # Events that name somebody out there: worth asking at once whose socket it is.
 _CONTACTS = frozenset({"dns", "tcp", "udp", "ntp", "quic", "wireguard", "openvpn"})
 MAX_ASKED = 40
-
-
-@dataclass(frozen=True)
-class Skipping:
-    """How to skip idle time: the machine is saved when it is ready, and another one, made so, goes on from there."""
-
-    host: Host
-    records: Path
-    patterns: Sequence[Pattern] = ()
 
 
 @dataclass
@@ -68,7 +54,7 @@ class Watch:
     progress: ProgressLog
     violations: Callable[[TelemetryObservation], int]
     stop_early: bool = False
-    skipping: Skipping | None = None
+    skipping: bool = False
     who: str = "telemetry"
     planted: list[Planted] = field(default_factory=list)
     probed: dict[str, bool] = field(default_factory=dict)
@@ -77,7 +63,6 @@ class Watch:
     stopped_early: str = ""
     timers: tuple[str, ...] = ()
     tunnels: dict[str, None] = field(default_factory=dict)
-    before: Machine | None = None
     warp: float = 1.0
 
 
@@ -101,28 +86,31 @@ def observe(watch: Watch) -> TelemetryObservation:
     watch.timers = _timers(watch)
     watch.tunnels.update(dict.fromkeys(tunnels(watch.machine.shell)))
     _plant(watch, Moment.START)
-    with ExitStack() as stack:
-        if watch.skipping is None:
-            begun = time.monotonic()
-            _idle(watch, lambda: time.monotonic() - begun)
-        else:
-            _change_over(watch, watch.skipping, stack)
-            governor = stack.enter_context(clock.Governor(watch.machine))
-            first, begun = clock.guest_time(watch.machine), time.monotonic()
+    begun = time.monotonic()
+    if watch.skipping:
+        first = clock.guest_time(watch.machine)
+        with clock.Governor(watch.machine) as governor:
             # The clock of the machine tells whole seconds.
             _idle(watch, lambda: clock.guest_time(watch.machine) - first - 1.0)
             watch.warp = (clock.guest_time(watch.machine) - first) / max(1e-3, time.monotonic() - begun)
-            if governor.failure is not None:
-                raise governor.failure
-        if not watch.stopped_early:
-            _plant(watch, Moment.END)
-            watch.tunnels.update(dict.fromkeys(tunnels(watch.machine.shell)))
-        _attribute(watch)
-        off = _power_off(watch)
-        _step(watch, "analysing the capture", 0.0, None)
-        observation = _observation(watch, final=True, powered_off=off)
+            _end(watch)
+        if governor.failure is not None:
+            raise governor.failure
+    else:
+        _idle(watch, lambda: time.monotonic() - begun)
+        _end(watch)
+    off = _power_off(watch)
+    _step(watch, "analysing the capture", 0.0, None)
+    observation = _observation(watch, final=True, powered_off=off)
     _step(watch, "done", 0.0, None, done=True)
     return observation
+
+
+def _end(watch: Watch) -> None:
+    if not watch.stopped_early:
+        _plant(watch, Moment.END)
+        watch.tunnels.update(dict.fromkeys(tunnels(watch.machine.shell)))
+    _attribute(watch)
 
 
 def _idle(watch: Watch, guest_seconds: Callable[[], float]) -> None:
@@ -130,7 +118,7 @@ def _idle(watch: Watch, guest_seconds: Callable[[], float]) -> None:
     middle = False
     looked = time.monotonic()
     pause = threading.Event()
-    poll = POLL_S if watch.skipping is None else POLL_S / 10
+    poll = POLL_S / 10 if watch.skipping else POLL_S
     while (elapsed := guest_seconds()) < watch.window_s:
         watch.machine.check()
         _attribute(watch)
@@ -149,27 +137,6 @@ def _idle(watch: Watch, guest_seconds: Callable[[], float]) -> None:
         pause.wait(min(poll, max(0.0, watch.window_s - elapsed)))
     if not middle:
         _plant(watch, Moment.MIDDLE)
-
-
-def _change_over(watch: Watch, skipping: Skipping, stack: ExitStack) -> None:
-    """Go on with a machine that skips idle time."""
-    old = watch.machine
-    _step(watch, "saving the machine", 0.0, 30.0)
-    state = stack.enter_context(_unnamed_file())
-    resumed = old.save(state)
-    old.halt()
-    spec = replace(old.spec, warp=True)
-    machine = stack.enter_context(Machine(spec, skipping.host, skipping.records, skipping.patterns, resumed))
-    if not machine.shell.wait_open(SHELL_S):
-        raise HostError(
-            "the guest's shell did not come back after the machine was saved", remedy="use --iso-time real"
-        )
-    watch.before, watch.machine = old, machine
-
-
-def _unnamed_file() -> IO[bytes]:
-    """On the disk, where machines have their files; gone with its last descriptor."""
-    return tempfile.TemporaryFile(dir=workdir.base_directory())
 
 
 def _step(
@@ -344,7 +311,6 @@ def _power_off(watch: Watch) -> bool:
 
 def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryObservation:
     machine = watch.machine
-    machines = [machine] if watch.before is None else [watch.before, machine]
     cards = []
     for index, link in enumerate(machine.sinkholes):
         stats, trouble = None, ""
@@ -352,8 +318,8 @@ def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryOb
             stats = link.stop() if final else link.stats()
         except (HostError, ValueError) as error:
             trouble = one_line(str(error), 300)
-        captures = [one.captures[index] for one in machines]
-        if final and any(_dump_failed(one.records / "qemu.log") for one in machines):
+        capture = machine.captures[index]
+        if final and _dump_failed(machine.records / "qemu.log"):
             trouble = "; ".join(
                 filter(None, (trouble, "QEMU could not write the capture and stopped it (disk full?)"))
             )
@@ -362,22 +328,22 @@ def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryOb
                 index=index,
                 mac=card_mac(index),
                 settings=link.settings,
-                captures=tuple(captures),
+                capture=capture,
                 events=link.events,
-                name=", ".join(f"machines/{path.parent.name}/{path.name}" for path in captures),
+                name=f"machines/{machine.records.name}/{capture.name}",
                 stats=stats,
                 trouble=trouble,
                 owners=watch.owners[index] if index < len(watch.owners) else {},
             )
         )
     nonce = str(machine.spec.channel)
-    logs = [one.records / "journal.log" for one in machines] if final else []
+    logs = [machine.records / "journal.log"] if final else []
     journal = Journal.read(logs, Injection(nonce).units)
     built = build(cards, watch.planted, watch.probed, machine.power_on_at, journal)
     return TelemetryObservation(
         state=watch.state,
         timing=Timing(
-            mode="real" if watch.skipping is None else "accelerated",
+            mode="accelerated" if watch.skipping else "real",
             idle_s=built.idle_s,
             wanted_s=watch.window_s,
             boot_s=built.boot_s,

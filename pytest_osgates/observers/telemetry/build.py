@@ -38,7 +38,7 @@ class Card:
     index: int
     mac: str
     settings: Settings
-    captures: tuple[Path, ...]
+    capture: Path
     events: Path
     name: str
     stats: Mapping[str, Any] | None
@@ -122,7 +122,7 @@ def build(
 
 def _analyse(card: Card, boundaries: Sequence[float]) -> Traffic:
     try:
-        return analyse(card.captures[0], boundaries, *card.captures[1:])
+        return analyse(card.capture, boundaries)
     except CaptureError as error:
         card.trouble = card.trouble or error.what
         return EMPTY
@@ -183,8 +183,10 @@ def _add(
     missing = sorted(events.queries - asked)
     if missing:
         trouble.append(f"the sinkhole was asked for {len(missing)} names that the capture lacks: {missing[0]}")
-    if traffic.latency is not None:
-        built.latency = round(max(built.latency or 0.0, traffic.latency), 6)
+    # The boot was in real time.
+    for latency in traffic.latency[1:]:
+        if latency is not None:
+            built.latency = round(max(built.latency or 0.0, latency), 6)
     incoming = traffic.from_macs.get(gateway, 0)
     stats = card.stats
     addresses = tuple(str(address) for address in stats["addresses"]) if stats else tuple(sorted(events.addresses))

@@ -261,8 +261,18 @@ def test_a_system_that_looks_up_no_names_needs_no_query() -> None:
 
 
 def test_accelerated_time_is_as_good_if_answers_were_quick() -> None:
-    seen = clean(timing=timing(mode="accelerated", latency_s=0.02, warp=100.0))
+    canaries = tuple(canary(each, clock=1000.0) for each in Moment)
+    seen = clean(timing=timing(mode="accelerated", latency_s=0.02, warp=100.0), canaries=canaries)
     assert judge(GATE, seen, POLICY).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("clock", "proven"), [(1130.5, True), (1100.0, False), (None, False), (1200.0, False)])
+def test_skipped_time_must_pass_for_the_guest(clock: float | None, proven: bool) -> None:
+    times = {Moment.START: (60.0, 1000.0), Moment.MIDDLE: (120.0, 1060.5), Moment.END: (190.0, clock)}
+    canaries = tuple(canary(each, at=at, clock=told) for each, (at, told) in times.items())
+    skipped = timing(mode="accelerated", latency_s=0.02, warp=100.0, idle_s=130.0)
+    assert (_found(clean(canaries=canaries, timing=skipped)) == []) == proven
+    assert _found(clean(canaries=canaries)) == []
 
 
 def test_nothing_at_all_is_not_a_pass() -> None:

@@ -92,17 +92,16 @@ CASES: dict[str, tuple[MachineSpec, Accelerator, FirmwareFiles | None, Wiring]] 
             cards=((15, Path("/records/net0.pcap")), (16, Path("/records,2/net1.pcap"))),
         ),
     ),
-    "resumed-and-skipping": (
+    "skipping": (
         MachineSpec(
             *("skipping", Firmware.BIOS, ISO),
             tpm=False,
             network=(Settings(),),
             rtc="2026-01-31T12:00:00",
-            warp=True,
         ),
         TCG,
         None,
-        Wiring(qmp_fd=10, serial_fd=11, cards=((15, Path("/records/net0.pcap")),), incoming_fd=16),
+        Wiring(qmp_fd=10, serial_fd=11, cards=((15, Path("/records/net0.pcap")),)),
     ),
     "commas-doubled": (
         MachineSpec(

@@ -50,8 +50,6 @@ def test_a_name_is_neither_an_option_nor_a_path(name: str) -> None:
 def test_networks_and_clocks() -> None:
     with pytest.raises(UsageError, match="a subnet of its own"):
         MachineSpec("m", Firmware.BIOS, ISO, network=(Settings(), Settings()))
-    with pytest.raises(UsageError, match="a clock that counts it"):
-        MachineSpec("m", Firmware.BIOS, ISO, warp=True)
     assert len({card_mac(index) for index in range(8)}) == 8
 
 

@@ -150,7 +150,7 @@ ASKED = query("deb.example.org")
             False,
         ),
         # Neither a vendor nor a hidden name can be allowed.
-        ({"name": "*.debian.org"}, query("deb.debian.org"), False),
+        ({"name": "*.debian.org"}, query("www.debian.org"), False),
         ({"name": "deb.example.org"}, flow("17.0.0.1", "tcp", 443, ("deb.example.org", "sni")), False),
         ({"name": "deb.example.org"}, query("deb.example.org", aliases=("x.fastly.net",)), False),
         ({"name": "ech.example"}, flow("1.2.3.4", "tcp", 443, ("ech.example", "sni"), notes=("ECH: hidden",)), False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import stat
@@ -23,6 +24,7 @@ from pytest_osgates.observers import telemetry
 from pytest_osgates.observers.telemetry.attribution import Journal, socket_owners
 from pytest_osgates.observers.telemetry.canary import Canary, plant
 from pytest_osgates.progress import ProgressLog
+from pytest_osgates.vm import clock
 from pytest_osgates.vm.errors import ChannelError, GuestTimeout, MachineDied
 from pytest_osgates.vm.guest.channel import GuestShell, ShellResult
 from pytest_osgates.vm.machine import Machine
@@ -305,6 +307,20 @@ def test_too_much_traffic_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(telemetry, "MAX_CAPTURE", 100)
     seen = _observe(tmp_path)
     assert ("stopped-early", "window") in _rules(seen)
+
+
+def test_skipped_time_is_labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = FakeMachine(tmp_path, _nothing)
+    seconds = iter(range(100, 10_000, 10))
+    monkeypatch.setattr(clock, "guest_time", lambda one: float(next(seconds)))
+    monkeypatch.setattr(clock, "Governor", lambda one: contextlib.nullcontext(SimpleNamespace(failure=None)))
+    seen = telemetry.observe(_watch(machine, window_s=60.0, skipping=True))
+    assert (seen.timing.mode, seen.timing.wanted_s) == ("accelerated", 60.0)
+    assert seen.timing.warp > 1
+    judgement = judge(GATE, seen, POLICY)
+    assert "virtual-time" in {finding.rule for finding in judgement.findings}
+    # Nothing of the guest's was answered in the meantime but look-ups of canaries.
+    assert seen.timing.latency_s is not None
 
 
 def test_leases_end_within_the_window() -> None:

@@ -12,6 +12,7 @@ from pytest_osgates.checks.vendors import Vendor
 # RFC 2131; RFC 8415; RFC 4861, RFC 2710, RFC 3810 (all hosts, routers, snoopers, solicited nodes); RFC 3376.
 _LINK_SERVERS = frozenset({"255.255.255.255", "ff02::1:2"})
 _LISTENERS = frozenset({"224.0.0.22", "224.0.0.2", "224.0.0.1"})
+_ERRORS = {"icmp": "ICMP type 3", "icmpv6": "ICMPv6 type 1"}
 # Names that say more than the address; the outer name of an encrypted hello does not.
 _SAID = ("sni", "host", "quic")
 
@@ -115,6 +116,11 @@ def is_link_business(flow: FlowSeen, card: CardSeen) -> bool:
     return applications == {"dns"} and flow.dport == 53
 
 
+def _is_complaint(flow: FlowSeen) -> bool:
+    """Whether a flow is nothing but "unreachable" (RFC 792 type 3, RFC 4443 type 1)."""
+    return flow.protocol in _ERRORS and bool(flow.notes) and set(flow.notes) <= {_ERRORS[flow.protocol]}
+
+
 def _same_link(text: str) -> bool:
     address = ipaddress.ip_address(text)
     return address.is_link_local or text.startswith(("224.0.0.", "ff02:"))
@@ -130,6 +136,8 @@ def group(seen: TelemetryObservation) -> list[Contact]:
     """Contacts in the order of their first packet; canaries and the business of the link are left out."""
     cards = {card.index: card for card in seen.cards}
     found: dict[str, Contact] = {}
+    reached = {query.server for query in seen.queries}
+    reached |= {flow.dst for flow in seen.flows if flow.from_guest and flow.protocol not in _ERRORS}
     for query in seen.queries:
         if not query.canary:
             contact = found.setdefault(query.name or ".", Contact(query.name or "."))
@@ -140,6 +148,9 @@ def group(seen: TelemetryObservation) -> list[Contact]:
             continue
         card = cards.get(flow.card)
         if card is not None and is_link_business(flow, card):
+            continue
+        if _is_complaint(flow) and flow.dst in reached:
+            # About an answer that came too late: it belongs to what asked for it, which is judged.
             continue
         subject = _subject(flow)
         contact = found.setdefault(subject or flow.dst, Contact(subject or flow.dst, literal=not subject))

@@ -83,6 +83,15 @@ def test_default_deny(what: dict[str, Any], expected: tuple[str, str] | None) ->
     assert _found(clean(**what)) == ([] if expected is None else [expected])
 
 
+def test_complaints_about_late_answers_belong_to_what_asked() -> None:
+    late = flow("203.0.113.53", "icmp", 0, applications=("icmp",), notes=("ICMP type 3",))
+    asked = query("www.example.com", server="203.0.113.53")
+    assert _found(clean(**late, **asked)) == [("foreign-resolver", "www.example.com")]
+    assert _found(clean(**late)) == [("literal-address", "203.0.113.53")]
+    ping = flow("203.0.113.53", "icmp", 0, applications=("icmp", "ping"), notes=("ICMP type 3", "ICMP type 8"))
+    assert ("literal-address", "203.0.113.53") in _found(clean(**ping, **asked))
+
+
 def test_each_phase_counts() -> None:
     for phase in Phase:
         seen = clean(**flow("203.0.113.7", "udp", 9, phases={phase: 1}))

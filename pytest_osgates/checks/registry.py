@@ -10,5 +10,8 @@ from pytest_osgates.model import AnyGate
 
 # Not to be written to: a gate from outside that registered itself here could stand in for a built-in one.
 GATES: Mapping[str, AnyGate] = MappingProxyType(
-    {gate.name: gate for gate in (boot.GATE, kconfig.GATE, lynis.GATE, reproducible.GATE, settings.GATE, telemetry.GATE)}
+    {
+        gate.name: gate
+        for gate in (boot.GATE, kconfig.GATE, lynis.GATE, reproducible.GATE, settings.GATE, telemetry.GATE)
+    }
 )

@@ -16,7 +16,6 @@ from pytest_osgates.checks import vendors
 from pytest_osgates.checks.telemetry import GATE, TelemetryPolicy
 from pytest_osgates.checks.telemetry.identifiers import eui64
 from pytest_osgates.checks.telemetry.seen import Moment, Phase, TelemetryObservation
-from pytest_osgates.data import load
 from pytest_osgates.judging import judge
 from pytest_osgates.model import Severity, Verdict
 
@@ -338,17 +337,3 @@ def test_vendors_by_longest_suffix_and_narrowest_range() -> None:
     assert vendors.of_address("192.0.2.1") is None
     assert vendors.of_address("no address") is None
     assert vendors.registered("a.b.example.co.uk") == "example.co.uk"
-
-
-def test_the_table_of_vendors_is_in_order() -> None:
-    table = load("vendors")
-    names = [row["name"] for row in table["vendor"]]
-    assert len(set(names)) == len(names)
-    wanted = {"Microsoft", "Google", "Apple", "Mozilla", "Canonical", "Debian", "Red Hat and Fedora", "Amazon"}
-    wanted |= {"Cloudflare", "Akamai", "Fastly", "GNOME", "KDE", "Valve"}
-    assert wanted <= set(names)
-    assert sum(bool(row.get("analytics")) for row in table["vendor"]) > 15
-    for row in table["vendor"]:
-        assert all(domain == domain.lower().strip(".") for domain in row["domains"])
-        assert not row.get("ranges") or row["source"]
-    assert table["as_of"]

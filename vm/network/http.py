@@ -80,8 +80,9 @@ def answer(request: Request) -> tuple[bytes, bool]:
     url = request.host + request.target.partition("?")[0]
     for pattern, body, kind in _portals():
         if pattern.search(url):
-            # NetworkManager heeds this header whatever else is answered (NetworkManager.conf(5), [connectivity]).
-            online = "X-NetworkManager-Status: online\r\nConnection: close\r\n\r\n"
+            # NetworkManager heeds its header whatever else is answered (NetworkManager.conf(5), [connectivity]),
+            # ConnMan nothing but its own (src/wispr.c).
+            online = "X-NetworkManager-Status: online\r\nX-ConnMan-Status: online\r\nConnection: close\r\n\r\n"
             if not body:
                 return f"HTTP/1.1 204 No Content\r\n{online}".encode(), True
             head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{online}"

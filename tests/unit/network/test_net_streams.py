@@ -154,6 +154,15 @@ def test_a_request_is_read_and_answered() -> None:
         ("captive.apple.com/hotspot-detect.html", b"200", b"Success"),
         ("connectivity-check.ubuntu.com/", b"204", b""),
         ("network-test.debian.org/nm", b"200", b"NetworkManager is online\n"),
+        ("ping.archlinux.org/nm-check.txt", b"200", b"NetworkManager is online\n"),
+        ("conncheck.opensuse.org/", b"200", b"NetworkManager is online\n"),
+        ("fedoraproject.org/static/hotspot.txt", b"200", b"OK"),
+        ("networkcheck.kde.org/", b"200", b"OK"),
+        ("204.pop-os.org/", b"204", b""),
+        ("captive.apple.com/", b"200", b"Success"),
+        ("www.apple.com/library/test/success.html", b"200", b"Success"),
+        ("ipv4.connman.net/online/status.html", b"200", b"online"),
+        ("www.msftconnecttest.com/connecttest.txt", b"200", b"Microsoft Connect Test"),
         ("example.com/", b"404", b""),
     ],
 )
@@ -162,6 +171,7 @@ def test_portal_checks_say_online(url: str, status: bytes, body: bytes) -> None:
     answer = Guest().tcp(FAR, 80).say(f"GET {slash}{path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     assert answer.split(b" ")[1] == status
     assert body in answer.partition(b"\r\n\r\n")[2]
+    assert (b"X-NetworkManager-Status: online\r\nX-ConnMan-Status: online\r\n" in answer) == (status != b"404")
 
 
 def test_a_proxy_is_asked_for_the_whole_address() -> None:

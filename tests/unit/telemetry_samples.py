@@ -46,11 +46,12 @@ def canary(moment: Moment, **changes: Any) -> CanarySeen:
         "moment": moment,
         "sent": True,
         "how": "bash",
-        "at": 60.0,
+        "at": {Moment.START: 60.0, Moment.MIDDLE: 90.5, Moment.END: 121.0}[moment],
         "datagram": True,
         "through_gateway": True,
         "query": True,
         "probe": True,
+        "resolved": True,
     }
     return CanarySeen(**{**fields, **changes})
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_osgates.vm.capture.dissect import Dissector
-from pytest_osgates.vm.capture.flows import Flow, Half, Traffic
+from pytest_osgates.vm.capture.flows import MAX_NOTES, Flow, Half, Traffic
 from pytest_osgates.vm.capture.pcap import ETHERNET, MAX_PACKET, PcapFile
-from pytest_osgates.vm.network.wire import PROTOCOLS, mac_text, text_of
+from pytest_osgates.vm.network.wire import ICMP, ICMPV6, PROTOCOLS, TCP, mac_text, text_of
 
 # A pcap record's header, then an Ethernet frame with IPv4 without options: EtherType and first byte together,
 # fragment bits, protocol, addresses and ports together, TCP's flags.
@@ -21,14 +21,21 @@ _NEED = 48
 _PLAIN = b"\x08\x00\x45"
 _WHOLE = frozenset({b"\0\0", b"\x40\0"})
 _NEVER = 1 << 62
+_PING = {"ping": None}
+DNS_PORT = 53
 
 
 class Analysis:
-    """Counts one capture. `boundaries`: times (s) at which a new phase begins; phase 0 is before the first."""
+    """Counts one capture. `boundaries`: times (s) at which a new phase begins; phase 0 is before the first.
 
-    def __init__(self, boundaries: Sequence[float] = ()) -> None:
+    `outside`: the MAC address of all that is not the machine, where that is known. Then it is never taken for whoever
+    began a flow in which the machine said something, and only its answers say whose an address is.
+    """
+
+    def __init__(self, boundaries: Sequence[float] = (), outside: str = "") -> None:
         self._boundaries = list(boundaries)
-        self._dissector = Dissector()
+        self._outside = bytes.fromhex(outside.replace(":", ""))
+        self._dissector = Dissector(self._outside)
         self._packets = self._octets = 0
         self._first = self._last = 0.0
 
@@ -127,8 +134,11 @@ class Analysis:
             self._next_phase()
         halves = list(found.halves.values())
         macs = dict(found.from_macs)
+        overflow = found.overflow
         for half in halves:
             self._last = max(self._last, half.last)
+            if half.seen.full:
+                overflow = overflow or f"more than {MAX_NOTES} names in one flow"
             # Frames that were only counted belong to the sender of the flow's first one.
             if half.packets > half.slow:
                 mac = mac_text(half.mac)
@@ -144,7 +154,7 @@ class Analysis:
             facts=tuple(sorted(found.facts.values(), key=lambda fact: (fact.first, fact.frame))),
             unparsed=found.unparsed,
             unparsed_examples=tuple(found.examples),
-            overflow=found.overflow,
+            overflow=overflow,
             problem=problem,
             from_macs=macs,
             latency=tuple(found.latency.get(phase) for phase in range(found.phase + 1)),
@@ -158,21 +168,33 @@ class Analysis:
                 continue
             protocol, src, dst, sport, dport = half.key
             other = known.get((protocol, dst, src, dport, sport)) if sport >= 0 else None
-            if other is half:
+            if other is half or (other is not None and not _belongs(half, other)):
                 other = None
             done.add(half.key)
             if other is None:
                 flows.append(self._flow(half, None))
                 continue
             done.add(other.key)
-            if _begins(other, half):
+            if self._begins(other, half):
                 flows.append(self._flow(other, half))
             else:
                 flows.append(self._flow(half, other))
         return flows
 
+    def _begins(self, one: Half, two: Half) -> bool:
+        """Whether `one` is from whoever began."""
+        if self._outside and (one.mac == self._outside) != (two.mac == self._outside):
+            return two.mac == self._outside
+        return _begins(one, two)
+
+    def _disputed(self, half: Half) -> bool:
+        return bool(self._outside and half.macs) and self._outside in (half.mac, *half.macs)
+
     def _flow(self, out: Half, back: Half | None) -> Flow:
         sides = [out] if back is None else [out, back]
+        for side in sides:
+            if side.protocol == TCP and side.dport == DNS_PORT and side.head:
+                side.seen.note(f"{len(side.head)} bytes that are no DNS query")
         names = dict(out.seen.names)
         for address in (text_of(out.dst),):
             for name, how in self._dissector.names.get(address, {}).items():
@@ -203,7 +225,13 @@ class Analysis:
             names=tuple(names),
             notes=tuple(dict.fromkeys(note for side in sides for note in side.seen.notes)),
             phases=tuple(total),
+            disputed=any(self._disputed(side) for side in sides),
         )
+
+
+def _belongs(one: Half, two: Half) -> bool:
+    """Whether two directions are one flow. ICMP has no ports: only pings are answered, the rest stands alone."""
+    return one.protocol not in {ICMP, ICMPV6} or one.seen.applications == two.seen.applications == _PING
 
 
 def _begins(one: Half, two: Half) -> bool:
@@ -213,9 +241,9 @@ def _begins(one: Half, two: Half) -> bool:
     return one.seen.initiator is True or two.seen.initiator is False
 
 
-def analyse(path: Path, boundaries: Sequence[float] = ()) -> Traffic:
-    """Everything that `path` tells.
+def analyse(path: Path, boundaries: Sequence[float] = (), outside: str = "") -> Traffic:
+    """Everything that `path` tells; see `Analysis`.
 
     :raise CaptureError: not even its header can be read.
     """
-    return Analysis(boundaries).run(path)
+    return Analysis(boundaries, outside).run(path)

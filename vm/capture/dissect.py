@@ -11,7 +11,9 @@ from pytest_osgates.vm.network import (
     dhcpv6,
     dns,
     http,
+    icmp,
     icmpv6,
+    igmp,
     link_names,
     openvpn,
     quic,
@@ -29,22 +31,34 @@ MAX_HALVES = 200_000
 MAX_QUERIES = 50_000
 MAX_FACTS = 5_000
 MAX_NAMES = 100_000
+MAX_SHARED = 20
 MAX_EXAMPLES = 10
 MAX_ASKED = 10_000
 MAX_HEAD = 1 << 16
+MAX_MACS = 8
 # A UDP flow is looked at this often: a QUIC hello takes up to four datagrams.
 LOOKS = 4
+# How much of an unknown datagram is told: all of a short one.
+HEAD = 32
 ENOUGH = 64
 _VLAN = frozenset({b"\x81\x00", b"\x88\xa8"})
+# Recursion desired, one question, nothing else.
+_IN, _PLAIN_QUERY = b"\0\x01", b"\x01\0\0\x01\0\0\0\0\0\0"
 _TCP = struct.Struct("!HHIIBB")
 # Ports whose every datagram is read.
 _READ_ALL = frozenset({53, 67, 68, 546, 547, link_names.MDNS_PORT, link_names.LLMNR_PORT})
 
 
 class Dissector:
-    """Knows every half flow by its key; `bulk` holds those over plain IPv4 of which nothing more is to be learned."""
+    """Knows every half flow by its key; `bulk` holds those over plain IPv4 of which nothing more is to be learned.
 
-    def __init__(self) -> None:
+    `outside`: the MAC address of all that is not the machine; empty where that is not known.
+    """
+
+    def __init__(self, outside: bytes = b"") -> None:
+        self.outside = outside
+        # Of the frame that is being read.
+        self._mac = b""
         self.halves: dict[tuple[int, bytes, bytes, int, int], Half] = {}
         self.bulk: dict[bytes, Half] = {}
         self.queries: dict[tuple[str, str, str, str, str], Query] = {}
@@ -85,7 +99,7 @@ class Dissector:
                 raise Malformed("a VLAN tag cut short")
             vlan = ((data[begin] << 8) | data[begin + 1]) & 0x0FFF
             kind, begin = data[begin + 2 : begin + 4], begin + 4
-        mac = data[6:12]
+        mac = self._mac = data[6:12]
         if vlan >= 0:
             self.fact("vlan", mac_text(mac), {"tag": str(vlan)}, at, number)
         if kind == wire.IPV4:
@@ -94,10 +108,14 @@ class Dissector:
             header = parse6(data[begin:])
         elif kind == wire.ARP:
             self._arp(arp.parse(data[begin:]), at, number)
+            _padding(data[begin + arp.SIZE :])
             return
         else:
             self.fact("ethertype", mac_text(mac), {"number": kind.hex(), "to": mac_text(data[:6])}, at, number)
             return
+        rest = data[begin + header.size :]
+        if header.odd:
+            self.fact("ip-options", mac_text(mac), {"what": header.odd}, at, number)
         fragment = header.fragment
         if fragment:
             key = (header.protocol, header.src, header.dst, -1, header.ident & 0xFFFF)
@@ -106,9 +124,11 @@ class Dissector:
             part.seen.note("IP fragments")
             whole = self._fragments.add(header)
             if whole is None:
+                _padding(rest)
                 return
             header = whole
         self._packet(header, at, number, 0 if fragment else size, data, vlan, fragment)
+        _padding(rest)
 
     # -- flows ----------------------------------------------------------------------------------------------------
 
@@ -131,6 +151,8 @@ class Dissector:
         if not half.packets:
             half.first, half.frame = at, number
             half.to, half.mac = frame[:6], frame[6:12]
+        elif frame[6:12] != half.mac and frame[6:12] not in half.macs and len(half.macs) < MAX_MACS:
+            half.macs += (frame[6:12],)
         half.packets += 1
         half.slow += 1
         half.octets += size
@@ -155,15 +177,20 @@ class Dissector:
             length = (payload[4] << 8) | payload[5]
             if not 8 <= length <= len(payload):
                 raise Malformed("UDP length does not fit the packet")
-            self._udp(half, payload[8:length], at, number, len(payload[8:length]))
+            self._udp(half, payload[8:length], at, number)
+            if length != len(payload):
+                raise Malformed(f"{len(payload) - length} bytes behind the datagram")
         elif protocol == wire.TCP:
             self._tcp(half, payload)
         elif protocol == wire.ICMP and payload:
-            half.seen.note(f"ICMP type {payload[0]}")
+            about = payload[0] not in icmp.ERRORS or icmp.is_about(payload, header.src, header.dst)
+            half.seen.note(f"ICMP type {payload[0]}" + ("" if about else " about nothing that came"))
             half.seen.applications.setdefault("ping" if payload[0] in {0, 8} else "icmp")
             half.seen.initiator = payload[0] == 8 or None
         elif protocol == wire.ICMPV6 and payload:
             self._icmpv6(half, header, payload, at, number, frame[6:12])
+        elif protocol == wire.IGMP:
+            igmp.check(payload)
         plain = len(header.src) == 4 and vlan < 0 and not fragment and ports
         if plain and self._learned(half):
             self.bulk[header.src + header.dst + payload[:4]] = half
@@ -175,7 +202,7 @@ class Dissector:
 
     # -- UDP ------------------------------------------------------------------------------------------------------
 
-    def _udp(self, half: Half, data: bytes, at: float, number: int, size: int) -> None:
+    def _udp(self, half: Half, data: bytes, at: float, number: int) -> None:
         half.looks += 1
         seen, sport, dport = half.seen, half.sport, half.dport
         multicast = half.dst[0] == 0xFF if len(half.dst) == 16 else half.dst[0] >= 224
@@ -185,10 +212,10 @@ class Dissector:
             seen.applications.setdefault("dhcp")
             if dport == 67:
                 self._dhcp(dhcp.parse(data), at, number)
-        elif dport == 547:
+        elif dport == 547 and len(half.src) == 16:
             seen.applications.setdefault("dhcpv6")
             self._dhcpv6(half, dhcpv6.parse(data), at, number)
-        elif sport == 547:
+        elif sport == 547 and dport == 546 and len(half.src) == 16:
             seen.applications.setdefault("dhcpv6")
         elif dport == 123 or sport == 123:
             seen.applications.setdefault("ntp")
@@ -206,7 +233,7 @@ class Dissector:
         else:
             self._udp_other(half, data)
         if half.looks == 1 and not seen.applications:
-            seen.note(f"{size} bytes, begins with {data[:16].hex()}")
+            seen.note(f"{len(data)} bytes, begins with {data[:HEAD].hex()}")
 
     def _udp_other(self, half: Half, data: bytes) -> None:
         seen = half.seen
@@ -236,6 +263,7 @@ class Dissector:
         seen.name(hello.sni, how)
         if hello.ech:
             seen.note("ECH: the true name is encrypted")
+            seen.applications.setdefault("ech")
         if hello.alpn:
             seen.note(f"ALPN {' '.join(hello.alpn)}")
         if not hello.sni:
@@ -259,10 +287,14 @@ class Dissector:
         seen = half.seen
         if flags & responder.SYN:
             seen.initiator = not flags & responder.ACK
-            if seen.initiator and half.head is None:
+            if seen.initiator:
                 # The same ports once more: another connection, that may say another name.
+                if half.head and half.dport == 53:
+                    seen.note(f"{len(half.head)} bytes that are no DNS query")
                 half.head = b""
                 self.bulk.pop(half.src + half.dst + segment[:4], None)
+            if len(segment) > begin:
+                seen.note("data in a SYN")
             half.next = (seq + 1) & 0xFFFFFFFF
             if seen.initiator:
                 self._ask((half.src, half.dst, segment[:4], half.next.to_bytes(4, "big")), half.last)
@@ -279,10 +311,14 @@ class Dissector:
             half.next = seq
         if seq != half.next:
             # Sent again, or out of order: what is missing comes again, or is not told.
-            if ((seq - half.next) & 0xFFFFFFFF) < 1 << 31:
+            again = (half.next - seq) & 0xFFFFFFFF
+            if again >= 1 << 31:
                 seen.note("segments out of order")
-            return
-        half.next = (seq + len(data)) & 0xFFFFFFFF
+                return
+            if again >= len(data):
+                return
+            data = data[again:]
+        half.next = (half.next + len(data)) & 0xFFFFFFFF
         half.head += data
         try:
             self._stream(half, half.head)
@@ -331,25 +367,22 @@ class Dissector:
 
     def _dns(self, half: Half, data: bytes, transport: str, at: float, number: int) -> None:
         half.seen.applications.setdefault("dns")
-        if half.dport == 53:
+        if half.dport == 53 and not self._is_answer(half, data):
             question = dns.parse_question(data)
             half.seen.initiator = True
-            server = text_of(half.dst)
             self._ask((half.src, half.dst, half.sport.to_bytes(2, "big"), data[:2]), at)
-            key = (question.name, question.word, text_of(half.src), server, transport)
-            query = self.queries.get(key)
-            if query is not None:
-                query.count += 1
-                query.last = at
-            elif len(self.queries) < MAX_QUERIES:
-                query = self.queries[key] = Query(*key, first=at, last=at, frame=number)
-            else:
-                self.overflow = f"more than {MAX_QUERIES} different DNS queries"
-                return
-            query.phases[self.phase] = query.phases.get(self.phase, 0) + 1
+            self._query(half, question.name, question.word, transport, at, number)
+            if not data.endswith(_IN, 0, question.after) or len(data) != question.after or data[2:12] != _PLAIN_QUERY:
+                if more := dns.beyond(data, question):
+                    half.seen.note(more)
+                for name in dns.other_questions(data, question):
+                    self._query(half, name, "another question", transport, at, number)
             return
         self._answered((half.dst, half.src, half.dport.to_bytes(2, "big"), data[:2]), at)
         message = dns.parse(data)
+        if self.outside and self._mac != self.outside:
+            # What the machine says of names itself is not believed.
+            return
         asked = message.questions[0][0] if message.questions else ""
         aliases = [record.value for record in message.records if record.kind == dns.CNAME]
         for record in message.records:
@@ -361,6 +394,23 @@ class Dissector:
             for (name, *_), query in self.queries.items():
                 if name == asked:
                     query.aliases.update(dict.fromkeys(aliases[:20]))
+
+    def _is_answer(self, half: Half, data: bytes) -> bool:
+        """Whether what goes from one port 53 to another is an answer: none of the machine's is."""
+        return half.sport == 53 and len(data) > 2 and bool(data[2] & 0x80) and self._mac == self.outside
+
+    def _query(self, half: Half, name: str, word: str, transport: str, at: float, number: int) -> None:
+        key = (name, word, text_of(half.src), text_of(half.dst), transport)
+        query = self.queries.get(key)
+        if query is not None:
+            query.count += 1
+            query.last = at
+        elif len(self.queries) < MAX_QUERIES:
+            query = self.queries[key] = Query(*key, first=at, last=at, frame=number)
+        else:
+            self.overflow = f"more than {MAX_QUERIES} different DNS queries"
+            return
+        query.phases[self.phase] = query.phases.get(self.phase, 0) + 1
 
     def _ask(self, key: tuple[bytes, ...], at: float) -> None:
         if len(self._asked) >= MAX_ASKED:
@@ -376,8 +426,10 @@ class Dissector:
     def _named(self, address: str, name: str, how: str) -> None:
         if address in self.names or len(self.names) < MAX_NAMES:
             names = self.names.setdefault(address, {})
-            if name and len(names) < 20:
+            if name and len(names) < MAX_SHARED:
                 names.setdefault(name, how)
+            elif name and name not in names:
+                self.overflow = f"more than {MAX_SHARED} names of one address"
 
     # -- the link -------------------------------------------------------------------------------------------------
 
@@ -400,7 +452,7 @@ class Dissector:
         details = {"claims" if packet.claims else "asks": text_of(packet.target)}
         if packet.operation == arp.REPLY:
             details = {"answers": text_of(packet.sender)}
-        self.fact("arp", mac_text(packet.sender_mac), details, at, number)
+        self.fact("arp", mac_text(self._mac), details, at, number)
 
     def _dhcp(self, message: dhcp.Message, at: float, number: int) -> None:
         details = {
@@ -409,8 +461,11 @@ class Dissector:
             "client_id": message.client_id.hex(),
             "vendor": message.vendor,
             "user_class": message.user_class,
+            "fqdn": message.fqdn,
+            "hardware": mac_text(message.mac) if message.mac != self._mac else "",
+            "other": "; ".join(message.other),
         }
-        self.fact("dhcp", mac_text(message.mac), {key: text for key, text in details.items() if text}, at, number)
+        self.fact("dhcp", mac_text(self._mac), {key: text for key, text in details.items() if text}, at, number)
 
     def _dhcpv6(self, half: Half, message: dhcpv6.Message, at: float, number: int) -> None:
         details = {
@@ -418,9 +473,12 @@ class Dissector:
             "host": message.fqdn,
             "duid": message.duid.hex(),
             "vendor": message.vendor,
+            "other": "; ".join(message.other),
         }
+        if message.kind not in dhcpv6.KINDS:
+            raise Malformed(f"DHCPv6 message of type {message.kind}, which clients do not send")
         told = {key: text for key, text in details.items() if text}
-        self.fact("dhcpv6", mac_text(half.mac), told, at, number)
+        self.fact("dhcpv6", mac_text(self._mac), told, at, number)
 
     def _icmpv6(self, half: Half, header: Header, message: bytes, at: float, number: int, mac: bytes) -> None:
         kind = message[0]
@@ -430,9 +488,20 @@ class Dissector:
             seen.initiator = kind == icmpv6.ECHO or None
             return
         seen.applications.setdefault("nd" if 133 <= kind <= 137 else "mld" if kind in icmpv6.LISTENER else "icmpv6")
-        seen.note(f"ICMPv6 type {kind}")
+        about = kind not in icmpv6.ERRORS or icmpv6.is_about(message, header.src, header.dst)
+        seen.note(f"ICMPv6 type {kind}" + ("" if about else " about nothing that came"))
+        icmpv6.check(message)
         if kind == icmpv6.NEIGHBOUR_SOLICITATION and not header.src.strip(b"\0"):
             target = icmpv6.solicited_target(message)
             if target is not None:
                 # Duplicate address detection: the address that it is about to use (RFC 4862 5.4).
                 self.fact("address", mac_text(mac), {"claims": text_of(target)}, at, number)
+
+
+def _padding(rest: bytes) -> None:
+    """What follows a packet in its frame is zeros (IEEE 802.3 3.2.8 leaves it open, RFC 1042 does not).
+
+    :raise Malformed: it is something else.
+    """
+    if rest.strip(b"\0"):
+        raise Malformed(f"{len(rest)} bytes behind the packet, which are no padding")

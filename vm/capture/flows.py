@@ -12,7 +12,7 @@ class Half:
 
     __slots__ = (
         *("dport", "dst", "first", "frame", "head", "key", "last", "looks", "mac", "mask", "next", "octets"),
-        *("packets", "past", "protocol", "seen", "slow", "sport", "src", "to"),
+        *("macs", "packets", "past", "protocol", "seen", "slow", "sport", "src", "to"),
     )
 
     def __init__(self, protocol: int, src: bytes, dst: bytes, sport: int, dport: int) -> None:
@@ -23,6 +23,8 @@ class Half:
         self.first = self.last = 0.0
         self.frame = 0
         self.mac = self.to = b""
+        # Other cards that sent packets of this direction, by whose addresses it cannot be told whose it is.
+        self.macs: tuple[bytes, ...] = ()
         self.mask = 7 if protocol == 6 else 0
         self.looks = 0
         # TCP: the sequence number that comes next, and what was said so far; None once it is known what it is.
@@ -42,6 +44,7 @@ class Seen:
     names: dict[tuple[str, str], None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     initiator: bool | None = None
+    full: bool = False
 
     def note(self, text: str) -> None:
         """Remember a remark once."""
@@ -49,14 +52,21 @@ class Seen:
             self.notes.setdefault(text)
 
     def name(self, name: str, how: str) -> None:
-        """Remember a name once."""
-        if name and len(self.names) < MAX_NOTES:
-            self.names.setdefault((name, how))
+        """Remember a name once; `full` where there were more than are remembered."""
+        if not name or (name, how) in self.names:
+            return
+        if len(self.names) < MAX_NOTES:
+            self.names[name, how] = None
+        else:
+            self.full = True
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Who talked with whom. ``out`` is from whoever began. ``phases``: packets in each phase, both directions."""
+    """Who talked with whom. ``out`` is from whoever began. ``phases``: packets in each phase, both directions.
+
+    ``disputed``: packets of one direction came from several cards, the outside's among them.
+    """
 
     protocol: str
     src: str
@@ -76,6 +86,7 @@ class Flow:
     names: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     phases: tuple[int, ...]
+    disputed: bool = False
 
 
 @dataclass

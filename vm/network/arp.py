@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pytest_osgates.vm.network.wire import ARP, Malformed
 
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
+SIZE = _ARP.size
 REQUEST, REPLY = 1, 2
 
 

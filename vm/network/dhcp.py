@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pytest_osgates.vm.network.settings import Settings
@@ -21,11 +22,28 @@ KINDS = {
     INFORM: "inform",
 }
 _FIXED = 236
+# Fields that a client leaves empty.
+_EMPTY = {
+    "hops": slice(3, 4),
+    "yiaddr": slice(16, 20),
+    "siaddr": slice(20, 24),
+    "giaddr": slice(24, 28),
+    "chaddr": slice(34, 44),
+    "sname": slice(44, 108),
+    "file": slice(108, 236),
+}
+# Options that are read one by one, and those that say nothing of the machine (RFC 7844 3): the lengths they may have.
+_READ = frozenset({12, 60, 61, 77, 81})
+_USUAL = {50: (4,), 51: (4,), 53: (1,), 54: (4,), 55: range(101), 57: (2,), 80: (0,), 116: (1,), 145: (1,)}
+MAX_SHOWN = 32
 
 
 @dataclass(frozen=True)
 class Message:
-    """A client's message, as far as it tells something. ``host``: options 12 and 81; ``client_id``: option 61."""
+    """A client's message, as far as it tells something. ``host``: option 12; ``fqdn``: 81; ``client_id``: 61.
+
+    ``other``: whatever else it carries that an anonymous client leaves out, each as ``WHERE: HEX``.
+    """
 
     kind: int
     mac: bytes
@@ -36,6 +54,8 @@ class Message:
     user_class: str = ""
     requested: bytes = b""
     parameters: bytes = b""
+    fqdn: str = ""
+    other: tuple[str, ...] = ()
 
     @property
     def word(self) -> str:
@@ -67,13 +87,33 @@ def parse(data: bytes) -> Message:
         kind=options[53][0],
         mac=data[28:34],
         raw=data,
-        host=safe_ascii(options.get(12, b"") or options.get(81, b"")[3:]),
+        host=safe_ascii(options.get(12, b"")),
         client_id=options.get(61, b""),
         vendor=safe_ascii(options.get(60, b"")),
         user_class=safe_ascii(options.get(77, b"")),
         requested=options.get(50, b""),
         parameters=options.get(55, b""),
+        fqdn=safe_ascii(options.get(81, b"")[3:]),
+        other=tuple(_other(data, options, data[at + 1 :])),
     )
+
+
+def _other(data: bytes, options: Mapping[int, bytes], behind: bytes) -> Iterator[str]:
+    for name, where in _EMPTY.items():
+        if value := data[where].rstrip(b"\0"):
+            yield shown(name, value)
+    for code, value in options.items():
+        if code not in _READ and len(value) not in _USUAL.get(code, ()):
+            yield shown(str(code), value)
+    if behind.strip(b"\0"):
+        yield shown("behind the end", behind)
+
+
+def shown(name: str, value: bytes) -> str:
+    """``NAME: HEX`` of at most `MAX_SHOWN` bytes, and how many there are in all."""
+    if len(value) <= MAX_SHOWN:
+        return f"{name}: {value.hex()}"
+    return f"{name}: {value[:MAX_SHOWN].hex()}... ({len(value)} bytes)"
 
 
 def answer(message: Message, settings: Settings) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from pytest_osgates.vm.network.dhcp import shown
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.network.wire import Malformed, safe_ascii
 
@@ -20,11 +21,18 @@ KINDS = {
 }
 ADVERTISE, REPLY = 2, 7
 _OPTION = struct.Struct("!HH")
+# Options that are read one by one, and those that say nothing of the machine (RFC 7844 4): the lengths they may have.
+# An address that is asked for again is an option of 28 bytes within the association; a prefix one of 29.
+_READ = frozenset({1, 16, 39})
+_USUAL = {2: range(4, 131), 3: (12, 40), 4: (4, 32), 6: range(101), 8: (2,), 14: (0,), 20: (0,), 25: (12, 41)}
 
 
 @dataclass(frozen=True)
 class Message:
-    """A client's message. ``duid``: option 1; ``fqdn``: option 39; ``identity``: the IA_NA's id, None without one."""
+    """A client's message. ``duid``: option 1; ``fqdn``: option 39; ``identity``: the IA_NA's id, None without one.
+
+    ``other``: whatever else it carries that an anonymous client leaves out, each as ``OPTION: HEX``.
+    """
 
     kind: int
     transaction: bytes
@@ -32,6 +40,7 @@ class Message:
     fqdn: str = ""
     vendor: str = ""
     identity: bytes | None = None
+    other: tuple[str, ...] = ()
 
     @property
     def word(self) -> str:
@@ -46,7 +55,7 @@ def parse(data: bytes) -> Message:
     """
     if len(data) < 4:
         raise Malformed("DHCPv6 cut short")
-    duid, fqdn, vendor, identity, at = b"", "", "", None, 4
+    duid, fqdn, vendor, identity, other, at = b"", "", "", None, [], 4
     while at + 4 <= len(data):
         kind, size = _OPTION.unpack_from(data, at)
         body = data[at + 4 : at + 4 + size]
@@ -60,8 +69,12 @@ def parse(data: bytes) -> Message:
             fqdn = safe_ascii(body[2:])
         elif kind == 16 and size > 6:
             vendor = safe_ascii(body[6:])
+        if kind not in _READ and size not in _USUAL.get(kind, ()):
+            other.append(shown(str(kind), body))
         at += 4 + size
-    return Message(data[0], data[1:4], duid, fqdn, vendor, identity)
+    if at != len(data):
+        other.append(shown("behind the end", data[at:]))
+    return Message(data[0], data[1:4], duid, fqdn, vendor, identity, tuple(other))
 
 
 def answer(message: Message, settings: Settings) -> bytes | None:

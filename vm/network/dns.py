@@ -86,7 +86,8 @@ def question_name(data: bytes) -> tuple[str, int]:
     if name is not None:
         return name, end + 1
     name, after = read_name(data, 12)
-    if after == end + 1 and len(_known) < _MAX_KNOWN:
+    # Not where a pointer is in it: what that means depends on the rest of the message.
+    if after == end + 1 and max(raw) < 0xC0 and len(_known) < _MAX_KNOWN:
         _known[raw] = name
     return name, after
 
@@ -116,6 +117,62 @@ def parse_question(data: bytes) -> Question:
     if after + 4 > len(data):
         raise Malformed("a DNS question cut short")
     return Question(name, (data[after] << 8) | data[after + 1], after + 4)
+
+
+def other_questions(data: bytes, question: Question) -> list[str]:
+    """Names of the questions behind the first one, which most servers ignore.
+
+    :raise Malformed: they are cut short.
+    """
+    names, at = [], question.after
+    for _ in range(min(MAX_RECORDS, int.from_bytes(data[4:6], "big") - 1)):
+        name, at = read_name(data, at)
+        names.append(name)
+        at += 4
+    return names
+
+
+def beyond(data: bytes, question: Question) -> str:
+    """What a query carries besides its one question and the usual EDNS options (RFC 6891); empty if nothing.
+
+    :raise Malformed: it is cut short.
+    """
+    if data[2] & 0x78:
+        return f"DNS opcode {data[2] >> 3 & 15}"
+    if data[question.after - 2 : question.after] != b"\0\x01":
+        return "DNS of another class"
+    if data[4:10] != b"\0\x01\0\0\0\0":
+        return "DNS query with several questions or with answers"
+    at = question.after
+    for _ in range(int.from_bytes(data[10:12], "big")):
+        if data[at : at + 3] != b"\0\0\x29" or at + 11 > len(data):
+            return "DNS query with additional records"
+        if data[at + 5 : at + 9] not in (bytes(4), b"\0\0\x80\0"):
+            return "EDNS flags"
+        end = at + 11 + int.from_bytes(data[at + 9 : at + 11], "big")
+        at += 11
+        while at < end:
+            kind, size = int.from_bytes(data[at : at + 2], "big"), int.from_bytes(data[at + 2 : at + 4], "big")
+            value = data[at + 4 : at + 4 + size]
+            if not _usual(kind, value) or len(value) != size:
+                return f"EDNS option {kind}"
+            at += 4 + size
+    return f"{len(data) - at} bytes behind a DNS query" if at != len(data) else ""
+
+
+def _usual(kind: int, value: bytes) -> bool:
+    """EDNS options that tell nothing: NSID (RFC 5001) and keepalive (RFC 7828) asked for, padding (RFC 7830), which
+    algorithms are known (RFC 6975), a cookie (RFC 7873), and a client subnet that says "none" (RFC 7871 7.1.2).
+    """
+    if kind in {3, 11}:
+        return not value
+    if kind == 12:
+        return not value.strip(b"\0")
+    if kind in {5, 6, 7}:
+        return len(value) <= 20
+    if kind == 10:
+        return len(value) == 8 or 16 <= len(value) <= 40
+    return kind == 8 and len(value) == 4 and value[2:] == b"\0\0"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pytest_osgates.vm.network.wire import checksum
 
-ECHO_REPLY, UNREACHABLE, ECHO, TIME_EXCEEDED = 0, 3, 8, 11
+ECHO_REPLY, UNREACHABLE, ECHO, TIME_EXCEEDED, PARAMETER = 0, 3, 8, 11, 12
+ERRORS = frozenset({UNREACHABLE, TIME_EXCEEDED, PARAMETER})
+# RFC 1812 4.3.2.3: an error is no longer than this.
+MAX_ERROR = 576 - 20
 
 
 def echo_reply(message: bytes) -> bytes | None:
@@ -13,6 +16,12 @@ def echo_reply(message: bytes) -> bytes | None:
         return None
     body = bytes(4) + message[4:]
     return body[:2] + checksum(body).to_bytes(2, "big") + body[4:]
+
+
+def is_about(message: bytes, src: bytes, dst: bytes) -> bool:
+    """Whether an error that `src` sent to `dst` quotes a packet that came from there, and no more than that."""
+    quoted = message[8:]
+    return len(message) <= MAX_ERROR and len(quoted) >= 20 and (quoted[12:16], quoted[16:20]) == (dst, src)
 
 
 def port_unreachable(datagram: bytes) -> bytes:

@@ -12,13 +12,21 @@ _V6_HEAD = struct.Struct("!IHBB16s16s")
 _EXTENSIONS = frozenset({0, 43, 60, 135, 139, 140})
 _AH = 51
 _FRAGMENT = 44
+_OPTIONS = frozenset({0, 60})
+_ROUTING = 43
+# Router Alert (RFC 2113, RFC 2711), which reports of multicast groups carry; it says nothing.
+_ALERT4, _ALERT6 = b"\x94\x04\0\0", b"\x05\x02\0\0"
 MAX_PENDING = 64
 MAX_DATAGRAM = 65535
 
 
 @dataclass(slots=True)
 class Header:
-    """What an IP header says. `more`, `offset` (bytes): of a fragment; `ident` and the addresses name its whole."""
+    """What an IP header says. `more`, `offset` (bytes): of a fragment; `ident` and the addresses name its whole.
+
+    `size`: of the packet with its header; what follows in the frame is padding. `odd`: an option or a header before
+    the payload that ordinary traffic has not: it may carry data, or lead elsewhere than the destination says.
+    """
 
     src: bytes
     dst: bytes
@@ -28,6 +36,8 @@ class Header:
     ident: int = 0
     offset: int = 0
     more: bool = False
+    size: int = 0
+    odd: str = ""
 
     @property
     def fragment(self) -> bool:
@@ -56,7 +66,40 @@ def parse4(data: bytes) -> Header:
         (data[4] << 8) | data[5],
         (flags & 0x1FFF) * 8,
         bool(flags & 0x2000),
+        total,
+        _odd4(data[20:length]) if length > 20 else "",
     )
+
+
+def _odd4(options: bytes) -> str:
+    """The first option that is not padding (RFC 791 3.1) or Router Alert."""
+    at = 0
+    while at < len(options):
+        kind = options[at]
+        if kind == 0:
+            return "IPv4 options behind their end" if options[at:].strip(b"\0") else ""
+        if kind == 1:
+            at += 1
+        elif options[at : at + 4] == _ALERT4:
+            at += 4
+        else:
+            return f"IPv4 option {kind}"
+    return ""
+
+
+def _odd6(options: bytes) -> str:
+    """The first option that is not padding with zeros (RFC 8200 4.2) or Router Alert."""
+    at = 0
+    while at < len(options):
+        kind = options[at]
+        if kind == 0:
+            at += 1
+            continue
+        end = at + 2 + (options[at + 1] if at + 1 < len(options) else 0)
+        if options[at:end] != _ALERT6 and (kind != 1 or end > len(options) or options[at + 2 : end].strip(b"\0")):
+            return f"IPv6 option {kind}"
+        at = end
+    return ""
 
 
 def parse6(data: bytes) -> Header:
@@ -70,7 +113,7 @@ def parse6(data: bytes) -> Header:
     end = 40 + size
     if end > len(data):
         raise Malformed("IPv6 length does not fit the frame")
-    at, ident, offset, more = 40, 0, 0, False
+    at, ident, offset, more, odd = 40, 0, 0, False, ""
     while following in _EXTENSIONS or following in (_FRAGMENT, _AH):
         if at + 8 > end:
             raise Malformed("IPv6 extension header cut short")
@@ -84,10 +127,15 @@ def parse6(data: bytes) -> Header:
                 # What follows is not a header: it is the middle of the packet.
                 break
         else:
+            begin = at + 2
             at += (step + 2) * 4 if kind == _AH else (step + 1) * 8
+            if kind == _ROUTING:
+                odd = odd or "IPv6 routing header"
+            else:
+                odd = odd or (_odd6(data[begin:at]) if kind in _OPTIONS else f"IPv6 header {kind}")
         if at > end:
             raise Malformed("IPv6 extension header cut short")
-    return Header(src, dst, following, data[at:end], hops, ident, offset, more)
+    return Header(src, dst, following, data[at:end], hops, ident, offset, more, end, odd)
 
 
 @dataclass(slots=True)

@@ -70,7 +70,7 @@ class Udp:
             67,
             kind=message.word,
             mac=mac_text(message.mac),
-            host=message.host,
+            host=message.host or message.fqdn,
             client_id=message.client_id.hex(),
             vendor=message.vendor,
             granted=text_of(settings.guest) if granted else "",

@@ -13,6 +13,12 @@ from pytest_osgates.checks.vendors import Vendor
 _LINK_SERVERS = frozenset({"255.255.255.255", "ff02::1:2"})
 _LISTENERS = frozenset({"224.0.0.22", "224.0.0.2", "224.0.0.1"})
 _ERRORS = {"icmp": "ICMP type 3", "icmpv6": "ICMPv6 type 1"}
+# Notes of what a host says to the link: errors about what came in (RFC 1122 3.2.2, RFC 4443 3), router and neighbour
+# solicitations and advertisements of a neighbour, reports of groups.
+_ABOUT = frozenset(
+    {*(f"ICMP type {kind}" for kind in (3, 11, 12)), *(f"ICMPv6 type {kind}" for kind in (1, 2, 3, 4))}
+)
+_NEIGHBOUR = frozenset(f"ICMPv6 type {kind}" for kind in (131, 132, 133, 135, 136, 143))
 # Names that say more than the address; the outer name of an encrypted hello does not.
 _SAID = ("sni", "host", "quic")
 
@@ -98,22 +104,25 @@ class Contact:
 
 
 def is_link_business(flow: FlowSeen, card: CardSeen) -> bool:
-    """Whether a flow belongs to having a network at all, and goes no further than the link."""
-    applications = set(flow.applications)
+    """Whether a flow belongs to having a network at all, and goes no further than the link.
+
+    What it carries is read elsewhere (`vm.capture.dissect`): what is more than these protocols need has a note here,
+    or is a packet that cannot be read.
+    """
+    applications, notes = set(flow.applications), set(flow.notes)
     local = flow.dst in card.link
-    if flow.protocol == "udp" and applications == {"dhcp"}:
-        return flow.dst in _LINK_SERVERS or local
-    if flow.protocol == "udp" and applications == {"dhcpv6"}:
-        return flow.dst in _LINK_SERVERS or local
+    if flow.protocol == "udp" and applications in ({"dhcp"}, {"dhcpv6"}):
+        server = 67 if "dhcp" in applications else 547
+        return not notes and flow.dport == server and (flow.dst in _LINK_SERVERS or local)
     if flow.protocol == "icmpv6" and applications and applications <= {"nd", "mld"}:
-        return flow.dst.startswith("ff02:") or local or _same_link(flow.dst)
+        return notes <= _NEIGHBOUR and (flow.dst.startswith("ff02:") or local or _same_link(flow.dst))
     if flow.protocol == "igmp":
-        return flow.dst in _LISTENERS or _same_link(flow.dst)
-    if flow.protocol in {"icmp", "icmpv6"} and applications <= {"icmp", "icmpv6"}:
+        return not notes and (flow.dst in _LISTENERS or flow.dst.startswith("224.0.0."))
+    if flow.protocol in {"icmp", "icmpv6"} and applications and applications <= {"icmp", "icmpv6"}:
         # Errors about what came in ("port unreachable" for a late answer) go back to where it came from.
-        return local
+        return notes <= _ABOUT and local
     # A query is judged as one, by its name and its server.
-    return applications == {"dns"} and flow.dport == 53
+    return applications == {"dns"} and flow.dport == 53 and not notes
 
 
 def _is_complaint(flow: FlowSeen) -> bool:
@@ -123,7 +132,7 @@ def _is_complaint(flow: FlowSeen) -> bool:
 
 def _same_link(text: str) -> bool:
     address = ipaddress.ip_address(text)
-    return address.is_link_local or text.startswith(("224.0.0.", "ff02:"))
+    return address.is_link_local or text.startswith("ff02:")
 
 
 def is_multicast(text: str) -> bool:
@@ -136,8 +145,18 @@ def group(seen: TelemetryObservation) -> list[Contact]:
     """Contacts in the order of their first packet; canaries and the business of the link are left out."""
     cards = {card.index: card for card in seen.cards}
     found: dict[str, Contact] = {}
+    # Servers that were asked for a canary's name, and that the network does not offer: that is how this system asks.
+    strays = {
+        (query.card, query.server)
+        for query in seen.queries
+        if query.canary and query.card in cards and query.server not in cards[query.card].resolvers
+    }
     reached = {query.server for query in seen.queries}
-    reached |= {flow.dst for flow in seen.flows if flow.from_guest and flow.protocol not in _ERRORS}
+    reached |= {
+        flow.dst
+        for flow in seen.flows
+        if flow.from_guest and not flow.canary and flow.protocol not in _ERRORS and not is_multicast(flow.dst)
+    }
     for query in seen.queries:
         if not query.canary:
             contact = found.setdefault(query.name or ".", Contact(query.name or "."))
@@ -147,7 +166,8 @@ def group(seen: TelemetryObservation) -> list[Contact]:
         if flow.canary or not flow.from_guest:
             continue
         card = cards.get(flow.card)
-        if card is not None and is_link_business(flow, card):
+        stray = "dns" in flow.applications and (flow.card, flow.dst) in strays
+        if card is not None and not stray and is_link_business(flow, card):
             continue
         if _is_complaint(flow) and flow.dst in reached:
             # About an answer that came too late: it belongs to what asked for it, which is judged.

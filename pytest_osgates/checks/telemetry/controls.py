@@ -103,6 +103,7 @@ def _slow(seen: TelemetryObservation) -> TelemetryObservation:
     return seen.model_copy(update={"timing": seen.timing.model_copy(update=changes)})
 
 
+_HEADER = "IPv6 header (control)"
 _UNNAMED = "203.0.113.7"
 _UNNAMED6 = "2001:db8:aa::7"
 _VENDOR = "osgates-control.mozilla.org"
@@ -146,8 +147,11 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
         Control("mDNS", _flow("224.0.0.251", "udp", 5353, applications=("mdns",)), "multicast", "224.0.0.251"),
         Control("a tagged frame", _fact("vlan", tag="4001"), "vlan", "VLAN 4001"),
         Control("a protocol that is not IP", _fact("ethertype", number="88cc", to="x"), "ethertype", "0x88cc"),
+        Control("a routing header", _fact("ip-options", what=_HEADER), "ip-options", _HEADER),
+        Control("ARP for another network", _fact("arp", asks=_UNNAMED), "arp", _UNNAMED),
         Control("a host name in DHCP", _fact("dhcp", host="osgates-control"), "dhcp-host-name", "osgates-control"),
         Control("an identifier in DHCP", _fact("dhcp", client_id="ff00"), "dhcp-client-id", "ff00"),
+        Control("a UUID in DHCP", _fact("dhcp", other="97: 0c0ffe"), "dhcp-option", "97: 0c0ffe"),
         Control("an identifier in DHCPv6", _fact("dhcpv6", duid="0004aa"), "dhcpv6-duid", "0004aa"),
         Control("a name over mDNS", _fact("mdns", told=_LOCAL), "mdns-name", _LOCAL),
     ]
@@ -166,10 +170,14 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
             made.append(Control("no lease", _card(lease=""), "no-lease", name, unproven))
     for canary in seen.canaries:
         whole = canary.sent and canary.datagram and canary.through_gateway and canary.probe
-        if whole and (canary.query or policy.names == "none"):
+        if whole and ((canary.query and canary.resolved) or policy.names == "none"):
             lost = _canary(canary.moment, datagram=False)
             name = f"the canary at the {canary.moment} was lost"
             made.append(Control(name, lost, "canary", canary.moment, Severity.UNPROVEN))
+            if policy.names == "dns":
+                mute = _canary(canary.moment, resolved=False)
+                name = f"no address for the canary at the {canary.moment}"
+                made.append(Control(name, mute, "canary", canary.moment, Severity.UNPROVEN))
     if seen.timing.idle_s >= policy.idle_s and not seen.stopped_early:
         made.append(Control("a shorter window", _shorter, "window", "idle", Severity.UNPROVEN))
     if not seen.tunnels:

@@ -11,6 +11,7 @@ from pytest_osgates.model import Finding, Severity
 
 # An empty or a meaningless name tells nothing (RFC 7844 3.7 wants none at all).
 _NOTHING = frozenset({""})
+_FEW = "no options or fields but those that anonymous clients send (RFC 7844)"
 _SHOUTS = frozenset({"mdns", "llmnr", "ssdp"})
 
 
@@ -55,6 +56,10 @@ def _told(fact: FactSeen, card: CardSeen) -> Iterator[tuple[str, str, str, str]]
     if fact.kind == "dhcp":
         if details.get("host", "") not in _NOTHING:
             yield "dhcp-host-name", details["host"], "no host name in DHCP (RFC 7844)", where
+        if details.get("fqdn", "") not in _NOTHING:
+            yield "dhcp-host-name", details["fqdn"], "no host name in DHCP (RFC 7844)", where
+        if details.get("hardware", "") not in _NOTHING:
+            yield "dhcp-hardware-address", details["hardware"], "the address that the frame comes from", where
         ident = details.get("client_id", "")
         # The hardware address once more tells nothing new (RFC 7844 3.5); a DUID or a text does.
         if ident and ident != "01" + fact.mac.replace(":", ""):
@@ -63,6 +68,7 @@ def _told(fact: FactSeen, card: CardSeen) -> Iterator[tuple[str, str, str, str]]
             yield "dhcp-vendor-class", details["vendor"], "no vendor class in DHCP (RFC 7844)", where
         if details.get("user_class", "") not in _NOTHING:
             yield "dhcp-user-class", details["user_class"], "no user class in DHCP (RFC 7844)", where
+        yield from (("dhcp-option", text, _FEW, where) for text in _others(details))
     elif fact.kind == "dhcpv6":
         if details.get("host", "") not in _NOTHING:
             yield "dhcpv6-host-name", details["host"], "no host name in DHCPv6 (RFC 7844)", where
@@ -72,10 +78,15 @@ def _told(fact: FactSeen, card: CardSeen) -> Iterator[tuple[str, str, str, str]]
             yield "dhcpv6-duid", duid, "a DUID that is only the card's address (RFC 7844 4.3)", where
         if details.get("vendor", "") not in _NOTHING:
             yield "dhcpv6-vendor-class", details["vendor"], "no vendor class in DHCPv6 (RFC 7844)", where
+        yield from (("dhcpv6-option", text, _FEW, where) for text in _others(details))
     elif fact.kind in _SHOUTS:
         told = details.get("told") or details.get("server")
         if told:
             yield f"{fact.kind}-name", told, f"no name of its own over {fact.kind}", where
+
+
+def _others(details: dict[str, str]) -> list[str]:
+    return [text for text in details.get("other", "").split("; ") if text]
 
 
 def _addresses(card: CardSeen) -> Iterator[tuple[str, str, str, str]]:
@@ -87,5 +98,6 @@ def _addresses(card: CardSeen) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _mac(card: CardSeen, seen: TelemetryObservation) -> Iterator[tuple[str, str, str, str]]:
-    if any(fact.mac == card.mac for fact in seen.facts if fact.card == card.index):
+    facts = {fact.mac for fact in seen.facts if fact.card == card.index}
+    if card.mac in card.macs or card.mac in facts:
         yield "permanent-mac", card.mac, "a random address instead of the card's own", card.capture

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from pytest_osgates.checks.telemetry.contacts import Contact, group, is_multicast
 from pytest_osgates.checks.telemetry.identifiers import identifiers
 from pytest_osgates.checks.telemetry.policy import Allowed, TelemetryPolicy
 from pytest_osgates.checks.telemetry.proof import proof
-from pytest_osgates.checks.telemetry.seen import PHASES, TelemetryObservation
+from pytest_osgates.checks.telemetry.seen import PHASES, CardSeen, FactSeen, FlowSeen, TelemetryObservation
 from pytest_osgates.model import Finding, Severity
 
 _ENCRYPTED = frozenset({"doh", "dot"})
 MAX_LISTED = 6
+MAX_ARP = 16
+_LINK_LOCAL = ipaddress.ip_network("169.254.0.0/16")
 
 
 def judge(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
@@ -52,10 +56,10 @@ def _rule(contact: Contact, seen: TelemetryObservation) -> tuple[str, str]:
     vendor = contact.vendor
     if vendor is not None:
         return "vendor", f"nothing to {vendor.name}" + (", which is analytics" if vendor.analytics else "")
+    if "ech" in contact.applications or any(note.startswith("ECH") for note in contact.notes):
+        return "ech", "no connection whose true name is hidden"
     if contact.applications & _ENCRYPTED:
         return "encrypted-dns", "no names asked past the resolver of the network"
-    if any(note.startswith("ECH") for note in contact.notes):
-        return "ech", "no connection whose true name is hidden"
     offered = {server for card in seen.cards for server in card.resolvers}
     foreign = [query.server for query in contact.queries if query.server not in offered]
     if foreign:
@@ -73,8 +77,12 @@ def _allowed(
     """The reasons, if every part of the contact is allowed by an entry that has one; None if any part is not.
 
     Asking the network's own resolver for an allowed name is part of it; asking another one needs ``dns`` in
-    ``services``, and DNS that is encrypted needs an entry that names its port.
+    ``services``, and DNS that is encrypted needs an entry that names its port. A name that a flow says itself, at an
+    address that was not given for it, may be a lie: the address needs an entry as well, by what it was given for.
     """
+    for flow in contact.flows:
+        if not contact.literal and not _given(contact, flow) and not _leads_there(flow, policy, used):
+            return None
     fitting = [(index, entry) for index, entry in enumerate(policy.allow) if _fits(entry, contact)]
     offered = {server for card in seen.cards for server in card.resolvers}
     asks_offered = all(query.server in offered for query in contact.queries)
@@ -93,12 +101,29 @@ def _allowed(
     return reasons or None
 
 
+def _given(contact: Contact, flow: FlowSeen) -> bool:
+    """Whether the address was an answer for the contact's name, or for one that it is an alias of."""
+    return any(entry.how in {"dns", "cname"} and entry.name == contact.subject for entry in flow.names)
+
+
+def _leads_there(flow: FlowSeen, policy: TelemetryPolicy, used: set[int]) -> bool:
+    """Whether the profile allows the address itself, or another name that it was given for."""
+    asked = [entry.name for entry in flow.names if entry.how in {"dns", "cname"}]
+    for index, entry in enumerate(policy.allow):
+        fits = entry.covers_address(flow.dst) or any(entry.covers_name(name) for name in asked)
+        phases = all(phase in entry.phases for phase in flow.phases)
+        if fits and phases and entry.documented and flow.service in entry.services:
+            used.add(index)
+            return True
+    return False
+
+
 def _fits(entry: Allowed, contact: Contact) -> bool:
     if contact.literal:
         return entry.covers_address(contact.subject)
     if not entry.covers_name(contact.subject):
         return False
-    # Behind an allowed name stands the name's own address: every other name on those flows must be allowed as well.
+    # Every other name that those flows say must be allowed as well.
     return all(
         entry.covers_name(name.name)
         for flow in contact.flows
@@ -129,9 +154,10 @@ def _said(contact: Contact) -> str:
     if others:
         parts.append("names on it: " + ", ".join(list(others)[:MAX_LISTED]))
     if not contact.literal:
-        addresses = dict.fromkeys(flow.dst for flow in contact.flows)
-        if addresses:
-            parts.append("at " + ", ".join(list(addresses)[:MAX_LISTED]))
+        for told, text in ((True, "at "), (False, "at addresses that nobody gave for it: ")):
+            addresses = dict.fromkeys(flow.dst for flow in contact.flows if _given(contact, flow) is told)
+            if addresses:
+                parts.append(text + ", ".join(list(addresses)[:MAX_LISTED]))
     notes = contact.notes[:MAX_LISTED]
     if notes:
         parts.append("; ".join(notes))
@@ -175,7 +201,42 @@ def _foreign(seen: TelemetryObservation) -> list[Finding]:
                     evidence=f"packet {fact.frame}",
                 ),
             )
-    return list(findings.values())
+        elif fact.kind == "ip-options" and fact.mac not in gateways:
+            what = fact.details.get("what", "?")
+            findings.setdefault(
+                ("ip-options", what),
+                Finding(
+                    rule="ip-options",
+                    subject=what,
+                    seen=f"in {fact.count} packets, first {fact.first:.1f} s after power-on",
+                    wanted="no headers that carry data, or lead elsewhere than the destination says",
+                    evidence=f"packet {fact.frame}",
+                ),
+            )
+    return [*findings.values(), *(finding for card in seen.cards for finding in _arp(card, seen))]
+
+
+def _arp(card: CardSeen, seen: TelemetryObservation) -> list[Finding]:
+    """ARP is the link's own business, about few addresses, and those of the link (or RFC 3927's)."""
+    asked: dict[str, FactSeen] = {}
+    for fact in seen.facts:
+        if fact.card == card.index and fact.kind == "arp" and fact.mac != card.gateway_mac:
+            for address in fact.details.values():
+                asked.setdefault(address, fact)
+    links = [ipaddress.ip_network(f"{address}/24", strict=False) for address in card.link if "." in address]
+    links.append(_LINK_LOCAL)
+    far = [text for text in asked if not any(ipaddress.ip_address(text) in link for link in links)]
+    subjects = [*far[:MAX_ARP], *(["many addresses"] if len(asked) > MAX_ARP else [])]
+    return [
+        Finding(
+            rule="arp",
+            subject=subject,
+            seen=f"ARP about {len(asked)} addresses" if subject not in asked else "ARP about an address elsewhere",
+            wanted="ARP about the gateway, the resolver and the machine's own address",
+            evidence=f"{card.capture} packet {asked[subject].frame if subject in asked else 0}",
+        )
+        for subject in subjects
+    ]
 
 
 def _unparsed(seen: TelemetryObservation) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
 from pytest_osgates.checks.telemetry.seen import CanarySeen, CardSeen, Moment, TelemetryObservation
@@ -85,6 +86,12 @@ def _canaries(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[F
                 *("canary", moment, "; ".join(missing) + why, "a sign of life that was captured"),
                 "what the user's programs send does not reach the network, or the network card is dead",
             )
+    times = [found[moment].at for moment in Moment if moment in found]
+    known = [at for at in times if at is not None]
+    if len(known) == len(times) and any(later <= earlier for earlier, later in pairwise(known)):
+        yield _unproven(
+            *("canary", "order", "at " + ", ".join(f"{at:.1f} s" for at in known), "start, middle and end in turn")
+        )
 
 
 def _missing(canary: CanarySeen, policy: TelemetryPolicy) -> Iterator[str]:
@@ -96,6 +103,8 @@ def _missing(canary: CanarySeen, policy: TelemetryPolicy) -> Iterator[str]:
         yield "it did not go to the gateway"
     if policy.names == "dns" and not canary.query:
         yield "its name was not asked for on the wire"
+    elif policy.names == "dns" and not canary.resolved:
+        yield "its name was asked for and got no address (a resolver that validates DNSSEC?)"
     if not canary.probe:
         yield "the guest did not answer when asked over the link"
 

@@ -20,6 +20,10 @@ class Phase(StrEnum):
 PHASES = (Phase.BOOT, Phase.IDLE, Phase.END)
 
 
+# A note on flows of which packets came from the machine and from the outside, in the same direction.
+DISPUTED = "sent by the machine as if by somebody else"
+
+
 class Moment(StrEnum):
     """When canaries are planted."""
 
@@ -107,7 +111,7 @@ class CardSeen(Model):
     ``captured_out``, ``captured_in``: frames from and to the guest in the capture; ``counted_out``, ``counted_in``:
     by the sinkhole; None where it did not live to tell. ``problem``: of the capture; ``trouble``: of the sinkhole or
     its log. ``lease``: the address that was granted. ``link``: addresses of the gateway, the resolvers and the link
-    itself.
+    itself; `macs`: addresses that the guest sent from.
     """
 
     index: int = 0
@@ -126,6 +130,7 @@ class CardSeen(Model):
     link: tuple[str, ...] = ()
     resolvers: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    macs: tuple[str, ...] = ()
 
 
 class CanarySeen(Model):
@@ -133,7 +138,8 @@ class CanarySeen(Model):
 
     ``sent``: that the guest's programs said so; ``how``: which program. ``datagram``: it was captured;
     ``through_gateway``: addressed to the gateway; ``query``: the name was asked for on the wire; ``probe``: the guest
-    answered a question that came over the link. ``at``: when it was captured, None if never; ``clock``: seconds since
+    answered a question that came over the link; ``resolved``: the name got an address, from the guest's own resolver.
+    ``at``: when it was captured, None if never; ``clock``: seconds since
     1970, the guest's own.
     """
 
@@ -146,6 +152,7 @@ class CanarySeen(Model):
     through_gateway: bool = False
     query: bool = False
     probe: bool = False
+    resolved: bool = False
     clock: float | None = None
 
 

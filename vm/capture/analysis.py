@@ -168,7 +168,7 @@ class Analysis:
                 continue
             protocol, src, dst, sport, dport = half.key
             other = known.get((protocol, dst, src, dport, sport)) if sport >= 0 else None
-            if other is half or (other is not None and not _belongs(half, other)):
+            if other is half or (other is not None and not self._belongs(half, other)):
                 other = None
             done.add(half.key)
             if other is None:
@@ -181,11 +181,18 @@ class Analysis:
                 flows.append(self._flow(half, other))
         return flows
 
+    def _belongs(self, one: Half, two: Half) -> bool:
+        """Whether two directions are one flow: not where the machine sent both, which nobody answers.
+
+        ICMP has no ports: only pings are answered, the rest stands alone.
+        """
+        if self._outside and (one.mac == self._outside) == (two.mac == self._outside):
+            return False
+        return one.protocol not in {ICMP, ICMPV6} or one.seen.applications == two.seen.applications == _PING
+
     def _begins(self, one: Half, two: Half) -> bool:
         """Whether `one` is from whoever began."""
-        if self._outside and (one.mac == self._outside) != (two.mac == self._outside):
-            return two.mac == self._outside
-        return _begins(one, two)
+        return two.mac == self._outside if self._outside else _begins(one, two)
 
     def _disputed(self, half: Half) -> bool:
         return bool(self._outside and half.macs) and self._outside in (half.mac, *half.macs)
@@ -227,11 +234,6 @@ class Analysis:
             phases=tuple(total),
             disputed=any(self._disputed(side) for side in sides),
         )
-
-
-def _belongs(one: Half, two: Half) -> bool:
-    """Whether two directions are one flow. ICMP has no ports: only pings are answered, the rest stands alone."""
-    return one.protocol not in {ICMP, ICMPV6} or one.seen.applications == two.seen.applications == _PING
 
 
 def _begins(one: Half, two: Half) -> bool:

@@ -190,7 +190,7 @@ class Dissector:
         elif protocol == wire.ICMPV6 and payload:
             self._icmpv6(half, header, payload, at, number, frame[6:12])
         elif protocol == wire.IGMP:
-            igmp.check(payload)
+            self._groups(igmp.check(payload), at, number)
         plain = len(header.src) == 4 and vlan < 0 and not fragment and ports
         if plain and self._learned(half):
             self.bulk[header.src + header.dst + payload[:4]] = half
@@ -490,12 +490,16 @@ class Dissector:
         seen.applications.setdefault("nd" if 133 <= kind <= 137 else "mld" if kind in icmpv6.LISTENER else "icmpv6")
         about = kind not in icmpv6.ERRORS or icmpv6.is_about(message, header.src, header.dst)
         seen.note(f"ICMPv6 type {kind}" + ("" if about else " about nothing that came"))
-        icmpv6.check(message)
-        if kind == icmpv6.NEIGHBOUR_SOLICITATION and not header.src.strip(b"\0"):
-            target = icmpv6.solicited_target(message)
-            if target is not None:
-                # Duplicate address detection: the address that it is about to use (RFC 4862 5.4).
-                self.fact("address", mac_text(mac), {"claims": text_of(target)}, at, number)
+        self._groups(icmpv6.check(message), at, number)
+        target = icmpv6.solicited_target(message)
+        if target is not None:
+            # Without a source: duplicate address detection of what it is about to use (RFC 4862 5.4).
+            how = "asks" if header.src.strip(b"\0") else "claims"
+            self.fact("address", mac_text(mac), {how: text_of(target)}, at, number)
+
+    def _groups(self, groups: list[bytes], at: float, number: int) -> None:
+        for group in groups:
+            self.fact("group", mac_text(self._mac), {"joins": text_of(group)}, at, number)
 
 
 def _padding(rest: bytes) -> None:

@@ -55,7 +55,8 @@ def parse(stream: bytes) -> Request | None:
         host = target.split(b"://", 1)[1].split(b"/", 1)[0]
     elif words[0] == b"CONNECT":
         host = target
-    text = safe_ascii(host).lower()
+    # Who stands before an @ is no host (RFC 3986 3.2.1).
+    text = safe_ascii(host.rpartition(b"@")[2]).lower()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

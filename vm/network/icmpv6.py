@@ -58,21 +58,22 @@ def neighbour_solicitation(target: bytes, mac: bytes) -> bytes:
     return struct.pack("!BBHI", NEIGHBOUR_SOLICITATION, 0, 0, 0) + target + b"\x01\x01" + mac
 
 
-def check(message: bytes) -> None:
-    """That a host's neighbour discovery (RFC 4861 4) or listener report (RFC 2710 3, RFC 3810 5.2) carries no more.
+def check(message: bytes) -> list[bytes]:
+    """That a host's neighbour discovery (RFC 4861 4) or listener report (RFC 2710 3, RFC 3810 5.2) carries no more
+    than it should; the groups of a report.
 
     :raise Malformed: it does, or is cut short.
     """
     kind = message[0]
     if kind in LISTENER:
         if kind == REPORT_V2:
-            igmp.records(message, 16)
-        elif len(message) != 24 and (kind != 130 or len(message) < 28):
+            return igmp.records(message, 16)
+        if len(message) != 24 and (kind != 130 or len(message) < 28):
             raise Malformed("a multicast listener message of another length")
-        return
+        return [message[8:24]]
     at = _OPTIONS_AT.get(kind)
     if at is None:
-        return
+        return []
     flags = message[4] & 0xE0 if kind == NEIGHBOUR_ADVERTISEMENT and len(message) > 4 else 0
     if len(message) < at or message[4:8] != bytes((flags, 0, 0, 0)):
         raise Malformed("neighbour discovery cut short, or with more than its fields")
@@ -80,6 +81,7 @@ def check(message: bytes) -> None:
         if at + 8 > len(message) or message[at] not in _OPTIONS or message[at + 1] != 1:
             raise Malformed(f"neighbour discovery with option {message[at]}, which hosts have no use for")
         at += 8
+    return []
 
 
 def is_about(message: bytes, src: bytes, dst: bytes) -> bool:

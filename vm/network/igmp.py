@@ -9,8 +9,8 @@ _SHORT = frozenset({0x11, 0x12, 0x16, 0x17})
 REPORT = 0x22
 
 
-def check(message: bytes) -> None:
-    """That it has the shape of a query or a report.
+def check(message: bytes) -> list[bytes]:
+    """The groups of a query or a report.
 
     :raise Malformed: it has not, or carries more.
     """
@@ -19,23 +19,26 @@ def check(message: bytes) -> None:
         sources = int.from_bytes(message[10:12], "big") if message[0] == 0x11 and len(message) >= 12 else 0
         if len(message) not in {8, 12 + 4 * sources}:
             raise Malformed("an IGMP message of another length")
-        return
+        return [message[4:8]]
     if len(message) < 8 or message[0] != REPORT:
         raise Malformed("not an IGMP message that is known")
-    records(message, 4)
+    return records(message, 4)
 
 
-def records(message: bytes, size: int) -> None:
-    """That a report (IGMPv3, or MLDv2: RFC 3810 5.2) is a list of groups with sources, addresses of `size` bytes.
+def records(message: bytes, size: int) -> list[bytes]:
+    """The groups of a report (IGMPv3, or MLDv2: RFC 3810 5.2), and its sources; addresses have `size` bytes.
 
     :raise Malformed: it is not, or carries auxiliary data.
     """
-    at = 8
+    at, found = 8, []
     for _ in range(int.from_bytes(message[6:8], "big")):
         if at + 4 + size > len(message):
             raise Malformed("a report of multicast groups cut short")
         if message[at + 1]:
             raise Malformed("a report of multicast groups with auxiliary data")
-        at += 4 + size + size * int.from_bytes(message[at + 2 : at + 4], "big")
+        end = at + 4 + size + size * int.from_bytes(message[at + 2 : at + 4], "big")
+        found += [message[begin : begin + size] for begin in range(at + 4, min(end, len(message)), size)]
+        at = end
     if at != len(message):
         raise Malformed("a report of multicast groups of another length")
+    return found

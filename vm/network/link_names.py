@@ -24,12 +24,15 @@ def parse(data: bytes) -> Shout:
     :raise Malformed: it is not DNS.
     """
     message = dns.parse(data)
-    asked = dict.fromkeys(name for name, _ in message.questions)
+    # Whoever probes for its own name asks for any record of it, and adds its own (RFC 6762 8.1).
+    asked: dict[str, set[int]] = {}
+    for name, kind in message.questions:
+        asked.setdefault(name, set()).add(kind)
     told = dict.fromkeys(
         text
         for record in message.records
         if record.kind != dns.OPT
         for text in (record.owner, record.value)
-        if text and text not in asked
+        if text and (text not in asked or dns.ANY in asked[text])
     )
     return Shout(tuple(asked)[:MAX_NAMES], tuple(told)[:MAX_NAMES])

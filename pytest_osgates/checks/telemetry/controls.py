@@ -104,15 +104,30 @@ def _slow(seen: TelemetryObservation) -> TelemetryObservation:
 
 
 _HEADER = "IPv6 header (control)"
-_UNNAMED = "203.0.113.7"
-_UNNAMED6 = "2001:db8:aa::7"
+# For documentation, and nobody's (RFC 5737, RFC 9637, RFC 6676, RFC 2606).
+_ADDRESSES = ("203.0.113.7", "198.51.100.7", "192.0.2.7")
+_ADDRESSES6 = ("2001:db8:aa::7", "3fff::7")
+_GROUPS = ("224.0.0.251", "233.252.0.7")
+_NAMES = ("osgates-control.example.com", "osgates-control.example.net", "osgates-control.example.org")
 _VENDOR = "osgates-control.mozilla.org"
 _LOCAL = "osgates-control.local"
-_NAME = "osgates-control.example.com"
+
+
+def _free_address(candidates: tuple[str, ...], policy: TelemetryPolicy) -> str:
+    """One that the profile does not allow: a control on one that it does would prove nothing."""
+    free = (text for text in candidates if not any(entry.covers_address(text) for entry in policy.allow))
+    return next(free, candidates[0])
+
+
+def _free_name(policy: TelemetryPolicy) -> str:
+    free = (text for text in _NAMES if not any(entry.covers_name(text) for entry in policy.allow))
+    return next(free, _NAMES[0])
 
 
 def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Control[TelemetryObservation], ...]:
     """One of each kind. Those about what is missing apply only where it is there."""
+    unnamed, unnamed6 = _free_address(_ADDRESSES, policy), _free_address(_ADDRESSES6, policy)
+    shouted, name = _free_address(_GROUPS, policy), _free_name(policy)
     made: list[Control[TelemetryObservation]] = [
         Control(
             "a query for a vendor's name",
@@ -122,33 +137,33 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
         ),
         Control(
             "a vendor behind a CNAME",
-            _query(_NAME, None, "osgates-control.edgekey.net"),
-            *("vendor", _NAME),
+            _query(name, None, "osgates-control.edgekey.net"),
+            *("vendor", name),
         ),
         Control("a vendor's address without a name", _flow("17.253.0.1", "udp", 123), "vendor", "17.253.0.1"),
-        Control("a query for a name that nobody allowed", _query(_NAME), "contact", _NAME),
-        Control("a query to another resolver", _query(_NAME, _UNNAMED), "foreign-resolver", _NAME),
-        Control("an address without a name", _flow(_UNNAMED, "tcp", 443), "literal-address", _UNNAMED),
-        Control("an IPv6 address without a name", _flow(_UNNAMED6, "udp", 9), "literal-address", _UNNAMED6),
-        Control("a name in SNI only", _flow(_UNNAMED, "tcp", 443, (_NAME, "sni")), "contact", _NAME),
-        Control("a name in a Host header only", _flow(_UNNAMED, "tcp", 80, (_NAME, "host")), "contact", _NAME),
-        Control("a name in QUIC only", _flow(_UNNAMED, "udp", 443, (_NAME, "quic")), "contact", _NAME),
+        Control("a query for a name that nobody allowed", _query(name), "contact", name),
+        Control("a query to another resolver", _query(name, unnamed), "foreign-resolver", name),
+        Control("an address without a name", _flow(unnamed, "tcp", 443), "literal-address", unnamed),
+        Control("an IPv6 address without a name", _flow(unnamed6, "udp", 9), "literal-address", unnamed6),
+        Control("a name in SNI only", _flow(unnamed, "tcp", 443, (name, "sni")), "contact", name),
+        Control("a name in a Host header only", _flow(unnamed, "tcp", 80, (name, "host")), "contact", name),
+        Control("a name in QUIC only", _flow(unnamed, "udp", 443, (name, "quic")), "contact", name),
         Control(
             "a hidden name",
-            _flow(_UNNAMED, "tcp", 443, (_NAME, "sni"), notes=("ECH: the true name is encrypted",)),
-            *("ech", _NAME),
+            _flow(unnamed, "tcp", 443, (name, "sni"), notes=("ECH: the true name is encrypted",)),
+            *("ech", name),
         ),
-        Control("DNS over TLS", _flow(_UNNAMED, "tcp", 853, applications=("dot",)), "encrypted-dns", _UNNAMED),
-        Control("DNS over HTTPS", _flow(_UNNAMED, "tcp", 443, applications=("doh",)), "encrypted-dns", _UNNAMED),
-        Control("a ping", _flow(_UNNAMED, "icmp", 0, applications=("ping",)), "literal-address", _UNNAMED),
-        Control("a tunnel protocol", _flow(_UNNAMED, "gre", 0), "literal-address", _UNNAMED),
-        Control("a contact at boot", _flow(_UNNAMED, "udp", 9, phases={Phase.BOOT: 1}), "literal-address", _UNNAMED),
-        Control("one at shutdown", _flow(_UNNAMED, "udp", 9, phases={Phase.END: 1}), "literal-address", _UNNAMED),
-        Control("mDNS", _flow("224.0.0.251", "udp", 5353, applications=("mdns",)), "multicast", "224.0.0.251"),
+        Control("DNS over TLS", _flow(unnamed, "tcp", 853, applications=("dot",)), "encrypted-dns", unnamed),
+        Control("DNS over HTTPS", _flow(unnamed, "tcp", 443, applications=("doh",)), "encrypted-dns", unnamed),
+        Control("a ping", _flow(unnamed, "icmp", 0, applications=("ping",)), "literal-address", unnamed),
+        Control("a tunnel protocol", _flow(unnamed, "gre", 0), "literal-address", unnamed),
+        Control("a contact at boot", _flow(unnamed, "udp", 9, phases={Phase.BOOT: 1}), "literal-address", unnamed),
+        Control("one at shutdown", _flow(unnamed, "udp", 9, phases={Phase.END: 1}), "literal-address", unnamed),
+        Control("mDNS", _flow(shouted, "udp", 5353, applications=("mdns",)), "multicast", shouted),
         Control("a tagged frame", _fact("vlan", tag="4001"), "vlan", "VLAN 4001"),
         Control("a protocol that is not IP", _fact("ethertype", number="88cc", to="x"), "ethertype", "0x88cc"),
         Control("a routing header", _fact("ip-options", what=_HEADER), "ip-options", _HEADER),
-        Control("ARP for another network", _fact("arp", asks=_UNNAMED), "arp", _UNNAMED),
+        Control("ARP for another network", _fact("arp", asks=unnamed), "arp", unnamed),
         Control("a host name in DHCP", _fact("dhcp", host="osgates-control"), "dhcp-host-name", "osgates-control"),
         Control("an identifier in DHCP", _fact("dhcp", client_id="ff00"), "dhcp-client-id", "ff00"),
         Control("a UUID in DHCP", _fact("dhcp", other="97: 0c0ffe"), "dhcp-option", "97: 0c0ffe"),
@@ -156,28 +171,28 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
         Control("a name over mDNS", _fact("mdns", told=_LOCAL), "mdns-name", _LOCAL),
     ]
     for card in seen.cards[:1]:
-        name = f"card {card.index}"
+        which = f"card {card.index}"
         unproven = Severity.UNPROVEN
         if not card.unparsed:
-            made.append(Control("a frame that cannot be read", _card(unparsed=1), "unparsed", name))
+            made.append(Control("a frame that cannot be read", _card(unparsed=1), "unparsed", which))
         if not card.problem:
-            made.append(Control("a capture that was cut", _card(problem="is cut short"), "capture", name, unproven))
+            made.append(Control("a capture that was cut", _card(problem="is cut short"), "capture", which, unproven))
         if not card.trouble:
-            made.append(Control("a sinkhole that died", _card(trouble="it died"), "sinkhole", name, unproven))
+            made.append(Control("a sinkhole that died", _card(trouble="it died"), "sinkhole", which, unproven))
         if card.captured_out == card.counted_out:
-            made.append(Control("a frame that the capture lacks", _one_more_frame, "count-mismatch", name, unproven))
+            made.append(Control("a frame that the capture lacks", _one_more_frame, "count-mismatch", which, unproven))
         if card.lease:
-            made.append(Control("no lease", _card(lease=""), "no-lease", name, unproven))
+            made.append(Control("no lease", _card(lease=""), "no-lease", which, unproven))
     for canary in seen.canaries:
         whole = canary.sent and canary.datagram and canary.through_gateway and canary.probe
         if whole and ((canary.query and canary.resolved) or policy.names == "none"):
             lost = _canary(canary.moment, datagram=False)
-            name = f"the canary at the {canary.moment} was lost"
-            made.append(Control(name, lost, "canary", canary.moment, Severity.UNPROVEN))
+            what = f"the canary at the {canary.moment} was lost"
+            made.append(Control(what, lost, "canary", canary.moment, Severity.UNPROVEN))
             if policy.names == "dns":
                 mute = _canary(canary.moment, resolved=False)
-                name = f"no address for the canary at the {canary.moment}"
-                made.append(Control(name, mute, "canary", canary.moment, Severity.UNPROVEN))
+                what = f"no address for the canary at the {canary.moment}"
+                made.append(Control(what, mute, "canary", canary.moment, Severity.UNPROVEN))
     if seen.timing.idle_s >= policy.idle_s and not seen.stopped_early:
         made.append(Control("a shorter window", _shorter, "window", "idle", Severity.UNPROVEN))
     if not seen.tunnels:
@@ -185,7 +200,11 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
     if seen.timing.mode == "real":
         made.append(Control("slow answers", _slow, "latency", "accelerated time", Severity.UNPROVEN))
     present = _present(seen)
-    return tuple(entry for entry in made if (entry.subject, entry.rule) not in present)
+    made = [entry for entry in made if (entry.subject, entry.rule) not in present]
+    # What an identifier is may be allowed whatever it says.
+    return tuple(
+        entry for entry in made if not any(it.covers(entry.rule, entry.subject) for it in policy.allow_identifier)
+    )
 
 
 def _present(seen: TelemetryObservation) -> set[tuple[str, str]]:

@@ -45,7 +45,22 @@ def identifiers(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Fin
                 reason=reason,
             ),
         )
-    return list(findings.values())
+    return [*findings.values(), *_unused(policy, list(findings))]
+
+
+def _unused(policy: TelemetryPolicy, told: list[tuple[str, str]]) -> Iterator[Finding]:
+    for entry in policy.allow_identifier:
+        if not entry.documented or not any(entry.covers(kind, value) for kind, value in told):
+            yield Finding(
+                rule="unused-acceptance",
+                subject=f"{entry.kind} {entry.value}",
+                seen="the profile allows it, and it was not needed"
+                if entry.documented
+                else "the profile allows it without a reason: it counts as none",
+                wanted="no acceptance without need",
+                hint="remove it from the profile",
+                severity=Severity.REMARK,
+            )
 
 
 def _told(fact: FactSeen, card: CardSeen) -> Iterator[tuple[str, str, str, str]]:

@@ -13,8 +13,11 @@ from pytest_osgates.model import Finding, Severity
 
 _ENCRYPTED = frozenset({"doh", "dot"})
 MAX_LISTED = 6
-MAX_ARP = 16
-_LINK_LOCAL = ipaddress.ip_network("169.254.0.0/16")
+# What an ordinary host asks for in a day: a gateway, a resolver, its own addresses, which may change (RFC 8981).
+MAX_NEIGHBOURS = 32
+MANY = "many addresses"
+_NEIGHBOURS = {"arp": "arp", "address": "ndp", "group": "groups"}
+_LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
 
 
 def judge(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
@@ -213,30 +216,38 @@ def _foreign(seen: TelemetryObservation) -> list[Finding]:
                     evidence=f"packet {fact.frame}",
                 ),
             )
-    return [*findings.values(), *(finding for card in seen.cards for finding in _arp(card, seen))]
+    return [*findings.values(), *(finding for card in seen.cards for finding in _neighbours(card, seen))]
 
 
-def _arp(card: CardSeen, seen: TelemetryObservation) -> list[Finding]:
-    """ARP is the link's own business, about few addresses, and those of the link (or RFC 3927's)."""
-    asked: dict[str, FactSeen] = {}
+def _neighbours(card: CardSeen, seen: TelemetryObservation) -> list[Finding]:
+    """Neighbours are asked for and groups joined on the link, but few of them, and neighbours that are there.
+
+    More is a search of the link, or says something in the addresses themselves.
+    """
+    told: dict[str, dict[str, FactSeen]] = {rule: {} for rule in _NEIGHBOURS.values()}
     for fact in seen.facts:
-        if fact.card == card.index and fact.kind == "arp" and fact.mac != card.gateway_mac:
+        if fact.card == card.index and fact.kind in _NEIGHBOURS and fact.mac != card.gateway_mac:
             for address in fact.details.values():
-                asked.setdefault(address, fact)
-    links = [ipaddress.ip_network(f"{address}/24", strict=False) for address in card.link if "." in address]
-    links.append(_LINK_LOCAL)
-    far = [text for text in asked if not any(ipaddress.ip_address(text) in link for link in links)]
-    subjects = [*far[:MAX_ARP], *(["many addresses"] if len(asked) > MAX_ARP else [])]
-    return [
-        Finding(
-            rule="arp",
-            subject=subject,
-            seen=f"ARP about {len(asked)} addresses" if subject not in asked else "ARP about an address elsewhere",
-            wanted="ARP about the gateway, the resolver and the machine's own address",
-            evidence=f"{card.capture} packet {asked[subject].frame if subject in asked else 0}",
-        )
-        for subject in subjects
-    ]
+                told[_NEIGHBOURS[fact.kind]].setdefault(address, fact)
+    links = [ipaddress.ip_network(f"{text}/{24 if '.' in text else 64}", strict=False) for text in card.link]
+    links += _LINK_LOCAL
+    findings = []
+    for rule, asked in told.items():
+        far = []
+        if rule != "groups":
+            far = [text for text in asked if not any(ipaddress.ip_address(text) in link for link in links)]
+        for subject in (*far[:MAX_NEIGHBOURS], *([MANY] if len(asked) > MAX_NEIGHBOURS else ())):
+            fact = asked.get(subject, list(asked.values())[-1])
+            findings.append(
+                Finding(
+                    rule=rule,
+                    subject=subject,
+                    seen=f"{len(asked)} addresses, first this {fact.first:.1f} s after power-on",
+                    wanted="few addresses, and those of this link",
+                    evidence=f"{card.capture} packet {fact.frame}",
+                )
+            )
+    return findings
 
 
 def _unparsed(seen: TelemetryObservation) -> list[Finding]:

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import cache
 from typing import Annotated, Literal
 
+from publicsuffixlist import PublicSuffixList
 from pydantic import AfterValidator, Field, model_validator
 
 from pytest_osgates.checks.telemetry.seen import Phase
 from pytest_osgates.model import Acceptance, Policy
 
 _NAME = re.compile(r"^(?:\*\.)?(?:[a-z0-9_-]+\.)*[a-z0-9_-]+$")
+_LEAST = {4: 16, 6: 32}
 _SERVICE = re.compile(r"^(?:(?:tcp|udp):[1-9]\d{0,4}|dns|icmp|icmpv6|igmp|gre|esp|sctp|6in4)$")
 
 
 def _name(text: str) -> str:
     if text and not _NAME.match(text):
         raise ValueError("a host name in lower case, or *.NAME")
+    if text.startswith("*.") and _suffixes().publicsuffix(text[2:]) == text[2:]:
+        raise ValueError(f"below {text[2:]} anybody can have a name: name a domain that somebody registered")
     return text
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    return PublicSuffixList(accept_unknown=False)
 
 
 def _address(text: str) -> str:
     if text:
-        ipaddress.ip_network(text, strict=False)
+        network = ipaddress.ip_network(text)
+        least = _LEAST[network.version]
+        if network.prefixlen < least:
+            raise ValueError(f"a range of at most /{least}: more than that is whoever is there")
     return text
 
 
@@ -65,7 +78,7 @@ class Allowed(Acceptance):
         """Whether it is about an address without a name."""
         if not self.address:
             return False
-        network = ipaddress.ip_network(self.address, strict=False)
+        network = ipaddress.ip_network(self.address)
         address = ipaddress.ip_address(text)
         return address.version == network.version and address in network
 

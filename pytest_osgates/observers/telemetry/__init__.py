@@ -197,6 +197,7 @@ done
 """
 # linux/if_arp.h: ppp, ipip, ip6tnl, sit, gre, ip6gre, and none, which tun and WireGuard have.
 _TUNNEL_TYPES = frozenset({"512", "768", "769", "776", "778", "823", "65534"})
+_TUNNEL_KINDS = frozenset({"wireguard", "tun", "vxlan", "geneve"})
 # Made by the kernel itself as soon as a module is loaded, and down.
 _FALLBACKS = frozenset({"tunl0", "ip6tnl0", "sit0", "gre0", "ip6gre0"})
 
@@ -213,7 +214,7 @@ def tunnels(shell: GuestShell) -> list[str]:
     return [
         one_line(row[0], 40)
         for row in rows
-        if len(row) == 3 and row[0] not in _FALLBACKS and (row[1] in _TUNNEL_TYPES or row[2] in {"wireguard", "tun"})
+        if len(row) == 3 and row[0] not in _FALLBACKS and (row[1] in _TUNNEL_TYPES or row[2] in _TUNNEL_KINDS)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from pytest_osgates.vm.network.wire import text_of
 MAX_EVENTS = 256 << 20
 MAX_FLOWS = 5_000
 # A canary's name is asked for by its own look-up, for either kind of address, and again where an answer is slow.
-MAX_ASKED = 16
+MAX_ASKED = 32
 _KINDS = frozenset({"A", "AAAA"})
 _MACS = 20
 EMPTY = Traffic(0, 0, 0.0, 0.0, (), (), (), 0, (), "", "", {})
@@ -201,6 +202,9 @@ def _add(
     settings, gateway = card.settings, card.settings.mac
     events = read_events(card.events)
     asked = {query.name for query in traffic.queries}
+    often: Counter[str] = Counter()
+    for query in traffic.queries:
+        often[query.name] += query.count
     trouble = [card.trouble, events.problem, *_troubles(card.stats)]
     missing = sorted(events.queries - asked)
     if missing:
@@ -256,7 +260,7 @@ def _add(
                 aliases=tuple(query.aliases),
                 phases={PHASES[min(phase, 2)]: count for phase, count in sorted(query.phases.items())},
                 suspects=journal.around(query.first + shift),
-                canary=next((p.canary.moment for p in planted if _asks_for(query, p)), ""),
+                canary=next((p.canary.moment for p in planted if _asks_for(query, p, often[query.name])), ""),
             )
         )
     built.facts += [
@@ -273,9 +277,9 @@ def _add(
     ]
 
 
-def _asks_for(query: Query, plant: Planted) -> bool:
+def _asks_for(query: Query, plant: Planted, times: int) -> bool:
     """Exactly the canary's name, for an address, and not so often that it is something else."""
-    return query.name == plant.canary.name and query.kind in _KINDS and query.count <= MAX_ASKED
+    return query.name == plant.canary.name and query.kind in _KINDS and times <= MAX_ASKED
 
 
 def _flow(

@@ -178,8 +178,49 @@ def test_what_is_allowed(allow: dict[str, Any], seen: dict[str, Any], accepted: 
         assert Severity.ACCEPTED not in {severity for _, severity in found}
 
 
+@pytest.mark.parametrize(
+    ("allow", "accepted"),
+    [
+        # Asked for by another name than it says; both are allowed, or the address itself is.
+        ([{"name": "deb.example.org"}], False),
+        ([{"name": "deb.example.org"}, {"name": "host7.example.net"}], True),
+        ([{"name": "deb.example.org"}, {"name": "host7.example.net", "services": ["tcp:80"]}], False),
+        ([{"name": "deb.example.org"}, {"name": "host7.example.net", "phases": ["boot"]}], False),
+        ([{"name": "deb.example.org"}, {"address": "198.18.0.0/24"}], True),
+        ([{"name": "deb.example.org"}, {"address": "198.18.0.0/24", "reason": ""}], False),
+    ],
+)
+def test_a_name_alone_may_be_a_lie(allow: list[dict[str, Any]], accepted: bool) -> None:
+    fields = {"services": ["tcp:443"], "reason": "our own mirror"}
+    policy = TelemetryPolicy.model_validate({"idle_s": 60, "allow": [{**fields, **entry} for entry in allow]})
+    seen = clean(**flow("198.18.0.16", "tcp", 443, ("deb.example.org", "sni"), ("host7.example.net", "dns")))
+    found = {severity for rule, severity in _severities(seen, policy) if rule == "contact"}
+    assert found == {Severity.ACCEPTED if accepted else Severity.VIOLATION}
+
+
 def test_what_was_allowed_in_vain_is_told() -> None:
     assert _severities(clean(), _policy(name="deb.example.org")) == {("unused-acceptance", Severity.REMARK)}
+    for entry in ({"value": "x"}, {"value": "osgates", "reason": ""}):
+        allowed = {"kind": "dhcp-host-name", "reason": "because", **entry}
+        policy = TelemetryPolicy.model_validate({"idle_s": 60, "allow_identifier": [allowed]})
+        assert ("unused-acceptance", Severity.REMARK) in _severities(clean(), policy)
+
+
+def test_controls_keep_clear_of_what_is_allowed() -> None:
+    """Else a profile that allows something could never pass."""
+    fields = {"services": ["tcp:443", "udp:9", "udp:5353"], "reason": "in use"}
+    wide = [{"address": "203.0.113.0/24"}, {"address": "224.0.0.251"}, {"address": "2001:db8::/32"}]
+    wide += [{"name": "*.example.com"}]
+    policy = TelemetryPolicy.model_validate(
+        {
+            "idle_s": 60,
+            "allow": [{**fields, **entry} for entry in wide],
+            "allow_identifier": [{"kind": "dhcp-host-name", "value": "*", "reason": "a laboratory"}],
+        }
+    )
+    judgement = judge(GATE, clean(), policy)
+    assert [result for result in judgement.controls if not result.caught] == []
+    assert judgement.verdict is Verdict.PASS
 
 
 def test_identifiers_can_be_accepted() -> None:
@@ -209,6 +250,12 @@ def test_addresses_that_tell_the_card() -> None:
         {"allow": [{"name": "*", "services": ["tcp:1"]}]},
         {"allow": [{"address": "1.2.3", "services": ["tcp:1"]}]},
         {"allow": [{"name": "a.example", "services": ["http"]}]},
+        {"allow": [{"name": "*.com", "services": ["tcp:1"]}]},
+        {"allow": [{"name": "*.co.uk", "services": ["tcp:1"]}]},
+        {"allow": [{"name": "*.github.io", "services": ["tcp:1"]}]},
+        {"allow": [{"address": "203.0.113.7/24", "services": ["tcp:1"]}]},
+        {"allow": [{"address": "0.0.0.0/0", "services": ["tcp:1"]}]},
+        {"allow": [{"address": "2001::/16", "services": ["tcp:1"]}]},
         {"names": "none"},
         {"idle_s": 0},
     ],

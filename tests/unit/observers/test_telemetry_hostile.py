@@ -103,6 +103,22 @@ def _as_the_resolver(guest: Guest) -> None:
     guest.packet(wire.ip(src, dst, 17, wire.udp(src, 53, dst, 41000, dns.query(ALLOWED))))
 
 
+def _both_ways(guest: Guest) -> None:
+    """Under the canary's own flow, and under DHCP's, in the other direction."""
+    away, ports = bytes((192, 0, 2, 102)), (42001, 9)
+    for src, dst, sport, dport in ((away, guest.ip, *reversed(ports)), (b"\xff" * 4, bytes(4), 67, 68)):
+        guest.packet(wire.ip(src, dst, 17, wire.udp(src, sport, dst, dport, SECRET)))
+
+
+def _under_many_cards(guest: Guest) -> None:
+    """The resolver's answers, sent by many cards before the resolver itself answers."""
+    resolver = guest.settings.resolver
+    forged = wire.ip(resolver, guest.ip, 17, wire.udp(resolver, 53, guest.ip, 43999, dns.query(ALLOWED)))
+    for number in range(12):
+        guest.send(wire.frame(guest.settings.hardware + bytes((2, 0, 0, 0, 0, number)), forged))
+    guest.udp(resolver, 53, dns.query(ALLOWED), sport=43999)
+
+
 # -- canaries
 # -------------------------------------------------------------------------------------------------------------
 
@@ -118,6 +134,13 @@ def _canary_elsewhere(guest: Guest) -> None:
 def _canary_often(guest: Guest) -> None:
     for number in range(40):
         guest.udp(guest.settings.resolver, 53, dns.query(CANARY, ident=number), sport=43000 + number)
+
+
+def _canary_of_many(guest: Guest) -> None:
+    """Often, but each time from another address."""
+    for number in range(40):
+        src = guest.settings.ipv4(100 + number % 20)
+        guest.udp(guest.settings.resolver, 53, dns.query(CANARY, ident=number), sport=43000, src=src)
 
 
 def _canary_text(guest: Guest) -> None:
@@ -364,12 +387,31 @@ def _arp_often(guest: Guest) -> None:
         guest.packet(arp.request(MAC, guest.ip, guest.settings.ipv4(100 + number)))
 
 
+def _neighbours(guest: Guest) -> None:
+    for number in range(40):
+        _icmp6(guest, ALL_ROUTERS, 135, bytes(4) + LINK_LOCAL[:-1] + bytes((number,)))
+
+
+def _far_neighbour(guest: Guest) -> None:
+    _icmp6(guest, ALL_ROUTERS, 135, bytes(4) + bytes.fromhex("20010db800aa00000000000000000007"))
+
+
+def _many_groups(guest: Guest) -> None:
+    for number in range(40):
+        report = b"\x22\0\0\0\0\0\0\1\4\0\0\0\xe0\1\2" + bytes((number,))
+        guest.packet(wire.ip(guest.ip, bytes((224, 0, 0, 22)), wire.IGMP, report, 1))
+
+
 FAR_TEXT = "203.0.113.7"
 LEAKS: dict[str, tuple[Leak, tuple[str, str]]] = {
     "answers first": (_answers_first, ("literal-address", FAR_TEXT)),
     "after the router": (_after_advertisement, ("literal-address", "fe80::2")),
     "as the DHCP server": (_as_the_server, ("multicast", "255.255.255.255")),
     "as the resolver": (_as_the_resolver, ("literal-address", "10.0.2.3")),
+    "the other way": (_both_ways, ("literal-address", "10.0.2.15")),
+    "the other way of DHCP": (_both_ways, ("literal-address", wire.text_of(bytes(4)))),
+    "under many cards": (_under_many_cards, ("literal-address", "10.0.2.15")),
+    "the canary of many": (_canary_of_many, ("contact", CANARY)),
     "below the canary": (_below_the_canary, ("contact", f"{CANARY}.{SPY}")),
     "the canary elsewhere": (_canary_elsewhere, ("literal-address", FAR_TEXT)),
     "the canary often": (_canary_often, ("contact", CANARY)),
@@ -416,6 +458,9 @@ LEAKS: dict[str, tuple[Leak, tuple[str, str]]] = {
     "ARP for somebody far away": (_arp_for_far, ("arp", FAR_TEXT)),
     "ARP of the gateway": (_arp_of_the_gateway, ("arp", FAR_TEXT)),
     "ARP for many": (_arp_often, ("arp", "many addresses")),
+    "many neighbours": (_neighbours, ("ndp", "many addresses")),
+    "a neighbour far away": (_far_neighbour, ("ndp", "2001:db8:aa::7")),
+    "many groups": (_many_groups, ("groups", "many addresses")),
 }
 
 

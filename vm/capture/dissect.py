@@ -46,7 +46,7 @@ _VLAN = frozenset({b"\x81\x00", b"\x88\xa8"})
 _IN, _PLAIN_QUERY = b"\0\x01", b"\x01\0\0\x01\0\0\0\0\0\0"
 _TCP = struct.Struct("!HHIIBB")
 # Ports whose every datagram is read.
-_READ_ALL = frozenset({53, 67, 68, 546, 547, link_names.MDNS_PORT, link_names.LLMNR_PORT})
+_READ_ALL = frozenset({53, 67, 68, 546, 547, link_names.MDNS_PORT, link_names.LLMNR_PORT, ssdp.PORT})
 
 
 class Dissector:

@@ -20,6 +20,8 @@ from pytest_osgates.vm.network.udp import Udp
 from pytest_osgates.vm.network.wire import Malformed, Packet, mac_text, text_of
 
 MAX_FRAME = 1 << 17
+# Routers speak up by themselves, at least this often (RFC 4861 6.2.1: half an hour), guest seconds.
+ADVERTISE_S = 1800.0
 VLAN = frozenset({b"\x81\x00", b"\x88\xa8"})
 
 # The length, then an Ethernet frame with IPv4 without options: EtherType and first byte together, total length,
@@ -54,6 +56,7 @@ class Sinkhole:
         self.guest_mac: bytes = b"\xff" * 6
         self.guest_addresses: dict[bytes, bytes] = {}
         self.answered: set[bytes] = set()
+        self._advertised: float | None = None
         self._authority = authority
         self._fragments = Reassembler()
         self._once: set[tuple[object, ...]] = set()
@@ -142,6 +145,7 @@ class Sinkhole:
             self._ip(parse6(frame[at:]), link, source, vlan, frame)
         elif kind == wire.ARP:
             self._arp(arp.parse(frame[at:]), link, source)
+            self._advertise()
         else:
             self.note("ethertype", kind=kind.hex(), mac=mac_text(source), to=mac_text(frame[:6]))
 
@@ -232,7 +236,9 @@ class Sinkhole:
             if self.permits("ra"):
                 to = icmpv6.ALL_NODES if nobody else packet.src
                 self._icmpv6_send(packet, settings.link_local, to, icmpv6.router_advertisement(settings), 2)
+                self._advertised = self.log.clock()
         elif kind == icmpv6.NEIGHBOUR_SOLICITATION:
+            self._advertise()
             target = icmpv6.solicited_target(message)
             # Without a source it asks whether its own address is free (RFC 4862 5.4): nobody else has it.
             if target is not None and not nobody and target not in self.guest_addresses:
@@ -244,6 +250,17 @@ class Sinkhole:
             answer = icmpv6.echo_reply(message)
             if answer is not None:
                 self._icmpv6_send(packet, packet.dst, packet.src, answer, 2)
+
+    def _advertise(self) -> None:
+        """Say once more that there is a router, to whoever asked before and may have forgotten it."""
+        now = self.log.clock()
+        if self._advertised is None or now - self._advertised < ADVERTISE_S or not self.permits("ra", "icmpv6"):
+            return
+        self._advertised = now
+        source, body = self.settings.link_local, icmpv6.router_advertisement(self.settings)
+        body = wire.with_checksum(source, icmpv6.ALL_NODES, wire.ICMPV6, body, 2)
+        link = b"\x33\x33\0\0\0\x01" + self.settings.hardware
+        self.send(link, wire.ip(source, icmpv6.ALL_NODES, wire.ICMPV6, body, 255))
 
     def _icmpv6_send(self, packet: Packet, src: bytes, dst: bytes, body: bytes, at: int) -> None:
         body = wire.with_checksum(src, dst, wire.ICMPV6, body, at)

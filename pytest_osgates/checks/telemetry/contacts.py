@@ -12,6 +12,7 @@ from pytest_osgates.checks.vendors import Vendor
 # RFC 2131; RFC 8415; RFC 4861, RFC 2710, RFC 3810 (all hosts, routers, snoopers, solicited nodes); RFC 3376.
 _LINK_SERVERS = frozenset({"255.255.255.255", "ff02::1:2"})
 _LISTENERS = frozenset({"224.0.0.22", "224.0.0.2", "224.0.0.1"})
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _ERRORS = {"icmp": "ICMP type 3", "icmpv6": "ICMPv6 type 1"}
 # Notes of what a host says to the link: errors about what came in (RFC 1122 3.2.2, RFC 4443 3), router and neighbour
 # solicitations and advertisements of a neighbour, reports of groups.
@@ -98,9 +99,21 @@ class Contact:
             if (vendor := vendors.of_name(name)) is not None:
                 return vendor
         for address in (*(flow.dst for flow in self.flows), *(query.server for query in self.queries)):
-            if (vendor := vendors.of_address(address)) is not None:
-                return vendor
+            for text in (address, *_embedded(address)):
+                if (vendor := vendors.of_address(text)) is not None:
+                    return vendor
         return None
+
+
+def _embedded(text: str) -> list[str]:
+    """IPv4 addresses that an IPv6 address leads to: mapped (RFC 4291), NAT64 (RFC 6052), 6to4 (RFC 3056), Teredo."""
+    address = ipaddress.ip_address(text)
+    if address.version == 4:
+        return []
+    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if address in _NAT64:
+        found.append(ipaddress.IPv4Address(address.packed[12:]))
+    return [str(inner) for inner in found if inner is not None]
 
 
 def is_link_business(flow: FlowSeen, card: CardSeen) -> bool:

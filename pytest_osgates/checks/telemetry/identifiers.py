@@ -27,7 +27,7 @@ def identifiers(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Fin
     cards = {card.index: card for card in seen.cards}
     for kind, value, wanted, where in (
         *(told for fact in seen.facts if fact.card in cards for told in _told(fact, cards[fact.card])),
-        *(told for card in seen.cards for told in _addresses(card)),
+        *(told for card in seen.cards for told in _addresses(card, seen)),
         *(told for card in seen.cards if policy.random_mac for told in _mac(card, seen)),
     ):
         entry = next((entry for entry in policy.allow_identifier if entry.covers(kind, value)), None)
@@ -104,9 +104,15 @@ def _others(details: dict[str, str]) -> list[str]:
     return [text for text in details.get("other", "").split("; ") if text]
 
 
-def _addresses(card: CardSeen) -> Iterator[tuple[str, str, str, str]]:
+def _addresses(card: CardSeen, seen: TelemetryObservation) -> Iterator[tuple[str, str, str, str]]:
     own = eui64(card.mac)
-    for text in card.addresses:
+    # Those that it only claimed (duplicate address detection) were told as well.
+    claimed = [
+        fact.details["claims"]
+        for fact in seen.facts
+        if fact.card == card.index and fact.kind == "address" and "claims" in fact.details
+    ]
+    for text in dict.fromkeys((*card.addresses, *claimed)):
         address = ipaddress.ip_address(text)
         if address.version == 6 and address.packed[8:] == own:
             yield "eui64-address", text, "addresses that are not made of the card's address (RFC 7217, RFC 8981)", ""

@@ -43,6 +43,9 @@ def test_silence_that_is_proven_passes_and_every_control_is_caught() -> None:
         (flow("8.8.8.8", "udp", 53, applications=("dns",)), None),
         (query("www.example.com", server="8.8.8.8"), ("vendor", "www.example.com")),
         (flow("8.8.8.8", "udp", 9), ("vendor", "8.8.8.8")),
+        (flow("::ffff:8.8.8.8", "udp", 9), ("vendor", "::ffff:8.8.8.8")),
+        (flow("64:ff9b::808:808", "udp", 9), ("vendor", "64:ff9b::808:808")),
+        (flow("2002:808:808::1", "udp", 9), ("vendor", "2002:808:808::1")),
         (flow("203.0.113.7", "tcp", 443), ("literal-address", "203.0.113.7")),
         (flow("203.0.113.7", "tcp", 443, ("www.example.com", "sni")), ("contact", "www.example.com")),
         (flow("203.0.113.7", "tcp", 80, ("203.0.113.7", "host")), ("literal-address", "203.0.113.7")),
@@ -235,7 +238,10 @@ def test_addresses_that_tell_the_card() -> None:
     assert eui64("52:54:00:12:34:56").hex() == "505400fffe123456"
     seen = clean(cards=(card(addresses=("10.0.2.15", EUI)),))
     assert _found(seen) == [("eui64-address", EUI)]
+    # Claimed, and never used.
+    assert _found(clean(**fact("address", claims=EUI))) == [("eui64-address", EUI)]
     random = TelemetryPolicy(idle_s=60, random_mac=True)
+    assert _found(clean(cards=(card(macs=(MAC,)),)), random) == [("permanent-mac", MAC)]
     assert _found(clean(**fact("arp", asks="10.0.2.2")), random) == [("permanent-mac", MAC)]
     assert _found(clean(**fact("arp", mac="02:11:22:33:44:55", asks="10.0.2.2")), random) == []
 

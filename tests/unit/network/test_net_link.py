@@ -60,6 +60,24 @@ def test_a_ping_is_answered_with_its_own_bytes() -> None:
     assert payload_of(reply)[4:] == echo6[4:]
 
 
+def test_a_router_is_not_forgotten() -> None:
+    """A system whose router expires falls silent over IPv6: that would prove nothing."""
+    guest = Guest()
+    link_local = b"\xfe\x80" + bytes(13) + b"\x99"
+    routers = bytes.fromhex("ff020000000000000000000000000002")
+    solicit = wire.with_checksum(link_local, routers, wire.ICMPV6, b"\x85\0\0\0" + bytes(4), 2)
+    asks = arp.request(MAC, guest.ip, guest.settings.gateway)
+    assert len(guest.packet(asks)) == 1
+    (reply,) = guest.packet(wire.ip(link_local, routers, wire.ICMPV6, solicit, 255))
+    lifetime = int.from_bytes(payload_of(reply)[6:8], "big")
+    assert len(guest.packet(asks)) == 1
+    guest.log.clock = lambda: NOW + lifetime / 2
+    _, again = guest.packet(asks)
+    assert again[:6].hex() == "333300000001"
+    assert payload_of(again)[4:] == payload_of(reply)[4:]
+    assert len(guest.packet(asks)) == 1
+
+
 def test_router_and_neighbours_of_ipv6() -> None:
     guest = Guest()
     link_local = b"\xfe\x80" + bytes(13) + b"\x99"

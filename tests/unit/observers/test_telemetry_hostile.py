@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from net_samples import ACK, MAC, PSH, SYN, Guest, client_hello, dhcp_message, tcp_packet, with_extension
 from test_observe_telemetry import FAR, NONCE, _observe
 
 from pytest_osgates.checks.telemetry import GATE, TelemetryPolicy
 from pytest_osgates.model import Severity
+from pytest_osgates.vm.capture.dissect import Dissector
 from pytest_osgates.vm.network import arp, dhcp, dns, wire
 
 ALLOWED = "ok.example.org"
@@ -469,3 +472,71 @@ def test_nothing_is_hidden(how: str, tmp_path: Path) -> None:
     leak, expected = LEAKS[how]
     found = _violations(tmp_path, leak)
     assert expected in found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        dns.query(ALLOWED),
+        dns.query(ALLOWED)[:10] + b"\0\1" + dns.query(ALLOWED)[12:] + b"\0\0\x29\4\xd0\0\0\x80\0\0\0",
+        dns.query(ALLOWED)[:10]
+        + b"\0\1"
+        + dns.query(ALLOWED)[12:]
+        + b"\0\0\x29\4\xd0\0\0\0\0\0\x1c\0\x0a\0\x08cookie!!\0\x0c\0\4\0\0\0\0\0\x08\0\4\0\1\0\0",
+    ],
+)
+def test_usual_queries_are_nothing_more(data: bytes, tmp_path: Path) -> None:
+    """EDNS as resolvers send it: a buffer's size, DNSSEC OK, a cookie, padding, no client subnet."""
+    assert _violations(tmp_path, lambda guest: guest.udp(guest.settings.resolver, 53, data)) == set()
+
+
+def test_an_ordinary_guest_says_nothing_of_itself(tmp_path: Path) -> None:
+    """What Linux, its usual DHCP clients and resolvers send on any link."""
+
+    def leak(guest: Guest) -> None:
+        settings, groups = guest.settings, bytes.fromhex("ff020000000000000000000000000016")
+        everything = ((55, bytes((1, 3, 6, 12, 15, 28))), (57, b"\x05\xdc"), (50, guest.ip), (61, b"\x01" + MAC))
+        guest.udp(b"\xff" * 4, 67, dhcp_message(3, *everything, (145, b"\1")), sport=68, src=bytes(4))
+        options = struct.pack("!HH", 1, 10) + b"\0\3\0\1" + MAC + struct.pack("!HHHHHH", 8, 2, 0, 6, 2, 23)
+        servers = bytes.fromhex("ff020000000000000000000000010002")
+        guest.udp(servers, 547, b"\x0b\1\2\3" + options, sport=546, src=LINK_LOCAL)
+        # Duplicate address detection with a nonce, a router solicitation, a neighbour's and its answer, groups.
+        _icmp6(guest, ALL_ROUTERS, 135, bytes(4) + LINK_LOCAL + b"\x0e\1nonce!", bytes(16))
+        _icmp6(guest, ALL_ROUTERS, 133, bytes(4) + b"\1\1" + MAC)
+        _icmp6(guest, settings.link_local, 135, bytes(4) + settings.link_local + b"\1\1" + MAC)
+        _icmp6(guest, settings.link_local, 136, b"\x60\0\0\0" + LINK_LOCAL + b"\2\1" + MAC)
+        alert = b"\x3a\0\5\2\0\0\1\0"
+        report = bytes((143, 0, 0, 0)) + b"\0\0\0\1\4\0\0\0" + groups
+        report = wire.with_checksum(LINK_LOCAL, groups, wire.ICMPV6, report, 2)
+        guest.packet(wire.ip(LINK_LOCAL, groups, 0, alert + report, 1))
+        igmp = b"\x22\0\0\0\0\0\0\1\4\0\0\0\xe0\0\0\xfb"
+        guest.packet(_with_options(wire.ip(guest.ip, bytes((224, 0, 0, 22)), wire.IGMP, igmp, 1), b"\x94\4\0\0"))
+        # An answer that came too late.
+        late = wire.ip(settings.resolver, guest.ip, 17, wire.udp(settings.resolver, 53, guest.ip, 44000, b"late"))
+        _icmp(guest, settings.resolver, 3, bytes(4) + late[2:])
+        guest.packet(arp.request(MAC, bytes(4), guest.ip))
+        guest.packet(arp.request(MAC, guest.ip, settings.gateway))
+        guest.tcp(_address(guest), 443).say(client_hello(ALLOWED))
+
+    assert _violations(tmp_path, leak) == set()
+
+
+@given(
+    st.sampled_from([(17, 53), (17, 67), (17, 547), (17, 5353), (6, 53), (1, 0), (2, 0), (58, 0), (0, 0), (43, 0)]),
+    st.sampled_from([b"", b"\x22\0\0\0\0\0", b"\x8f\0\0\0", b"\x87\0\0\0", dns.query(ALLOWED), dhcp_message(1)[:-1]]),
+    st.binary(max_size=80),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_it_holds_it_is_counted(what: tuple[int, int], head: bytes, body: bytes, v6: bool) -> None:
+    (protocol, port), data = what, head + body
+    src, dst = (LINK_LOCAL, ALL_ROUTERS) if v6 else (bytes((10, 0, 2, 15)), bytes((10, 0, 2, 3)))
+    if protocol == 17:
+        data = wire.udp(src, 68, dst, port, data)
+    elif protocol == 6:
+        data = struct.pack("!HHIIBBHHH", 1, port, 1, 1, 5 << 4, ACK, 1, 0, 0) + data
+    dissector = Dissector(bytes(6))
+    dissector.frame(wire.frame(MAC * 2, wire.ip(src, dst, protocol, data)), 1.0, 1, 2000)
+    dissector.frame(wire.frame(MAC * 2, wire.ip(src, dst, protocol, data)), 1.0, 1, 60)
+    assert dissector.unparsed >= 1
+    assert dissector.unparsed == 2 or dissector.halves

@@ -36,6 +36,8 @@ MAX_EXAMPLES = 10
 MAX_ASKED = 10_000
 MAX_HEAD = 1 << 16
 MAX_MACS = 8
+# Bytes that a connection sends again before it is told: more than any query.
+MAX_AGAIN = 4096
 # A UDP flow is looked at this often: a QUIC hello takes up to four datagrams.
 LOOKS = 4
 # How much of an unknown datagram is told: all of a short one.
@@ -315,6 +317,9 @@ class Dissector:
             if again >= 1 << 31:
                 seen.note("segments out of order")
                 return
+            half.again += min(again, len(data))
+            if half.again > MAX_AGAIN:
+                seen.note("much that is sent again")
             if again >= len(data):
                 return
             data = data[again:]

@@ -11,7 +11,7 @@ class Half:
     """One direction of one flow, while packets are counted. `mask`: TCP flags that need a closer look."""
 
     __slots__ = (
-        *("dport", "dst", "first", "frame", "head", "key", "last", "looks", "mac", "mask", "next", "octets"),
+        *("again", "dport", "dst", "first", "frame", "head", "key", "last", "looks", "mac", "mask", "next", "octets"),
         *("macs", "packets", "past", "protocol", "seen", "slow", "sport", "src", "to"),
     )
 
@@ -29,6 +29,8 @@ class Half:
         self.looks = 0
         # TCP: the sequence number that comes next, and what was said so far; None once it is known what it is.
         self.next: int | None = None
+        # How many bytes were sent again.
+        self.again = 0
         self.head: bytes | None = b""
         # Packets before each boundary between phases.
         self.past: list[int] = []

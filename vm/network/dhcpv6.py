@@ -22,9 +22,9 @@ KINDS = {
 ADVERTISE, REPLY = 2, 7
 _OPTION = struct.Struct("!HH")
 # Options that are read one by one, and those that say nothing of the machine (RFC 7844 4): the lengths they may have.
-# An address that is asked for again is an option of 28 bytes within the association; a prefix one of 29.
+# The server's DUID is ours; an address that is asked for again is an option of 28 bytes, a prefix one of 29.
 _READ = frozenset({1, 16, 39})
-_USUAL = {2: range(4, 131), 3: (12, 40), 4: (4, 32), 6: range(101), 8: (2,), 14: (0,), 20: (0,), 25: (12, 41)}
+_USUAL = {2: (10,), 3: (12, 40), 4: (4, 32), 6: range(101), 8: (2,), 14: (0,), 20: (0,), 25: (12, 41)}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from pytest_osgates.checks.vendors import Vendor
 # RFC 2131; RFC 8415; RFC 4861, RFC 2710, RFC 3810 (all hosts, routers, snoopers, solicited nodes); RFC 3376.
 _LINK_SERVERS = frozenset({"255.255.255.255", "ff02::1:2"})
 _LISTENERS = frozenset({"224.0.0.22", "224.0.0.2", "224.0.0.1"})
+# A lease is taken and kept, and late answers are complained of, with fewer packets than this.
+_MAX_TALK = 64
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _ERRORS = {"icmp": "ICMP type 3", "icmpv6": "ICMPv6 type 1"}
 # Notes of what a host says to the link: errors about what came in (RFC 1122 3.2.2, RFC 4443 3), router and neighbour
@@ -126,20 +128,23 @@ def is_link_business(flow: FlowSeen, card: CardSeen) -> bool:
     local = flow.dst in card.link
     if flow.protocol == "udp" and applications in ({"dhcp"}, {"dhcpv6"}):
         server = 67 if "dhcp" in applications else 547
-        return not notes and flow.dport == server and (flow.dst in _LINK_SERVERS or local)
+        few = not notes and flow.packets_out <= _MAX_TALK
+        return few and flow.dport == server and (flow.dst in _LINK_SERVERS or local)
     if flow.protocol == "icmpv6" and applications and applications <= {"nd", "mld"}:
         return notes <= _NEIGHBOUR and (flow.dst.startswith("ff02:") or local or _same_link(flow.dst))
     if flow.protocol == "igmp":
         return not notes and (flow.dst in _LISTENERS or flow.dst.startswith("224.0.0."))
     if flow.protocol in {"icmp", "icmpv6"} and applications and applications <= {"icmp", "icmpv6"}:
         # Errors about what came in ("port unreachable" for a late answer) go back to where it came from.
-        return notes <= _ABOUT and local
+        return notes <= _ABOUT and local and flow.packets_out <= _MAX_TALK
     # A query is judged as one, by its name and its server.
     return applications == {"dns"} and flow.dport == 53 and not notes
 
 
 def _is_complaint(flow: FlowSeen) -> bool:
-    """Whether a flow is nothing but "unreachable" (RFC 792 type 3, RFC 4443 type 1)."""
+    """Whether a flow is nothing but "unreachable" (RFC 792 type 3, RFC 4443 type 1), a few times."""
+    if flow.packets_out > _MAX_TALK:
+        return False
     return flow.protocol in _ERRORS and bool(flow.notes) and set(flow.notes) <= {_ERRORS[flow.protocol]}
 
 

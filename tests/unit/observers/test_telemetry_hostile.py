@@ -267,6 +267,28 @@ def _encrypted_twice(guest: Guest) -> None:
     guest.tcp(address, 443).say(with_extension(client_hello(ALLOWED, ["dot"]), 0xFE0D, bytes(40)))
 
 
+def _again(guest: Guest) -> None:
+    """Other bytes under sequence numbers that were used."""
+    connection = guest.tcp(guest.settings.resolver, 53)
+    query = dns.query(ALLOWED)
+    connection.say(len(query).to_bytes(2, "big") + query)
+    for _ in range(200):
+        _segment(guest, guest.settings.resolver, 53, 1001, ACK | PSH, SECRET[: len(query)], 50000)
+
+
+def _errors(guest: Guest) -> None:
+    quoted = wire.ip(guest.settings.resolver, guest.ip, 17, SECRET)[2:]
+    for _ in range(100):
+        _icmp(guest, guest.settings.resolver, 3, bytes(4) + quoted)
+
+
+def _leases(guest: Guest) -> None:
+    for number in range(100):
+        message = bytearray(dhcp_message(1))
+        message[4:8] = SECRET[number : number + 4]
+        guest.udp(b"\xff" * 4, 67, bytes(message), sport=68, src=bytes(4))
+
+
 # -- the link
 # -------------------------------------------------------------------------------------------------------------
 
@@ -437,6 +459,9 @@ LEAKS: dict[str, tuple[Leak, tuple[str, str]]] = {
     "behind sixty connections": (_hidden_behind_others, ("ech", ALLOWED)),
     "a hello after a letter": (_hello_after_a_letter, ("contact", SPY)),
     "ECH in DoT": (_encrypted_twice, ("ech", ALLOWED)),
+    "sent again": (_again, ("literal-address", "10.0.2.3")),
+    "errors that quote": (_errors, ("literal-address", "10.0.2.3")),
+    "one lease after the other": (_leases, ("multicast", "255.255.255.255")),
     "DHCP's ports": (_ports_of_dhcp, ("multicast", "255.255.255.255")),
     "DHCPv6's ports": (_ports_of_dhcpv6, ("literal-address", "10.0.2.2")),
     "a UUID in DHCP": (_dhcp_options((97, b"\0uuid")), ("dhcp-option", "97: 0075756964")),

@@ -452,7 +452,7 @@ class Dissector:
     def _arp(self, packet: arp.Arp, at: float, number: int) -> None:
         if packet.operation == arp.REPLY:
             self._answered((b"arp", packet.target, packet.sender), at)
-        elif not packet.claims:
+        elif not packet.claims and self._mac != self.outside:
             self._ask((b"arp", packet.sender, packet.target), at)
         details = {"claims" if packet.claims else "asks": text_of(packet.target)}
         if packet.operation == arp.REPLY:

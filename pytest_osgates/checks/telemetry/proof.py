@@ -16,6 +16,8 @@ IN_FLIGHT = 64
 MAX_DRIFT_S, MAX_DRIFT = 3.0, 0.02
 # Of the sinkhole's answers in guest time: beyond this, clients give up what they would have done.
 MAX_LATENCY_S = 1.0
+# In real time nothing but a host that stood still makes an answer late: as long as resolv.conf(5) waits for one.
+MAX_REAL_LATENCY_S = 5.0
 
 
 def proof(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
@@ -117,6 +119,12 @@ def _time(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Findi
         yield _unproven(
             *("window", "idle", f"{timing.idle_s:.1f} s between the canaries", f"{policy.idle_s:.0f} s"),
             "give --iso-idle at least as long as the profile's idle_s, or leave it out",
+        )
+    slow = timing.latency_s or 0.0
+    if timing.mode == "real" and slow > MAX_REAL_LATENCY_S:
+        yield _unproven(
+            *("latency", "real time", f"an answer took {slow:.2f} s", f"at most {MAX_REAL_LATENCY_S:.0f} s"),
+            "the host was too busy: what waited for an answer may have given up",
         )
     if timing.mode != "real" and (timing.latency_s is None or timing.latency_s > MAX_LATENCY_S):
         took = "was not measured" if timing.latency_s is None else f"took {timing.latency_s:.2f} s of guest time"

@@ -209,8 +209,7 @@ def _add(
     missing = sorted(events.queries - asked)
     if missing:
         trouble.append(f"the sinkhole was asked for {len(missing)} names that the capture lacks: {missing[0]}")
-    # The boot was in real time.
-    for latency in traffic.latency[1:]:
+    for latency in traffic.latency:
         if latency is not None:
             built.latency = round(max(built.latency or 0.0, latency), 6)
     incoming = traffic.from_macs.get(gateway, 0)

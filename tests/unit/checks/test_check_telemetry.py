@@ -291,6 +291,7 @@ def test_policies_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
         ({"timing": timing(idle_s=59.9)}, ("window", "idle")),
         ({"timing": timing(mode="accelerated")}, ("latency", "accelerated time")),
         ({"timing": timing(mode="accelerated", latency_s=1.1)}, ("latency", "accelerated time")),
+        ({"timing": timing(latency_s=5.5)}, ("latency", "real time")),
         ({"stopped_early": "at the first violation"}, ("stopped-early", "window")),
         ({"powered_off": False}, ("power-off", "shutdown")),
         ({"canaries": tuple(canary(moment, at=60.0) for moment in Moment)}, ("canary", "order")),

@@ -59,8 +59,9 @@ class Dissector:
 
     def __init__(self, outside: bytes = b"") -> None:
         self.outside = outside
-        # Of the frame that is being read.
+        # Of the frame that is being read; whether the machine sent it, which may hold nothing besides what it is for.
         self._mac = b""
+        self._strict = False
         self.halves: dict[tuple[int, bytes, bytes, int, int], Half] = {}
         self.bulk: dict[bytes, Half] = {}
         self.queries: dict[tuple[str, str, str, str, str], Query] = {}
@@ -102,6 +103,7 @@ class Dissector:
             vlan = ((data[begin] << 8) | data[begin + 1]) & 0x0FFF
             kind, begin = data[begin + 2 : begin + 4], begin + 4
         mac = self._mac = data[6:12]
+        self._strict = bool(self.outside) and mac != self.outside
         if vlan >= 0:
             self.fact("vlan", mac_text(mac), {"tag": str(vlan)}, at, number)
         if kind == wire.IPV4:
@@ -110,7 +112,7 @@ class Dissector:
             header = parse6(data[begin:])
         elif kind == wire.ARP:
             self._arp(arp.parse(data[begin:]), at, number)
-            _padding(data[begin + arp.SIZE :])
+            self._padding(data[begin + arp.SIZE :])
             return
         else:
             self.fact("ethertype", mac_text(mac), {"number": kind.hex(), "to": mac_text(data[:6])}, at, number)
@@ -126,11 +128,11 @@ class Dissector:
             part.seen.note("IP fragments")
             whole = self._fragments.add(header)
             if whole is None:
-                _padding(rest)
+                self._padding(rest)
                 return
             header = whole
         self._packet(header, at, number, 0 if fragment else size, data, vlan, fragment)
-        _padding(rest)
+        self._padding(rest)
 
     # -- flows ----------------------------------------------------------------------------------------------------
 
@@ -180,7 +182,7 @@ class Dissector:
             if not 8 <= length <= len(payload):
                 raise Malformed("UDP length does not fit the packet")
             self._udp(half, payload[8:length], at, number)
-            if length != len(payload):
+            if self._strict and length != len(payload):
                 raise Malformed(f"{len(payload) - length} bytes behind the datagram")
         elif protocol == wire.TCP:
             self._tcp(half, payload)
@@ -191,7 +193,7 @@ class Dissector:
             half.seen.initiator = payload[0] == 8 or None
         elif protocol == wire.ICMPV6 and payload:
             self._icmpv6(half, header, payload, at, number, frame[6:12])
-        elif protocol == wire.IGMP:
+        elif protocol == wire.IGMP and self._strict:
             self._groups(igmp.check(payload), at, number)
         plain = len(header.src) == 4 and vlan < 0 and not fragment and ports
         if plain and self._learned(half):
@@ -480,7 +482,7 @@ class Dissector:
             "vendor": message.vendor,
             "other": "; ".join(message.other),
         }
-        if message.kind not in dhcpv6.KINDS:
+        if self._strict and message.kind not in dhcpv6.KINDS:
             raise Malformed(f"DHCPv6 message of type {message.kind}, which clients do not send")
         told = {key: text for key, text in details.items() if text}
         self.fact("dhcpv6", mac_text(self._mac), told, at, number)
@@ -495,7 +497,8 @@ class Dissector:
         seen.applications.setdefault("nd" if 133 <= kind <= 137 else "mld" if kind in icmpv6.LISTENER else "icmpv6")
         about = kind not in icmpv6.ERRORS or icmpv6.is_about(message, header.src, header.dst)
         seen.note(f"ICMPv6 type {kind}" + ("" if about else " about nothing that came"))
-        self._groups(icmpv6.check(message), at, number)
+        if self._strict:
+            self._groups(icmpv6.check(message), at, number)
         target = icmpv6.solicited_target(message)
         if target is not None:
             # Without a source: duplicate address detection of what it is about to use (RFC 4862 5.4).
@@ -506,11 +509,10 @@ class Dissector:
         for group in groups:
             self.fact("group", mac_text(self._mac), {"joins": text_of(group)}, at, number)
 
+    def _padding(self, rest: bytes) -> None:
+        """What follows a packet in its frame is zeros (IEEE 802.3 3.2.8 leaves it open, RFC 1042 does not).
 
-def _padding(rest: bytes) -> None:
-    """What follows a packet in its frame is zeros (IEEE 802.3 3.2.8 leaves it open, RFC 1042 does not).
-
-    :raise Malformed: it is something else.
-    """
-    if rest.strip(b"\0"):
-        raise Malformed(f"{len(rest)} bytes behind the packet, which are no padding")
+        :raise Malformed: the machine sent something else.
+        """
+        if self._strict and rest.strip(b"\0"):
+            raise Malformed(f"{len(rest)} bytes behind the packet, which are no padding")

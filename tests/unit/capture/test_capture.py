@@ -283,3 +283,14 @@ def test_chunks_of_any_size_give_the_same(busy: Guest, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(PcapFile, "chunks", chunks)
     assert analyse(path) == wanted
+
+
+def test_trailers_of_others_are_nobodys_secret(tmp_path: Path) -> None:
+    """Any capture may have a checksum behind each frame; only a machine that is watched has to account for it."""
+    guest = Guest()
+    resolver = guest.settings.resolver
+    query = wire.ip(guest.ip, resolver, 17, wire.udp(guest.ip, 40000, resolver, 53, dns.query("www.example.com")))
+    guest.packet(query + b"\x12\x34\x56\x78")
+    path = write_pcap(tmp_path / "x.pcap", _recorded(guest))
+    assert analyse(path).unparsed == 0
+    assert analyse(path, outside=guest.settings.mac).unparsed == 1

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from net_samples import ACK, MAC, PSH, SYN, Guest, client_hello, dhcp_message, tcp_packet, with_extension
-from test_observe_telemetry import FAR, NONCE, _observe
+from test_observe_telemetry import FAR, NONCE, FakeMachine, _observe
 
 from pytest_osgates.checks.telemetry import GATE, TelemetryPolicy
 from pytest_osgates.model import Severity
+from pytest_osgates.observers.telemetry.build import PROGRAMS
+from pytest_osgates.observers.telemetry.canary import _SCRIPT
 from pytest_osgates.vm.capture.dissect import Dissector
+from pytest_osgates.vm.guest.channel import ShellResult
 from pytest_osgates.vm.network import arp, dhcp, dns, wire
 
 ALLOWED = "ok.example.org"
@@ -243,12 +248,10 @@ def _forged_answer(guest: Guest) -> None:
 def _hidden_behind_others(guest: Guest) -> None:
     """One connection after the other between the same ports: names beyond what is remembered."""
     address = _address(guest)
-    for number in range(60):
+    for number in range(52):
         guest.tcp(address, 443, sport=50200).say(f"GET /{number} HTTP/1.1\r\nHost: {ALLOWED}\r\n\r\n".encode())
     hello = with_extension(client_hello(ALLOWED), 0xFE0D, bytes(40))
     guest.tcp(address, 443, sport=50200).say(hello)
-    for number in range(60):
-        guest.tcp(address, 443, sport=50201).say(client_hello(f"x{number}.{ALLOWED}"))
 
 
 def _hello_after_a_letter(guest: Guest) -> None:
@@ -497,6 +500,32 @@ def test_nothing_is_hidden(how: str, tmp_path: Path) -> None:
     leak, expected = LEAKS[how]
     found = _violations(tmp_path, leak)
     assert expected in found
+
+
+def test_programs_are_tried_in_turn() -> None:
+    loop = re.search(r"^for try in (.*); do$", _SCRIPT, re.MULTILINE)
+    assert loop is not None
+    assert tuple(loop[1].split()) == PROGRAMS
+
+
+@pytest.mark.parametrize(("how", "hidden"), [("bash", False), ("python3", True), ("socat", True)])
+def test_a_program_that_sent_and_failed(
+    how: str, hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one sends the canary once more, and that is still ours."""
+    run = FakeMachine.run
+
+    def twice(machine: FakeMachine, command: str, **limits: Any) -> ShellResult:
+        done = run(machine, command, **limits)
+        if NONCE in command:
+            address, token = command.split()[2:4]
+            machine.net.udp(wire.address_of(address), 9, token.encode(), sport=44000)
+            machine._keep()
+        return ShellResult(command, 0, done.stdout.replace(b"sent bash", b"sent " + how.encode()), b"")
+
+    monkeypatch.setattr(FakeMachine, "run", twice)
+    found = _violations(tmp_path, lambda guest: None)
+    assert (found == set()) == hidden
 
 
 @pytest.mark.parametrize(

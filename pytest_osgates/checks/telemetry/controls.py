@@ -173,7 +173,7 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
     for card in seen.cards[:1]:
         which = f"card {card.index}"
         unproven = Severity.UNPROVEN
-        if not card.unparsed:
+        if not card.unparsed and not card.problem:
             made.append(Control("a frame that cannot be read", _card(unparsed=1), "unparsed", which))
         if not card.problem:
             made.append(Control("a capture that was cut", _card(problem="is cut short"), "capture", which, unproven))

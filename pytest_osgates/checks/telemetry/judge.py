@@ -258,6 +258,8 @@ def _unparsed(seen: TelemetryObservation) -> list[Finding]:
             seen=f"{card.unparsed} packets: {'; '.join(card.unparsed_examples[:3])}",
             wanted="packets that can be read",
             evidence=card.capture,
+            # In a capture that is damaged, nobody knows who wrote them.
+            severity=Severity.UNPROVEN if card.problem else Severity.VIOLATION,
         )
         for card in seen.cards
         if card.unparsed

@@ -22,6 +22,7 @@ _ADDRESSES = {Moment.START: "192.0.2.101", Moment.MIDDLE: "192.0.2.102", Moment.
 # RFC 2606; unlike .test or .invalid, no resolver answers for it by itself (RFC 6761).
 _DOMAIN = "osgates-canary.example.net"
 
+# Where busybox's nc knows UDP at all, it fails for want of an answer after having sent.
 _SCRIPT = r"""
 a=$1 t=$2 n=$3; echo "clock $(date +%s.%N)"
 how=
@@ -33,7 +34,7 @@ python3) python3 -c 'from socket import *; import sys; a,t=sys.argv[1:]
 socket(2,2).sendto(t.encode(),(a,9))' "$a" "$t" ;;
 perl) perl -MSocket -e '($a,$t)=@ARGV; socket(S,2,2,17);
 send(S,$t,0,sockaddr_in(9,inet_aton($a))) or exit 1' "$a" "$t" ;;
-busybox) printf %s "$t" | busybox nc -u -w 1 "$a" 9 ;;
+busybox) case $(busybox nc --help 2>&1) in *UDP*) printf %s "$t" | busybox nc -u -w 1 "$a" 9; : ;; *) false ;; esac ;;
 nc) printf %s "$t" | nc -u -w 1 "$a" 9 ;;
 socat) printf %s "$t" | socat - "UDP:$a:9" ;;
 esac >/dev/null 2>&1 && { how=$try; break; }

@@ -22,6 +22,18 @@ _OPTIONS = (
     ("--iso-build-output", "osgates_build_output", "GLOB", "where --iso-build leaves the ISO, relative to there"),
     ("--iso-sums", "osgates_sums", "FILE", "the SHA256SUMS that were published with the ISO"),
     ("--iso-evidence", "osgates_evidence", "DIR", "where evidence is kept (default: osgates-evidence)"),
+    (
+        "--iso-idle",
+        "osgates_idle",
+        "TIME",
+        "how long the gate telemetry watches after boot: 90s, 30m, 2h (default: idle_s of the profile)",
+    ),
+    (
+        "--iso-time",
+        "osgates_time",
+        ("real", "accelerated"),
+        "how time passes for telemetry: accelerated skips idle time, under emulation (default: real)",
+    ),
     ("--iso-accel", "osgates_accel", ("auto", "kvm", "tcg"), "accelerator (default: auto, KVM if it truly works)"),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -42,6 +43,8 @@ class Request:
     build: str = ""
     build_output: str = ""
     sums: Path | None = None
+    idle_s: float | None = None
+    time: str = "real"
 
 
 def existing_file(text: str, what: str) -> Path:
@@ -82,6 +85,18 @@ def parse_tools(entries: list[str]) -> dict[str, str]:
             raise UsageError(f"--iso-tool {entry!r} is not NAME=PATH", remedy="osgates doctor lists the names")
         tools[name.strip()] = str(existing_file(path.strip(), f"--iso-tool {name}"))
     return tools
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``30m`` or ``2h``.
+
+    :raise UsageError: it is none, or not between 5 seconds and 30 days.
+    """
+    match = re.fullmatch(r"(\d{1,7})([smh]?)", text.strip())
+    seconds = int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0
+    if not 5 <= seconds <= 30 * 86400:
+        raise UsageError(f"--iso-idle {text!r} is no time between 5 s and 30 days", remedy="write 90s, 30m or 2h")
+    return float(seconds)
 
 
 class Run:
@@ -255,6 +270,8 @@ class Run:
             "build": self.request.build,
             "build_output": self.request.build_output,
             "sums": None if self.request.sums is None else str(self.request.sums),
+            "idle_s": self.request.idle_s,
+            "time": self.request.time,
             "profile": self.profile.source,
             "profile_sha256": self.profile.sha256,
             "outside": self._outside(),
@@ -286,6 +303,8 @@ class Run:
             build=data["build"],
             build_output=data["build_output"],
             sums=None if data["sums"] is None else Path(data["sums"]),
+            idle_s=data["idle_s"],
+            time=data["time"],
         )
         run = cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
         run.image_identity = None if data["identity"] is None else tuple(data["identity"])

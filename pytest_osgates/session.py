@@ -21,7 +21,7 @@ from pytest_osgates.model import State, Verdict
 from pytest_osgates.profiles.schema import KNOWN_GATES
 from pytest_osgates.report import terminal
 from pytest_osgates.report.live import LiveProgress
-from pytest_osgates.run import Request, Run, existing_file, parse_tools
+from pytest_osgates.run import Request, Run, existing_file, parse_duration, parse_tools
 from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import OsgatesError, UsageError
 from pytest_osgates.vm.interrupt import INTERRUPTS, name_of
@@ -120,6 +120,8 @@ def _request(config: pytest.Config) -> Request:
         build=options.value(config, "--iso-build"),
         build_output=options.value(config, "--iso-build-output"),
         sums=path("--iso-sums"),
+        idle_s=parse_duration(idle) if (idle := options.value(config, "--iso-idle")) else None,
+        time=options.value(config, "--iso-time") or "real",
         tools=parse_tools([*config.getini("osgates_tool"), *config.getoption("--iso-tool")]),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
@@ -14,6 +15,7 @@ from pytest_osgates.run import Run
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.guest.injection import Injection, new_nonce
 from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import AccelKind, Firmware, MachineSpec
 
 DEFAULT_DEADLINE_S = 900.0
@@ -30,7 +32,16 @@ class Booted:
         self.ready = ready
 
 
-def machine_spec(run: Run, name: str, firmware: Firmware, *, channel: bool, state: State) -> MachineSpec:
+def machine_spec(
+    run: Run,
+    name: str,
+    firmware: Firmware,
+    *,
+    channel: bool,
+    state: State,
+    network: tuple[Settings, ...] = (),
+    rtc: str = "",
+) -> MachineSpec:
     """The machine that the profile asks for.
 
     :raise UsageError: the state needs a disk and none was given.
@@ -48,11 +59,14 @@ def machine_spec(run: Run, name: str, firmware: Firmware, *, channel: bool, stat
         cdrom=run.request.iso if state is State.LIVE else None,
         disks=() if state is State.LIVE else (Path(str(run.request.disk)),),
         memory_mib=section.memory_mib,
-        cpus=section.cpus,
+        # Counting instructions, several processors do not agree on the pace of their clocks while they start.
+        cpus=1 if rtc else section.cpus,
         cpu_model=section.cpu_model,
         tpm=section.tpm,
         channel=nonce,
         smbios_strings=() if nonce is None else Injection(nonce).smbios_strings(),
+        network=network,
+        rtc=rtc,
     )
 
 
@@ -71,13 +85,29 @@ def _show_wait(run: Run, case: str, machine: Machine) -> None:
         run.progress.step(Step(case, f"the guest works on: {machine.shell.asking}", waited))
 
 
-def boot(run: Run, stack: ExitStack, case: str, firmware: Firmware, *, channel: bool, state: State) -> Booted:
-    """Power a machine on and wait until it is ready or has failed; `stack` ends it.
+def boot(
+    run: Run,
+    stack: ExitStack,
+    case: str,
+    firmware: Firmware,
+    *,
+    channel: bool,
+    state: State,
+    network: tuple[Settings, ...] = (),
+    rtc: str = "",
+) -> Booted:
+    """Power a machine on and wait until it is ready or has failed; `stack` ends it. `network`: its sinkholes. `rtc`:
+    where its clock begins, which then counts virtual time; the sinkholes go by it.
 
     :raise OsgatesError: the host's fault: nothing is known of the guest.
     """
-    spec = machine_spec(run, case, firmware, channel=channel, state=state)
     records = run.evidence.machine(case)
+    if rtc:
+        network = tuple(
+            replace(settings, capture=str((records / f"net{index}.pcap").absolute()))
+            for index, settings in enumerate(network)
+        )
+    spec = machine_spec(run, case, firmware, channel=channel, state=state, network=network, rtc=rtc)
     patterns = boot_check.patterns(emulated=run.host.accelerator.kind is AccelKind.TCG)
     machine = stack.enter_context(Machine(spec, run.host, records, patterns))
     if spec.channel is not None:

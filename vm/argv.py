@@ -12,10 +12,18 @@ from pytest_osgates.vm.spec import (
     FirmwareFiles,
     FlashImage,
     MachineSpec,
+    card_mac,
     journal_port_name,
     log_port_name,
     port_name,
 )
+
+# The object whose timer bounds each jump of a machine that skips idle time, and its interval in microseconds: about
+# as fast as real time, for a boot.
+TICK = "tick0"
+TICK_US = 100
+# An instruction takes 2**SHIFT nanoseconds of the guest's time.
+SHIFT = 3
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Wiring:
     overlays: tuple[Path, ...] = ()
     swtpm_fd: int | None = None
     nic_fd: int | None = None
+    cards: tuple[tuple[int, Path], ...] = ()
 
 
 def quote(path: Path) -> str:
@@ -54,13 +63,13 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
         *("-nodefaults", "-no-user-config", "-S"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", "q35,smm=on" if smm else "q35"),
-        *("-accel", accelerator.argument),
+        *_accelerator(spec, accelerator),
         *("-cpu", spec.cpu_model or accelerator.cpu),
         *("-smp", str(spec.cpus)),
         *("-m", f"{spec.memory_mib}M"),
         *("-display", "none"),
         *("-device", "VGA"),
-        *("-rtc", "base=utc,clock=host"),
+        *("-rtc", f"base={spec.rtc},clock=vm" if spec.rtc else "base=utc,clock=host"),
         # A reboot is counted, a panic reported, and the machine goes on: its last screen is evidence.
         *("-action", "panic=none"),
         *("-device", "pvpanic-pci"),
@@ -83,13 +92,7 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-drive", f"if=none,id=disk{index},format=qcow2,file={quote(overlay)}"),
             *("-device", f"virtio-blk-pci,drive=disk{index},bootindex={index}"),
         ]
-    if spec.nic:
-        if wiring.nic_fd is None:
-            raise UsageError(f"machine {spec.name}: a network card without a peer")
-        args += [
-            *("-netdev", f"stream,id=net0,server=off,addr.type=fd,addr.str={wiring.nic_fd}"),
-            *("-device", "virtio-net-pci,netdev=net0,romfile="),
-        ]
+    args += _network(spec, wiring)
     if spec.tpm:
         if wiring.swtpm_fd is None:
             raise UsageError(f"machine {spec.name}: a TPM without a swtpm")
@@ -98,6 +101,40 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"),
         ]
     args += _channel(spec, wiring)
+    return args
+
+
+def _accelerator(spec: MachineSpec, accelerator: Accelerator) -> list[str]:
+    if not spec.rtc:
+        return ["-accel", accelerator.argument]
+    # Instructions are counted, and an idle processor jumps to the next timer instead of waiting for it (QEMU's
+    # docs/devel/tcg-icount.rst). The filter on a network that leads nowhere has such a timer, whose interval bounds
+    # each jump: vm/clock.py sets it.
+    return [
+        *("-accel", "tcg", "-icount", f"shift={SHIFT},sleep=off"),
+        *("-netdev", "hubport,id=tick,hubid=9"),
+        *("-object", f"filter-buffer,id={TICK},netdev=tick,interval={TICK_US}"),
+    ]
+
+
+def _network(spec: MachineSpec, wiring: Wiring) -> list[str]:
+    """Never a netdev of type user, tap, bridge or socket: nothing here can reach this host's network."""
+    args: list[str] = []
+    if len(wiring.cards) != len(spec.network):
+        raise UsageError(f"machine {spec.name}: {len(spec.network)} cards but {len(wiring.cards)} sinkholes")
+    for index, (number, capture) in enumerate(wiring.cards):
+        args += [
+            *("-netdev", f"stream,id=net{index},server=off,addr.type=fd,addr.str={number}"),
+            *("-object", f"filter-dump,id=dump{index},netdev=net{index},file={quote(capture)}"),
+            *("-device", f"virtio-net-pci,netdev=net{index},mac={card_mac(index)},romfile="),
+        ]
+    if spec.nic and not spec.network:
+        if wiring.nic_fd is None:
+            raise UsageError(f"machine {spec.name}: a network card without a peer")
+        args += [
+            *("-netdev", f"stream,id=net0,server=off,addr.type=fd,addr.str={wiring.nic_fd}"),
+            *("-device", "virtio-net-pci,netdev=net0,romfile="),
+        ]
     return args
 
 

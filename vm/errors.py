@@ -10,6 +10,7 @@
     │   ├── MachineDied       QEMU or swtpm ended, or was stopped, while it was needed
     │   └── QmpFailed         QEMU refused a command
     ├── ImageError            the image (ISO, disk) cannot be read: damaged, foreign or hostile
+    ├── CaptureError          a capture of network traffic cannot be read: cut short, corrupt or foreign
     └── GuestError            the guest did not do what was expected: what a gate judges, never a defect here
         ├── GuestTimeout      it did not get there before the deadline
         ├── GuestFailed       it said that it failed (panic, emergency shell, ...)
@@ -88,6 +89,10 @@ class QmpFailed(HostError):
 
 class ImageError(OsgatesError):
     """An image that cannot be read: damaged, cut short, of a foreign format, or hostile."""
+
+
+class CaptureError(OsgatesError):
+    """A capture of network traffic that cannot be read: cut short, corrupt, of a foreign format."""
 
 
 class GuestError(OsgatesError):

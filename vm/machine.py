@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -30,6 +32,7 @@ from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.host import Host, create_overlay, find_firmware, memory_available_mib
 from pytest_osgates.vm.interrupt import INTERRUPTS
+from pytest_osgates.vm.network.client import SinkholeLink
 from pytest_osgates.vm.network.nowhere import Nowhere
 from pytest_osgates.vm.qmp import Event, Qmp
 from pytest_osgates.vm.screen import Frame, Screen
@@ -54,7 +57,7 @@ class Machine:
     """A context manager: entering powers the machine on, leaving removes every trace of it but `records`.
 
     `records` receives ``qemu.json`` (arguments), ``qemu.log``, ``serial.log``, ``kmsg.log``, ``events.jsonl`` and
-    ``swtpm.log``; they stay whatever happens.
+    ``swtpm.log``, and for each card with a sinkhole ``netN.pcap`` and ``netN.events.jsonl``; they stay in any case.
 
     :raise LaunchFailed: QEMU did not come up; its own words are in the message.
     """
@@ -81,9 +84,13 @@ class Machine:
         self._shell: GuestShell | None = None
         self._swtpm: Swtpm | None = None
         self._link: Nowhere | None = None
+        self.sinkholes: list[SinkholeLink] = []
+        self.captures: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._work: Path | None = None
         self._epoch = time.monotonic()
+        # Power-on by the clock that stamps captures: whole seconds of its start, then virtual time (net/dump.c).
+        self.power_on_at = 0.0
         self._closing: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
@@ -141,7 +148,12 @@ class Machine:
                     stdout=sink,
                     stderr=sink,
                     pass_fds=[sock.fileno() for sock in theirs],
+                    # Captures are stamped by mktime(3), that is in local time.
+                    env={**os.environ, "TZ": "UTC0"},
                 )
+            self.power_on_at = float(int(time.time()))
+            if self.spec.rtc:
+                self.power_on_at = datetime.fromisoformat(f"{self.spec.rtc}+00:00").timestamp()
         finally:
             for sock in theirs:
                 sock.close()
@@ -191,8 +203,17 @@ class Machine:
             self._closing.append(swtpm.stop)
             theirs.append(swtpm.start())
             swtpm_fd = theirs[-1].fileno()
+        cards = []
+        for index, settings in enumerate(self.spec.network):
+            capture = (self.records / f"net{index}.pcap").absolute()
+            link = SinkholeLink(f"net{index}", settings, self.records)
+            self._closing.append(link.close)
+            theirs.append(link.start())
+            self.sinkholes.append(link)
+            self.captures.append(capture)
+            cards.append((theirs[-1].fileno(), capture))
         nic_fd = None
-        if self.spec.nic:
+        if self.spec.nic and not self.spec.network:
             ours, nic_fd = pair()
             self._link = Nowhere(ours)
             self._closing.append(self._link.close)
@@ -207,6 +228,7 @@ class Machine:
             overlays=tuple(overlays),
             swtpm_fd=swtpm_fd,
             nic_fd=nic_fd,
+            cards=tuple(cards),
         )
 
     def _record_arguments(self) -> None:
@@ -264,7 +286,7 @@ class Machine:
 
     @property
     def frames_sent(self) -> int:
-        """How many Ethernet frames the guest sent."""
+        """How many Ethernet frames the guest sent into nowhere."""
         return 0 if self._link is None else self._link.frames
 
     @property
@@ -305,7 +327,7 @@ class Machine:
             self._event_error = self._event_error or f"{path}: {error.strerror}"
 
     def check(self) -> None:
-        """That QEMU and swtpm live.
+        """That QEMU, swtpm and the sinkholes live.
 
         :raise MachineDied: one of them ended, or was stopped.
         :raise HostError: the machine's records cannot be written.
@@ -313,6 +335,8 @@ class Machine:
         """
         self._raise_if_dead()
         self._raise_if_unrecorded()
+        for link in self.sinkholes:
+            link.check()
         if self._swtpm is None:
             return
         # It ends with its machine, and may be a moment ahead.

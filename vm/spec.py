@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.network.settings import Settings
 
 
 class Firmware(StrEnum):
@@ -56,13 +57,19 @@ class FirmwareFiles:
     descriptor: Path
 
 
+MAX_CARDS = 8
+
+
 @dataclass(frozen=True)
 class MachineSpec:
     """One machine.
 
-    ``cdrom`` is attached read-only. ``disks`` are never written: the machine works on overlays of them.
-    ``channel`` is the nonce of the guest channel, None for a machine without one. ``smbios_strings`` are SMBIOS
-    type 11 (OEM) strings, by which systemd credentials enter (systemd.system-credentials(7)).
+    ``cdrom`` is attached read-only. ``disks`` are never written: the machine works on overlays of them. ``channel``
+    is the nonce of the guest channel, None for a machine without one. ``smbios_strings`` are SMBIOS type 11 (OEM)
+    strings, by which systemd credentials enter (systemd.system-credentials(7)). ``network``: one card a sinkhole,
+    each with a capture; without any, ``nic`` is a card that leads nowhere. ``rtc``: where the
+    machine's own clock begins (``2026-01-31T12:00:00``), which then counts virtual time, and idle time is skipped
+    (vm/clock.py, under emulation only); empty: its clock is the host's.
     """
 
     name: str
@@ -76,6 +83,8 @@ class MachineSpec:
     nic: bool = True
     channel: str | None = None
     smbios_strings: tuple[str, ...] = field(default=(), repr=False)
+    network: tuple[Settings, ...] = ()
+    rtc: str = ""
 
     def __post_init__(self) -> None:
         # It becomes part of a QEMU option and of a directory's name.
@@ -87,6 +96,13 @@ class MachineSpec:
             raise UsageError(f"machine {self.name}: {self.memory_mib} MiB of memory is not between 128 MiB and 1 TiB")
         if not 1 <= self.cpus <= 255:
             raise UsageError(f"machine {self.name}: {self.cpus} CPUs is not between 1 and 255")
+        if len(self.network) > MAX_CARDS or len({settings.subnet for settings in self.network}) < len(self.network):
+            raise UsageError(f"machine {self.name}: at most {MAX_CARDS} cards, each with a subnet of its own")
+
+
+def card_mac(index: int) -> str:
+    """The MAC address that the card number `index` has from the start, in QEMU's own range."""
+    return f"52:54:00:6f:73:{index:02x}"
 
 
 def port_name(nonce: str) -> str:

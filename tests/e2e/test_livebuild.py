@@ -23,7 +23,7 @@ def stock_iso() -> Path:
 def test_stock_image(gates: Gates, stock_iso: Path) -> None:
     """It boots on both firmwares, its menu answered; its kernel's settings fail, and so does its score."""
     profile = PROFILES / "livebuild.toml"
-    outcome = gates.run("--iso", stock_iso, "--iso-distro", profile, "-n", "2", "--dist", "loadgroup")
+    outcome = gates.run("--iso", stock_iso, "--iso-distro", profile, "-n", "2", "-m", "boot or kconfig or lynis")
     assert outcome.verdicts["gates"]["boot"]["verdict"] == "PASS"
     assert outcome.verdicts["gates"]["kconfig"]["verdict"] == "FAIL"
     assert outcome.verdicts["gates"]["lynis"]["verdict"] == "FAIL"
@@ -39,3 +39,25 @@ def test_stock_image(gates: Gates, stock_iso: Path) -> None:
         seen = json.loads((outcome.root / f"observations/boot/{row}.json").read_text())
         assert [press["keys"] for press in seen["keys"]] == ["ret"], row
         assert "menu" in seen["screenshots"]
+
+
+def test_stock_image_calls_out(gates: Gates, stock_iso: Path) -> None:
+    """Its time service asks a pool of Debian's for the time, and DHCP is told its name."""
+    profile = PROFILES / "livebuild.toml"
+    outcome = gates.run("--iso", stock_iso, "--iso-distro", profile, "-m", "telemetry")
+    assert outcome.verdicts["gates"]["telemetry"]["verdict"] == "FAIL"
+    assert outcome.status == 1
+    findings = outcome.findings("telemetry")
+    vendors = {subject for rule, subject in findings if rule == "vendor"}
+    assert vendors
+    assert vendors <= {f"{number}.debian.pool.ntp.org" for number in range(4)}
+    assert not {rule for rule, _ in findings} & {"canary", "no-lease", "count-mismatch"}
+    assert outcome.root is not None
+    seen = json.loads((outcome.root / "observations/telemetry.json").read_text())
+    suspects = {
+        suspect
+        for flow in seen["flows"]
+        if vendors & {name["name"] for name in flow["names"]}
+        for suspect in flow["suspects"]
+    }
+    assert any("systemd-timesyncd" in suspect for suspect in suspects), suspects

@@ -6,12 +6,14 @@ pass on it, so that a fault alone makes the difference. BIOS only.
 
 from __future__ import annotations
 
+import lzma
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import zstandard
 
+from pytest_osgates.image.rootfs import open_root
 from pytest_osgates.observers.systemd import STARTED_MESSAGE
 from pytest_osgates.vm.process import run
 
@@ -24,7 +26,32 @@ WANTED = (
 APPLETS = (
     *("sh", "mount", "cat", "echo", "rm", "mkdir", "head", "wc", "timeout", "ln", "sleep", "chmod", "printf", "sed"),
     *("ls", "poweroff", "sync", "dd", "yes", "kill", "date", "mknod", "grep", "reboot", "ps", "cut", "stty"),
+    *("ip", "insmod", "udhcpc", "nc"),
 )
+
+# For a network, and for the power button; in the order in which they need each other.
+MODULES = (
+    *("net/core/failover.ko", "drivers/net/net_failover.ko", "drivers/net/virtio_net.ko"),
+    *("drivers/acpi/button.ko", "drivers/input/evdev.ko"),
+)
+# Sends what canaries are made of.
+BASH = ("/usr/bin/bash", "/usr/lib/x86_64-linux-gnu/libtinfo.so.6")
+NETWORK = """
+for module in MODULES; do insmod "/modules/$module"; done
+ip link set lo up
+while ! ls /dev/input/event* >/dev/null 2>&1; do sleep 0.1; done
+for button in /dev/input/event*; do (head -c 1 "$button" && poweroff -f) & done
+"""
+# Who asks for an address says no more of itself than its MAC address.
+ADDRESS = """
+ip link set eth0 up
+udhcpc -q -n -i eth0 -s /usr/bin/lease -C -V ''
+"""
+LEASE = """#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip address add "$ip/$mask" dev "$interface"
+ip route add default via "$router"
+"""
 
 INIT = """#!/bin/sh
 export PATH=/usr/bin
@@ -120,8 +147,8 @@ def write_cpio(members: Mapping[str, tuple[int, bytes]]) -> bytes:
     return bytes(out)
 
 
-def initramfs(demo: bytes, scripts: Mapping[str, str]) -> bytes:
-    """The quick guest's, from the demo's own; `scripts`: programs by path."""
+def initramfs(demo: bytes, scripts: Mapping[str, str], files: Mapping[str, bytes]) -> bytes:
+    """The quick guest's, from the demo's own; `scripts` and `files`: by path, to be run and to be read or run."""
     _, rest = read_cpio(demo)
     members, _ = read_cpio(zstandard.ZstdDecompressor().decompressobj().decompress(rest))
     kept = {
@@ -131,7 +158,25 @@ def initramfs(demo: bytes, scripts: Mapping[str, str]) -> bytes:
     }
     kept |= {f"usr/bin/{name}": (0o120777, b"busybox") for name in APPLETS}
     kept |= {name: (0o100755, text.encode()) for name, text in scripts.items()}
+    kept |= {str(path): (0o40755, b"") for name in files for path in Path(name).parents if str(path) != "."}
+    kept |= {name: (0o100755, data) for name, data in files.items()}
     return write_cpio(dict(sorted(kept.items())))
+
+
+def for_network(demo_iso: Path) -> dict[str, bytes]:
+    """`MODULES` of the demo's kernel, uncompressed, and its `BASH`, by their path in the initramfs."""
+    found = {}
+    with open_root(demo_iso) as root:
+        (release,) = root.list_dir("/usr/lib/modules") or ()
+        for name in MODULES:
+            data = root.read(f"/usr/lib/modules/{release}/kernel/{name}.xz", 8 << 20)
+            assert data is not None, name
+            found[f"modules/{Path(name).name}"] = lzma.decompress(data)
+        for name in BASH:
+            data = root.read(name, 8 << 20)
+            assert data is not None, name
+            found[name.lstrip("/")] = data
+    return found
 
 
 def make_quick_iso(
@@ -143,9 +188,11 @@ def make_quick_iso(
     late: str = "",
     shell: str = "",
     quiet: bool = True,
+    network: str | None = None,
 ) -> Path:
     """The ISO. `early`: shell commands before anything else is done; `slowly`: between the channel's opening and
-    being ready; `late`: after that; `shell`: a script that serves the channel instead of sh itself."""
+    being ready; `late`: after that; `shell`: a script that serves the channel instead of sh itself; `network`:
+    commands that bring it up (`ADDRESS`); None: without."""
     tree = directory / "tree"
     for name in ("isolinux", "live"):
         (tree / name).mkdir(parents=True)
@@ -153,16 +200,20 @@ def make_quick_iso(
     extract = [word for name in files for word in ("-extract", f"/{name}", str(tree / name))]
     run(["xorriso", "-no_rc", "-osirrox", "on", "-indev", str(demo_iso), *extract], timeout=60)
     init = INIT.replace("STARTED", STARTED_MESSAGE)
+    if network is not None:
+        names = " ".join(Path(name).name for name in MODULES)
+        early = NETWORK.replace("MODULES", names) + early
+        slowly = network + slowly
     init = init.replace("EARLY", early).replace("SLOWLY", slowly).replace("LATE", late)
     init = init.replace("SHELL", "/usr/bin/shell" if shell else "")
-    scripts = {"init": init, "usr/bin/systemctl": SYSTEMCTL, "usr/bin/journalctl": JOURNALCTL}
+    scripts = {"init": init, "usr/bin/systemctl": SYSTEMCTL, "usr/bin/journalctl": JOURNALCTL, "usr/bin/lease": LEASE}
     if shell:
         scripts["usr/bin/shell"] = shell
     initrd = tree / "live/initrd.img"
-    data = initramfs(initrd.read_bytes(), scripts)
+    data = initramfs(initrd.read_bytes(), scripts, {} if network is None else for_network(demo_iso))
     initrd.unlink()
     initrd.write_bytes(data)
-    words = "quiet" if quiet else "loglevel=7"
+    words = ("quiet" if quiet else "loglevel=7") + " ipv6.disable=1 net.ifnames=0"
     (tree / "isolinux/isolinux.cfg").write_text(
         "default quick\nprompt 0\ntimeout 10\nlabel quick\n\tkernel /live/vmlinuz\n"
         f"\tappend initrd=/live/initrd.img {words} tsc=reliable mitigations=off console=ttyS0 console=tty0\n"

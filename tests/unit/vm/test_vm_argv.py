@@ -16,6 +16,7 @@ import pytest
 from pytest_osgates.vm import argv
 from pytest_osgates.vm.argv import Wiring
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import Accelerator, AccelKind, Firmware, FirmwareFiles, FlashImage, MachineSpec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "argv"
@@ -74,6 +75,34 @@ CASES: dict[str, tuple[MachineSpec, Accelerator, FirmwareFiles | None, Wiring]] 
         None,
         Wiring(qmp_fd=10, serial_fd=11, overlays=(Path("/private/disk0.qcow2"),)),
     ),
+    "two-sinkholes": (
+        MachineSpec(
+            "watched",
+            Firmware.BIOS,
+            ISO,
+            channel=NONCE,
+            smbios_strings=CHANNEL,
+            tpm=False,
+            network=(Settings(), Settings(subnet=3)),
+        ),
+        TCG,
+        None,
+        Wiring(
+            *(10, 11, 12, 13, 14),
+            cards=((15, Path("/records/net0.pcap")), (16, Path("/records,2/net1.pcap"))),
+        ),
+    ),
+    "skipping": (
+        MachineSpec(
+            *("skipping", Firmware.BIOS, ISO),
+            tpm=False,
+            network=(Settings(),),
+            rtc="2026-01-31T12:00:00",
+        ),
+        TCG,
+        None,
+        Wiring(qmp_fd=10, serial_fd=11, cards=((15, Path("/records/net0.pcap")),)),
+    ),
     "commas-doubled": (
         MachineSpec(
             "commas",
@@ -117,6 +146,26 @@ def test_the_image_is_never_writable() -> None:
         assert all("readonly=on" in argument for argument in images)
         assert len(images) == (spec.cdrom is not None)
         assert not any(str(disk) in argument for disk in spec.disks for argument in built)
+
+
+def test_nothing_leads_to_the_hosts_network() -> None:
+    """Every network back-end is one end of a socket pair, or a hub without a second port."""
+    for case in CASES.values():
+        built = argv.build(*case)
+        backends = [built[at + 1] for at, word in enumerate(built) if word == "-netdev"]
+        assert all(
+            backend.startswith("stream,") and "server=off,addr.type=fd," in backend
+            for backend in backends
+            if backend != "hubport,id=tick,hubid=9"
+        )
+        assert not {"-net", "-nic"} & set(built)
+        assert not any(word.startswith(("user,", "tap,", "bridge,", "passt,", "vhost")) for word in built)
+
+
+def test_each_card_needs_its_sinkhole() -> None:
+    spec, accelerator, firmware, wiring = CASES["two-sinkholes"]
+    with pytest.raises(UsageError, match="2 cards but 1 sinkholes"):
+        argv.build(spec, accelerator, firmware, dataclasses.replace(wiring, cards=wiring.cards[:1]))
 
 
 def test_a_disk_is_booted_before_the_iso() -> None:

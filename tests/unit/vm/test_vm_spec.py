@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import (
     Accelerator,
     AccelKind,
     Firmware,
     MachineSpec,
+    card_mac,
     journal_port_name,
     log_port_name,
     port_name,
@@ -43,6 +45,12 @@ def test_bounds(field: str, good: tuple[int, ...], bad: tuple[int, ...]) -> None
 def test_a_name_is_neither_an_option_nor_a_path(name: str) -> None:
     with pytest.raises(UsageError, match="name of a machine"):
         MachineSpec(name, Firmware.BIOS, ISO)
+
+
+def test_networks_and_clocks() -> None:
+    with pytest.raises(UsageError, match="a subnet of its own"):
+        MachineSpec("m", Firmware.BIOS, ISO, network=(Settings(), Settings()))
+    assert len({card_mac(index) for index in range(8)}) == 8
 
 
 def test_secrets_stay_out_of_the_repr() -> None:

@@ -1,0 +1,308 @@
+"""The judge: whatever left the machine is a finding, unless it is ours, the link's own business, or allowed."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from pytest_osgates.checks.telemetry.contacts import Contact, group, is_multicast
+from pytest_osgates.checks.telemetry.identifiers import identifiers
+from pytest_osgates.checks.telemetry.policy import Allowed, TelemetryPolicy
+from pytest_osgates.checks.telemetry.proof import proof
+from pytest_osgates.checks.telemetry.seen import PHASES, CardSeen, FactSeen, FlowSeen, TelemetryObservation
+from pytest_osgates.model import Finding, Severity
+
+_ENCRYPTED = frozenset({"doh", "dot"})
+MAX_LISTED = 6
+# What an ordinary host asks for in a day: a gateway, a resolver, its own addresses, which may change (RFC 8981).
+MAX_NEIGHBOURS = 32
+MANY = "many addresses"
+_NEIGHBOURS = {"arp": "arp", "address": "ndp", "group": "groups"}
+_LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
+
+
+def judge(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
+    """Contacts, identifiers, and whether it is proven that there was nothing more."""
+    used: set[int] = set()
+    findings = [_contact(contact, seen, policy, used) for contact in group(seen)]
+    findings += _foreign(seen)
+    findings += _unparsed(seen)
+    findings += identifiers(seen, policy)
+    findings += proof(seen, policy)
+    findings += _unused(policy, used)
+    findings += _remarks(seen)
+    return findings
+
+
+def _contact(contact: Contact, seen: TelemetryObservation, policy: TelemetryPolicy, used: set[int]) -> Finding:
+    rule, wanted = _rule(contact, seen)
+    card, frame = contact.frame
+    severity, reason, hint = Severity.VIOLATION, "", _hint(contact)
+    # Neither a vendor nor a hidden name can be allowed: nobody can say what an encrypted name is.
+    if rule not in {"vendor", "ech"}:
+        reasons = _allowed(contact, seen, policy, used)
+        if reasons is not None:
+            severity, reason = Severity.ACCEPTED, "; ".join(dict.fromkeys(reasons))
+    captures = {entry.index: entry.capture for entry in seen.cards}
+    return Finding(
+        rule=rule,
+        subject=contact.subject,
+        seen=_said(contact),
+        wanted=wanted,
+        evidence=f"{captures.get(card, '')} packet {frame}",
+        hint=hint,
+        severity=severity,
+        reason=reason,
+    )
+
+
+def _rule(contact: Contact, seen: TelemetryObservation) -> tuple[str, str]:
+    vendor = contact.vendor
+    if vendor is not None:
+        return "vendor", f"nothing to {vendor.name}" + (", which is analytics" if vendor.analytics else "")
+    if "ech" in contact.applications or any(note.startswith("ECH") for note in contact.notes):
+        return "ech", "no connection whose true name is hidden"
+    if contact.applications & _ENCRYPTED:
+        return "encrypted-dns", "no names asked past the resolver of the network"
+    offered = {server for card in seen.cards for server in card.resolvers}
+    foreign = [query.server for query in contact.queries if query.server not in offered]
+    if foreign:
+        return "foreign-resolver", f"names are asked of the resolver that the network offers, not of {foreign[0]}"
+    if contact.literal:
+        if is_multicast(contact.subject):
+            return "multicast", "nothing is shouted over the link"
+        return "literal-address", "no connection to an address that no name led to"
+    return "contact", "no contact that the profile does not allow"
+
+
+def _allowed(
+    contact: Contact, seen: TelemetryObservation, policy: TelemetryPolicy, used: set[int]
+) -> list[str] | None:
+    """The reasons, if every part of the contact is allowed by an entry that has one; None if any part is not.
+
+    Asking the network's own resolver for an allowed name is part of it; asking another one needs ``dns`` in
+    ``services``, and DNS that is encrypted needs an entry that names its port. A name that a flow says itself, at an
+    address that was not given for it, may be a lie: the address needs an entry as well, by what it was given for.
+    """
+    for flow in contact.flows:
+        if not contact.literal and not _given(contact, flow) and not _leads_there(flow, policy, used):
+            return None
+    fitting = [(index, entry) for index, entry in enumerate(policy.allow) if _fits(entry, contact)]
+    offered = {server for card in seen.cards for server in card.resolvers}
+    asks_offered = all(query.server in offered for query in contact.queries)
+    reasons, touched = [], set()
+    for service in contact.services:
+        for phase in contact.phases or dict.fromkeys(PHASES):
+            for index, entry in fitting:
+                covered = service in entry.services or (service == "dns" and asks_offered)
+                if covered and phase in entry.phases and entry.documented:
+                    reasons.append(entry.reason)
+                    touched.add(index)
+                    break
+            else:
+                return None
+    used |= touched
+    return reasons or None
+
+
+def _given(contact: Contact, flow: FlowSeen) -> bool:
+    """Whether the address was an answer for the contact's name, or for one that it is an alias of."""
+    return any(entry.how in {"dns", "cname"} and entry.name == contact.subject for entry in flow.names)
+
+
+def _leads_there(flow: FlowSeen, policy: TelemetryPolicy, used: set[int]) -> bool:
+    """Whether the profile allows the address itself, or another name that it was given for."""
+    asked = [entry.name for entry in flow.names if entry.how in {"dns", "cname"}]
+    for index, entry in enumerate(policy.allow):
+        fits = entry.covers_address(flow.dst) or any(entry.covers_name(name) for name in asked)
+        phases = all(phase in entry.phases for phase in flow.phases)
+        if fits and phases and entry.documented and flow.service in entry.services:
+            used.add(index)
+            return True
+    return False
+
+
+def _fits(entry: Allowed, contact: Contact) -> bool:
+    if contact.literal:
+        return entry.covers_address(contact.subject)
+    if not entry.covers_name(contact.subject):
+        return False
+    # Every other name that those flows say must be allowed as well.
+    return all(
+        entry.covers_name(name.name)
+        for flow in contact.flows
+        for name in flow.names
+        if name.how not in {"dns", "cname"}
+    )
+
+
+def _said(contact: Contact) -> str:
+    services = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in contact.services.items())
+    phases = ", ".join(str(phase) for phase in PHASES if phase in contact.phases) or "unknown phase"
+    parts = [f"{services} ({phases}), first {contact.first:.1f} s after power-on"]
+    if contact.last - contact.first >= 1:
+        parts.append(f"last {contact.last:.1f} s")
+    if contact.octets:
+        parts.append(f"{contact.octets} bytes out")
+    vendor = contact.vendor
+    if vendor is not None:
+        parts.append(f"{vendor.name} by {vendor.by}")
+    if contact.aliases:
+        parts.append("also called " + ", ".join(list(contact.aliases)[:MAX_LISTED]))
+    others = dict.fromkeys(
+        f"{entry.name} ({entry.how})"
+        for flow in contact.flows
+        for entry in flow.names
+        if entry.name != contact.subject
+    )
+    if others:
+        parts.append("names on it: " + ", ".join(list(others)[:MAX_LISTED]))
+    if not contact.literal:
+        for told, text in ((True, "at "), (False, "at addresses that nobody gave for it: ")):
+            addresses = dict.fromkeys(flow.dst for flow in contact.flows if _given(contact, flow) is told)
+            if addresses:
+                parts.append(text + ", ".join(list(addresses)[:MAX_LISTED]))
+    notes = contact.notes[:MAX_LISTED]
+    if notes:
+        parts.append("; ".join(notes))
+    if contact.suspects:
+        parts.append("suspected: " + ", ".join(contact.suspects[:MAX_LISTED]))
+    return "; ".join(parts)
+
+
+def _hint(contact: Contact) -> str:
+    if contact.vendor is not None:
+        return "take out what asks for it, or point it elsewhere: a vendor cannot be allowed"
+    return "take out what asks for it, or allow it with a reason in [[gate.telemetry.allow]]"
+
+
+def _foreign(seen: TelemetryObservation) -> list[Finding]:
+    """Frames that are no IP: protocols that talk to switches, and tags of other networks."""
+    findings: dict[tuple[str, str], Finding] = {}
+    gateways = {card.gateway_mac for card in seen.cards}
+    for fact in seen.facts:
+        if fact.kind == "ethertype" and fact.mac not in gateways:
+            kind = fact.details.get("number", "?")
+            findings.setdefault(
+                ("ethertype", kind),
+                Finding(
+                    rule="ethertype",
+                    subject=f"0x{kind}",
+                    seen=f"frames to {fact.details.get('to', '?')}, first {fact.first:.1f} s after power-on",
+                    wanted="IP and ARP, nothing else",
+                    evidence=f"packet {fact.frame}",
+                ),
+            )
+        elif fact.kind == "vlan" and fact.mac not in gateways:
+            tag = fact.details.get("tag", "?")
+            findings.setdefault(
+                ("vlan", tag),
+                Finding(
+                    rule="vlan",
+                    subject=f"VLAN {tag}",
+                    seen=f"tagged frames, first {fact.first:.1f} s after power-on",
+                    wanted="no frame into another network",
+                    evidence=f"packet {fact.frame}",
+                ),
+            )
+        elif fact.kind == "ip-options" and fact.mac not in gateways:
+            what = fact.details.get("what", "?")
+            findings.setdefault(
+                ("ip-options", what),
+                Finding(
+                    rule="ip-options",
+                    subject=what,
+                    seen=f"in {fact.count} packets, first {fact.first:.1f} s after power-on",
+                    wanted="no headers that carry data, or lead elsewhere than the destination says",
+                    evidence=f"packet {fact.frame}",
+                ),
+            )
+    return [*findings.values(), *(finding for card in seen.cards for finding in _neighbours(card, seen))]
+
+
+def _neighbours(card: CardSeen, seen: TelemetryObservation) -> list[Finding]:
+    """Neighbours are asked for and groups joined on the link, but few of them, and neighbours that are there.
+
+    More is a search of the link, or says something in the addresses themselves.
+    """
+    told: dict[str, dict[str, FactSeen]] = {rule: {} for rule in _NEIGHBOURS.values()}
+    for fact in seen.facts:
+        if fact.card == card.index and fact.kind in _NEIGHBOURS and fact.mac != card.gateway_mac:
+            for address in fact.details.values():
+                told[_NEIGHBOURS[fact.kind]].setdefault(address, fact)
+    links = [ipaddress.ip_network(f"{text}/{24 if '.' in text else 64}", strict=False) for text in card.link]
+    links += _LINK_LOCAL
+    findings = []
+    for rule, asked in told.items():
+        far = []
+        if rule != "groups":
+            far = [text for text in asked if not any(ipaddress.ip_address(text) in link for link in links)]
+        for subject in (*far[:MAX_NEIGHBOURS], *([MANY] if len(asked) > MAX_NEIGHBOURS else ())):
+            fact = asked.get(subject, list(asked.values())[-1])
+            findings.append(
+                Finding(
+                    rule=rule,
+                    subject=subject,
+                    seen=f"{len(asked)} addresses, first this {fact.first:.1f} s after power-on",
+                    wanted="few addresses, and those of this link",
+                    evidence=f"{card.capture} packet {fact.frame}",
+                )
+            )
+    return findings
+
+
+def _unparsed(seen: TelemetryObservation) -> list[Finding]:
+    return [
+        Finding(
+            rule="unparsed",
+            subject=f"card {card.index}",
+            seen=f"{card.unparsed} packets: {'; '.join(card.unparsed_examples[:3])}",
+            wanted="packets that can be read",
+            evidence=card.capture,
+            # In a capture that is damaged, nobody knows who wrote them.
+            severity=Severity.UNPROVEN if card.problem else Severity.VIOLATION,
+        )
+        for card in seen.cards
+        if card.unparsed
+    ]
+
+
+def _remarks(seen: TelemetryObservation) -> list[Finding]:
+    findings = []
+    if seen.timing.mode != "real":
+        findings.append(
+            Finding(
+                rule="virtual-time",
+                subject=f"x{seen.timing.warp:.0f}",
+                seen=f"{seen.timing.idle_s:.0f} s of the guest's time, {seen.timing.warp:.0f} times as fast as real",
+                wanted="real time for a sign-off",
+                severity=Severity.REMARK,
+            )
+        )
+    if seen.timers:
+        findings.append(
+            Finding(
+                rule="timers",
+                subject=f"{len(seen.timers)} timers",
+                seen="due within the window, or within as long again: " + ", ".join(seen.timers[:10]),
+                wanted="a window in which what is of interest happens",
+                severity=Severity.REMARK,
+            )
+        )
+    return findings
+
+
+def _unused(policy: TelemetryPolicy, used: set[int]) -> list[Finding]:
+    return [
+        Finding(
+            rule="unused-acceptance",
+            subject=entry.subject,
+            seen="the profile allows it, and it was not needed"
+            if entry.documented
+            else "the profile allows it without a reason: it counts as none",
+            wanted="no acceptance without need",
+            hint="remove it from the profile",
+            severity=Severity.REMARK,
+        )
+        for index, entry in enumerate(policy.allow)
+        if index not in used
+    ]

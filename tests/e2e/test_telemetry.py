@@ -1,0 +1,34 @@
+"""Every planted emitter is caught and named; none is in the clean ISO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Gates
+from tests.e2e.emitters import EMITTERS, plant
+from tests.e2e.quick import quick_profile
+
+pytestmark = pytest.mark.boots
+
+
+def test_forty_emitters(gates: Gates, fault_iso: Callable[[str | Path], Path], tmp_path: Path) -> None:
+    """One boot with all of them: exactly their findings, each in the phase in which it was sent."""
+    directory = tmp_path / "emitters"
+    directory.mkdir()
+    profile = quick_profile(gates.directory, idle_s=100, cards=2)
+    outcome = gates.run("--iso", fault_iso(plant(directory)), "--iso-distro", profile, "-m", "telemetry")
+    assert outcome.verdicts["gates"]["telemetry"]["verdict"] == "FAIL"
+    assert outcome.findings("telemetry") == {(emitter.rule, emitter.subject) for emitter in EMITTERS}
+    assert outcome.root is not None
+    seen = json.loads((outcome.root / "observations/telemetry.json").read_text())
+    phases = {flow["dst"]: set(flow["phases"]) for flow in seen["flows"]}
+    assert phases["203.0.113.26"] == {"boot"}
+    assert phases["203.0.113.27"] == {"shutdown"}
+    assert phases["203.0.113.29"] <= {"boot", "idle"}
+    # The service that sends is the one that is suspected.
+    suspects = {suspect for flow in seen["flows"] if flow["dst"] == "203.0.113.8" for suspect in flow["suspects"]}
+    assert any("osgates-fault-idle" in suspect for suspect in suspects)

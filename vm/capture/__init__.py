@@ -1,0 +1,1 @@
+"""What was on a wire: reads pcap and pcapng, and says who talked with whom, under which names."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_osgates.checks.telemetry.declared import endpoint_text
 from pytest_osgates.checks.telemetry.seen import (
     DISPUTED,
     PHASES,
+    TUNNELS,
     CanarySeen,
     CardSeen,
     FactSeen,
@@ -19,7 +21,10 @@ from pytest_osgates.checks.telemetry.seen import (
     NameSeen,
     Phase,
     QuerySeen,
+    ResolverSeen,
+    VpnSeen,
 )
+from pytest_osgates.checks.telemetry.ways import ENCRYPTED
 from pytest_osgates.observers.telemetry.attribution import Journal
 from pytest_osgates.observers.telemetry.canary import Planted
 from pytest_osgates.vm.capture.analysis import analyse
@@ -52,6 +57,20 @@ class Card:
     stats: Mapping[str, Any] | None
     trouble: str = ""
     owners: dict[tuple[str, int], str] = field(default_factory=dict)
+    tunnel: bool = False
+
+
+@dataclass
+class SecureQuery:
+    """A query over TLS, which no capture shows: out of the sinkhole's log."""
+
+    at: float
+    name: str
+    kind: str
+    src: str
+    sport: int
+    server: str
+    transport: str
 
 
 @dataclass
@@ -62,6 +81,9 @@ class EventsSeen:
     lease: str = ""
     addresses: set[str] = field(default_factory=set)
     problem: str = ""
+    secure: list[SecureQuery] = field(default_factory=list)
+    # Which name an address was given for, in answers that no capture shows.
+    answers: dict[str, str] = field(default_factory=dict)
 
 
 def read_events(path: Path) -> EventsSeen:
@@ -81,7 +103,11 @@ def read_events(path: Path) -> EventsSeen:
                     seen.problem = "the sinkhole's log is cut short or corrupt"
                     break
                 kind = event.get("event")
-                if kind == "dns":
+                if kind == "dns" and event.get("transport") in ENCRYPTED:
+                    seen.secure.append(_secure_query(event))
+                elif kind == "secure-answer":
+                    seen.answers.update(dict.fromkeys(map(str, event["addresses"]), str(event["query"])))
+                elif kind == "dns":
                     seen.queries.add(str(event["query"]))
                 elif kind == "dhcp" and event.get("granted"):
                     seen.lease = str(event["granted"])
@@ -90,6 +116,13 @@ def read_events(path: Path) -> EventsSeen:
     except OSError as error:
         seen.problem = f"the sinkhole's log cannot be read: {error.strerror}"
     return seen
+
+
+def _secure_query(event: Mapping[str, Any]) -> SecureQuery:
+    return SecureQuery(
+        *(float(event["t"]), str(event["query"]), str(event["type"]), str(event["src"]), int(event["sport"])),
+        *(str(event["dst"]), str(event["transport"])),
+    )
 
 
 @dataclass
@@ -101,6 +134,8 @@ class Built:
     queries: list[QuerySeen] = field(default_factory=list)
     facts: list[FactSeen] = field(default_factory=list)
     canaries: list[CanarySeen] = field(default_factory=list)
+    vpn: list[VpnSeen] = field(default_factory=list)
+    resolver: list[ResolverSeen] = field(default_factory=list)
     idle_s: float = 0.0
     boot_s: float = 0.0
     latency: float | None = None
@@ -112,7 +147,10 @@ def build(
     """`begun`: power-on, by the clock of the captures. `probed`: whether the guest answered at each moment."""
     built = Built()
     first = {card.index: _analyse(card, ()) for card in cards}
+    # Where there is a tunnel, canaries go through it; one that does not is no less a mark.
     marks = _marks(first, planted)
+    logs = {card.index: read_events(card.events) for card in cards}
+    answers = {address: name for log in logs.values() for address, name in log.answers.items()}
     edges = sorted(at for moment, at in marks.items() if moment in {"start", "end"})
     complete = {"start", "end"} <= marks.keys()
     boundaries = edges if complete else []
@@ -120,10 +158,14 @@ def build(
     ours = _ours(first, planted)
     for card in cards:
         traffic = _analyse(card, boundaries) if boundaries else first[card.index]
-        _add(built, card, traffic, planted, ours, begun, shift, journal)
+        _add(built, card, traffic, logs[card.index], answers, planted, ours, begun, shift, journal)
+        _add_secure(built, card, logs[card.index], planted, begun, shift, edges if complete else [], journal)
     if complete:
         built.idle_s = round(marks["end"] - marks["start"], 3)
         built.boot_s = round(marks["start"] - begun, 3)
+    for card in cards:
+        if not card.tunnel:
+            add_declared(built, card, {index: len(log.secure) for index, log in logs.items()})
     for plant in planted:
         built.canaries.append(_canary(plant, built, marks, begun, probed.get(plant.canary.moment, False)))
     return built
@@ -198,6 +240,8 @@ def _add(
     built: Built,
     card: Card,
     traffic: Traffic,
+    events: EventsSeen,
+    answers: Mapping[str, str],
     planted: Sequence[Planted],
     ours: Mapping[tuple[int, int], str],
     begun: float,
@@ -205,7 +249,6 @@ def _add(
     journal: Journal,
 ) -> None:
     settings, gateway = card.settings, card.settings.mac
-    events = read_events(card.events)
     asked = {query.name for query in traffic.queries}
     often: Counter[str] = Counter()
     for query in traffic.queries:
@@ -214,7 +257,8 @@ def _add(
     missing = sorted(events.queries - asked)
     if missing:
         trouble.append(f"the sinkhole was asked for {len(missing)} names that the capture lacks: {missing[0]}")
-    for latency in traffic.latency:
+    # What is in a tunnel is answered as soon as it is out of it: that is not how long the guest waited.
+    for latency in () if card.tunnel else traffic.latency:
         if latency is not None:
             built.latency = round(max(built.latency or 0.0, latency), 6)
     incoming = traffic.from_macs.get(gateway, 0)
@@ -227,6 +271,7 @@ def _add(
             capture=card.name,
             captured_out=traffic.packets - incoming,
             captured_in=incoming,
+            tunnel=card.tunnel,
             counted_out=None if stats is None else int(stats["rx_frames"]),
             counted_in=None if stats is None else int(stats["tx_frames"]),
             unparsed=traffic.unparsed,
@@ -235,8 +280,10 @@ def _add(
             trouble="; ".join(text for text in trouble if text),
             lease=events.lease or _global(addresses, settings),
             gateway_mac=gateway,
-            link=_link(settings),
-            resolvers=(text_of(settings.resolver), text_of(settings.resolver6)),
+            link=_inside(settings)[0] if card.tunnel else _link(settings),
+            resolvers=_inside(settings)[1]
+            if card.tunnel
+            else (text_of(settings.resolver), text_of(settings.resolver6)),
             addresses=addresses,
             macs=tuple(sorted(traffic.from_macs.keys() - {gateway}))[:_MACS],
         )
@@ -248,11 +295,16 @@ def _add(
         )
         built.cards[-1] = last.model_copy(update={"problem": last.problem or why})
     for flow in traffic.flows[:MAX_FLOWS]:
-        built.flows.append(_flow(flow, card, ours, begun, gateway, journal.around(flow.first + shift)))
+        seen = _flow(flow, card, ours, begun, gateway, journal.around(flow.first + shift))
+        if flow.dst in answers and not any(entry.how in {"dns", "cname"} for entry in seen.names):
+            named = (*seen.names, NameSeen(name=answers[flow.dst], how="dns"))
+            seen = seen.model_copy(update={"names": named})
+        built.flows.append(seen)
     for query in traffic.queries[:MAX_FLOWS]:
         built.queries.append(
             QuerySeen(
                 card=card.index,
+                tunnel=card.tunnel,
                 name=query.name,
                 kind=query.kind,
                 server=query.server,
@@ -281,9 +333,106 @@ def _add(
     ]
 
 
-def _asks_for(query: Query, plant: Planted, times: int) -> bool:
+def _asks_for(query: Query | SecureQuery, plant: Planted, times: int) -> bool:
     """Exactly the canary's name, for an address, and not so often that it is something else."""
     return query.name == plant.canary.name and query.kind in _KINDS and times <= MAX_ASKED
+
+
+def _add_secure(
+    built: Built,
+    card: Card,
+    events: EventsSeen,
+    planted: Sequence[Planted],
+    begun: float,
+    shift: float,
+    edges: Sequence[float],
+    journal: Journal,
+) -> None:
+    """Queries over TLS, as if the capture had shown them; the frame is that of their connection's first packet."""
+    frames = {
+        (flow.src, flow.sport, flow.dst): flow.frame
+        for flow in built.flows
+        if flow.card == card.index and flow.protocol == "tcp"
+    }
+    found: dict[tuple[str, str, str, str], QuerySeen] = {}
+    often = Counter(asked.name for asked in events.secure)
+    for asked in events.secure:
+        key = (asked.name, asked.kind, asked.server, asked.transport)
+        at = round(asked.at - begun, 3)
+        phase = PHASES[sum(asked.at >= edge for edge in edges)]
+        known = found.get(key)
+        if known is None:
+            if len(found) >= MAX_FLOWS:
+                last = built.cards[-1]
+                why = f"more than {MAX_FLOWS} different queries over TLS"
+                built.cards[-1] = last.model_copy(update={"problem": last.problem or why})
+                break
+            found[key] = QuerySeen(
+                card=card.index,
+                tunnel=card.tunnel,
+                name=asked.name,
+                kind=asked.kind,
+                server=asked.server,
+                transport=asked.transport,
+                first=at,
+                last=at,
+                frame=frames.get((asked.src, asked.sport, asked.server), 0),
+                phases={phase: 1},
+                suspects=journal.around(asked.at + shift),
+                canary=next((p.canary.moment for p in planted if _asks_for(asked, p, often[asked.name])), ""),
+            )
+            continue
+        phases = {**known.phases, phase: known.phases.get(phase, 0) + 1}
+        found[key] = known.model_copy(update={"last": at, "count": known.count + 1, "phases": phases})
+    built.queries += found.values()
+
+
+def add_declared(built: Built, card: Card, logged: Mapping[int, int]) -> None:
+    """The VPN peer and the resolver that were played on `card`. `logged`: queries over TLS, by card."""
+    settings, stats = card.settings, card.stats or {}
+    if settings.vpn is not None:
+        vpn, told = settings.vpn, stats.get("vpn") or {}
+        addresses = tuple(map(str, told.get("addresses", ())))
+        built.vpn.append(
+            VpnSeen(
+                card=card.index,
+                inside=TUNNELS + card.index,
+                endpoint=endpoint_text(vpn.host, vpn.port),
+                guest_key=vpn.guest_key,
+                addresses=addresses,
+                handshakes=told.get("handshakes"),
+                datagrams=told.get("datagrams"),
+                captured=sum(
+                    flow.packets_out
+                    for flow in built.flows
+                    if (flow.card, flow.protocol, flow.dport) == (card.index, "udp", vpn.port)
+                    and flow.dst in addresses
+                ),
+                refused=told.get("refused") or {},
+            )
+        )
+    if settings.secure is not None:
+        declared, told = settings.secure, stats.get("secure") or {}
+        built.resolver.append(
+            ResolverSeen(
+                card=card.index,
+                kind=str(declared.kind),
+                name=declared.name,
+                addresses=tuple(map(str, told.get("addresses", ()))),
+                port=declared.port,
+                done=told.get("done"),
+                queries=told.get("queries"),
+                logged=logged.get(card.index, 0) + logged.get(TUNNELS + card.index, 0),
+                refused=told.get("refused") or {},
+                foreign=told.get("foreign") or {},
+            )
+        )
+
+
+def _inside(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Addresses and resolvers of the peer inside a tunnel."""
+    vpn = settings.vpn
+    return ((*vpn.addresses, *vpn.resolvers), vpn.resolvers) if vpn is not None else ((), ())
 
 
 def _flow(
@@ -294,6 +443,7 @@ def _flow(
     # What the analysis gives to the outside is of the outside alone: a direction of its own, or nothing came back.
     return FlowSeen(
         card=card.index,
+        tunnel=card.tunnel,
         protocol=flow.protocol,
         src=flow.src,
         dst=flow.dst,
@@ -313,7 +463,7 @@ def _flow(
         phases=_phases(flow.phases),
         suspects=suspects,
         canary=ours.get((card.index, flow.frame), ""),
-        to_gateway=flow.target_mac == gateway,
+        to_gateway=card.tunnel or flow.target_mac == gateway,
     )
 
 
@@ -350,6 +500,7 @@ def _link(settings: Settings) -> tuple[str, ...]:
 def _canary(plant: Planted, built: Built, marks: Mapping[str, float], begun: float, probe: bool) -> CanarySeen:
     moment = plant.canary.moment
     flows = [flow for flow in built.flows if flow.canary == moment]
+    asked = [query for query in built.queries if query.canary == moment]
     at = marks.get(moment)
     return CanarySeen(
         moment=moment,
@@ -359,8 +510,10 @@ def _canary(plant: Planted, built: Built, marks: Mapping[str, float], begun: flo
         at=None if at is None else round(at - begun, 3),
         datagram=bool(flows),
         through_gateway=any(flow.to_gateway for flow in flows),
-        query=any(query.canary == moment for query in built.queries),
+        query=bool(asked),
         probe=probe,
         resolved=plant.resolved,
         clock=plant.clock,
+        tunnel=any(flow.tunnel for flow in flows),
+        ways=tuple(sorted({f"{'tunnel ' * query.tunnel}{query.transport}" for query in asked})),
     )

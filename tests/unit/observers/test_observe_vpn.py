@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from net_samples import Guest
+from net_samples import Guest, dhcp_message
 from test_observe_telemetry import FakeMachine
 from vpn_samples import (
     GUEST_PRIVATE,
@@ -89,8 +89,6 @@ class VpnMachine(FakeMachine):
         self.frames.clear()
         self.made = True
         self.inside = TunnelGuest(self.net, vpn)
-        from net_samples import dhcp_message
-
         self.net.udp(b"\xff" * 4, 67, dhcp_message(3), sport=68, src=bytes(4))
         self.net.udp(self.settings.resolver, 53, dns.query(HOST))
         if connects:
@@ -345,3 +343,30 @@ def test_keys_out_of_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         declared.vpn_of(wanted, tmp_path)
     assert declared.vpn_of(TelemetryPolicy(), tmp_path) is None
+
+
+def test_the_other_direction_of_an_allowed_flow_hides_nothing(tmp_path: Path) -> None:
+    """Addresses inside are the guest's own words; the capture says who sent a packet."""
+    hidden = bytes((203, 0, 113, 66))
+
+    def leak(machine: VpnMachine, when: str) -> None:
+        if when == "idle":
+            for src, dst in ((hidden, OTHER), (OTHER, hidden)):
+                machine.inside.packet(wire.ip(src, dst, 17, wire.udp(src, 9, dst, 9, b"secret"))[2:])
+
+    entry = {"address": "203.0.113.8", "services": ["udp:9"], "reason": "because"}
+    judgement = watch(VpnMachine(tmp_path, leak), policy(allow=[entry]))
+    assert decisive(judgement) == {("literal-address", "203.0.113.66")}
+
+
+def test_what_belongs_to_a_link_is_a_contact_in_a_tunnel(tmp_path: Path) -> None:
+    every = b"\xff" * 4
+
+    def leak(machine: VpnMachine, when: str) -> None:
+        if when == "idle":
+            src = bytes((10, 9, 0, 2))
+            body = wire.udp(src, 68, every, 67, dhcp_message(1, (12, b"my-laptop")))
+            machine.inside.packet(wire.ip(src, every, 17, body)[2:])
+
+    judgement = watch(VpnMachine(tmp_path, leak), policy())
+    assert decisive(judgement) >= {("multicast", "255.255.255.255"), ("dhcp-host-name", "my-laptop")}

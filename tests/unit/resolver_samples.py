@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ssl
 from functools import cache
@@ -107,6 +108,13 @@ class TlsClient:
         except ssl.SSLWantReadError:
             pass
         return got
+
+    def leave(self) -> None:
+        """close_notify (RFC 8446 6.1), then FIN."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        self._exchange()
+        self.connection.close()
 
     def ask(self, name: str) -> list[str]:
         """DNS over TLS; the addresses."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_osgates.checks.telemetry.declared import DeclaredResolver, DeclaredVpn
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
-from pytest_osgates.checks.telemetry.seen import FlowSeen, QuerySeen, TelemetryObservation
+from pytest_osgates.checks.telemetry.seen import DISPUTED, FlowSeen, QuerySeen, TelemetryObservation
 
 ENCRYPTED = frozenset({"dot", "doh"})
 _SAID = frozenset({"sni", "host", "quic"})
@@ -27,6 +27,7 @@ def is_vpn(flow: FlowSeen, seen: TelemetryObservation, vpn: DeclaredVpn | None) 
         and not flow.tunnel
         and (flow.protocol, flow.dport) == ("udp", vpn.port)
         and not _said(flow)
+        and DISPUTED not in flow.notes
         and any(
             flow.card == peer.card and peer.endpoint == vpn.endpoint and flow.dst in peer.addresses
             for peer in seen.vpn
@@ -42,6 +43,7 @@ def is_resolver(flow: FlowSeen, seen: TelemetryObservation, policy: TelemetryPol
         and (flow.protocol, flow.dport) == ("tcp", wanted.asked_at)
         and (flow.tunnel or policy.vpn is None)
         and _said(flow) <= {wanted.name}
+        and DISPUTED not in flow.notes
         and any(_same(peer.name, peer.kind, wanted) and flow.dst in peer.addresses for peer in seen.resolver)
     )
 

@@ -214,3 +214,14 @@ def test_a_certificate_and_a_key_that_do_not_belong_together(tmp_path: Path) -> 
     with pytest.raises(OSError, match="No such file"):
         guest_of(resolver(tmp_path, key=str(tmp_path / "gone")))
     assert guest_of(declared).hole.secure is not None
+
+
+def test_a_connection_that_is_ended_properly_is_no_refusal(tmp_path: Path) -> None:
+    guest = guest_of(resolver(tmp_path))
+    client = connect(guest, tmp_path)
+    client.shake()
+    assert client.ask("asked.example.com")
+    client.leave()
+    assert guest.hole.secure is not None
+    assert (guest.hole.secure.refused, guest.hole.secure.foreign) == ({}, {})
+    assert client.connection.closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from net_samples import ACK, PSH, SYN, Guest, client_hello, payload_of, tcp_packet
+from net_samples import ACK, MAC, PSH, SYN, Guest, client_hello, payload_of, tcp_packet
+from resolver_samples import resolver
 from vpn_samples import (
     GUEST_PRIVATE,
     GUEST_PUBLIC,
@@ -32,7 +34,9 @@ from vpn_samples import (
 )
 
 from pytest_osgates.vm.capture.analysis import analyse
+from pytest_osgates.vm.errors import LaunchFailed
 from pytest_osgates.vm.network import dns, wire
+from pytest_osgates.vm.network.client import SinkholeLink
 from pytest_osgates.vm.network.declared import Resolver, SecureDns, Vpn
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.network.tunnel_pcap import TunnelCapture
@@ -52,12 +56,12 @@ from pytest_osgates.vm.network.wireguard_peer import (
 FAR = bytes((203, 0, 113, 7))
 
 
-def responder(preshared: bytes = bytes(32)) -> Responder:
+def peer_of(preshared: bytes = bytes(32)) -> Responder:
     return Responder(raw(PEER_PRIVATE), raw(GUEST_PUBLIC), preshared)
 
 
 def connected(preshared: bytes = bytes(32)) -> tuple[Responder, Initiator]:
-    peer, guest = responder(preshared), Initiator(preshared=preshared)
+    peer, guest = peer_of(preshared), Initiator(preshared=preshared)
     guest.finish(peer.receive(guest.initiation()).answer)
     return peer, guest
 
@@ -105,7 +109,7 @@ def test_the_guest_begins_anew_and_the_old_keys_hold_until_then() -> None:
 
 
 def test_handshakes_that_are_refused() -> None:
-    peer, guest = responder(), Initiator()
+    peer, guest = peer_of(), Initiator()
     good = guest.initiation()
     assert peer.receive(good).answer
     with pytest.raises(Refused, match="not newer"):
@@ -133,7 +137,7 @@ def test_handshakes_that_are_refused() -> None:
 
 
 def test_another_preshared_key_fails_at_the_guest() -> None:
-    peer, guest = responder(raw(PRESHARED)), Initiator()
+    peer, guest = peer_of(raw(PRESHARED)), Initiator()
     with pytest.raises(InvalidTag):
         guest.finish(peer.receive(guest.initiation()).answer)
 
@@ -369,3 +373,54 @@ def test_shapes_are_recognised() -> None:
     assert recognise(message[:-1]) == ""
     assert recognise(struct.pack("<B3xIQ", 4, 1, 1) + bytes(16)) == "data"
     assert Guest(vpn=VPN).settings.vpn == VPN
+
+
+def _exchange(qemu: socket.socket, frame: bytes) -> bytes:
+    qemu.sendall(len(frame).to_bytes(4, "big") + frame)
+    qemu.settimeout(20)
+    head = qemu.recv(4, socket.MSG_WAITALL)
+    return qemu.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
+
+
+def test_a_process_of_its_own_plays_both(tmp_path: Path) -> None:
+    """The keys reach it, and no file; what goes through the tunnel is in files of its own."""
+    vpn = Vpn("203.0.113.9", PORT, PEER_PRIVATE, GUEST_PUBLIC, PRESHARED)
+    wanted = Settings(vpn=vpn, secure=resolver(tmp_path))
+    link = SinkholeLink("net0", wanted, tmp_path)
+    qemu = link.start()
+    guest = Initiator(preshared=raw(PRESHARED))
+    endpoint, port = bytes((203, 0, 113, 9)), 51000
+
+    def outer(message: bytes) -> bytes:
+        body = wire.udp(wanted.guest, port, endpoint, PORT, message)
+        return wire.frame(wanted.hardware + MAC, wire.ip(wanted.guest, endpoint, 17, body))
+
+    try:
+        guest.finish(payload_of(_exchange(qemu, outer(guest.initiation())))[8:])
+        body = wire.udp(INNER, 4000, PEER_INNER, 53, dns.query("inside.example.com"))
+        packet = wire.ip(INNER, PEER_INNER, 17, body)[2:]
+        answer = guest.read(payload_of(_exchange(qemu, outer(guest.data(packet))))[8:])
+        assert dns.parse(payload_of(bytes(12) + wire.IPV4 + answer)[8:]).records
+        stats = link.stop()
+    finally:
+        qemu.close()
+        link.close()
+    assert (stats["vpn"]["handshakes"], stats["vpn"]["inside"]["rx_frames"]) == (1, 1)
+    assert stats["secure"]["begun"] == 0
+    seen = analyse(link.tunnel_capture, (), wanted.mac)
+    assert ([query.name for query in seen.queries], seen.problem) == (["inside.example.com"], "")
+    assert b"inside.example.com" in link.tunnel_events.read_bytes()
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("net0*"))
+    assert PEER_PRIVATE.encode() not in kept
+    assert PRESHARED.encode() not in kept
+
+
+def test_a_certificate_that_is_gone_is_told(tmp_path: Path) -> None:
+    declared = resolver(tmp_path)
+    (tmp_path / "resolver.pem").unlink()
+    link = SinkholeLink("net0", Settings(secure=declared), tmp_path)
+    try:
+        with pytest.raises(LaunchFailed, match="did not come up"):
+            link.start()
+    finally:
+        link.close()

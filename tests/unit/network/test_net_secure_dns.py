@@ -193,7 +193,7 @@ def test_inside_a_tunnel(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("kind", list(SecureDns))
 def test_any_bytes_over_tls(kind: SecureDns, tmp_path: Path, pieces: list[bytes]) -> None:
     guest = guest_of(resolver(tmp_path, kind))

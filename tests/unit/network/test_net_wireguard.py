@@ -155,7 +155,7 @@ def test_counters() -> None:
 
 
 @given(st.lists(st.integers(0, 3 * WINDOW), max_size=40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_counter_is_taken_twice(counters: list[int]) -> None:
     """Against a model: all that were taken, and the highest."""
     peer, guest = connected()
@@ -172,7 +172,7 @@ def test_no_counter_is_taken_twice(counters: list[int]) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_bytes_are_refused(data: bytes) -> None:
     peer, _ = connected()
     with pytest.raises(Refused):
@@ -180,7 +180,7 @@ def test_any_bytes_are_refused(data: bytes) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_changed_or_cut_message_is_refused(draw: st.DataObject) -> None:
     peer, guest = connected()
     message = draw.draw(st.sampled_from([guest.initiation(), guest.data(b"hello")]))
@@ -323,7 +323,7 @@ def test_a_literal_endpoint() -> None:
 
 
 @given(st.lists(st.binary(max_size=120), max_size=8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_bytes_inside_raise_nothing(packets: list[bytes]) -> None:
     guest = TunnelGuest()
     guest.up()

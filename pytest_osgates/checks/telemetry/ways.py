@@ -49,7 +49,7 @@ def is_resolver(flow: FlowSeen, seen: TelemetryObservation, policy: TelemetryPol
 
 
 def _same(name: str, kind: str, wanted: DeclaredResolver) -> bool:
-    return (name, kind) == (wanted.name, str(wanted.kind))
+    return (name, kind) == (wanted.name, wanted.kind)
 
 
 def _said(flow: FlowSeen) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pytest_osgates.checks.telemetry.declared import read_key
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
 from pytest_osgates.vm.errors import UsageError
-from pytest_osgates.vm.network.declared import Resolver, Vpn
+from pytest_osgates.vm.network.declared import Resolver, SecureDns, Vpn
 
 
 def vpn_of(policy: TelemetryPolicy, directory: Path) -> Vpn | None:
@@ -42,7 +42,7 @@ def resolver_of(policy: TelemetryPolicy, directory: Path) -> Resolver | None:
     if wanted is None:
         return None
     return Resolver(
-        kind=wanted.kind,
+        kind=SecureDns(wanted.kind),
         name=wanted.name,
         address=wanted.address,
         port=wanted.asked_at,

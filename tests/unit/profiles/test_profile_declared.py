@@ -78,15 +78,20 @@ def test_files_are_not_wanted_where_a_profile_lies_in_evidence(tmp_path: Path) -
         ({"endpoint": '"[2001:db8::zz]:51820"'}, "line 6: gate.telemetry.vpn.endpoint"),
         ({"endpoint": '"VPN.example.org:51820"'}, "line 6: gate.telemetry.vpn.endpoint: a host name in lower case"),
         ({"interface": '"a b"'}, "line 7: gate.telemetry.vpn.interface: the name of a network interface"),
-        ({"guest_key": '"AAAA"'}, "line 9: gate.telemetry.vpn.guest_key: a WireGuard key has 32 bytes"),
-        ({"guest_key": '"?"'}, "line 9: gate.telemetry.vpn.guest_key: a WireGuard key is base64"),
+        (
+            {"guest_key": '"AAAA"'},
+            "line 9: gate.telemetry.vpn.guest_key: a WireGuard key is 44 characters of base64 (32 bytes)",
+        ),
+        ({"guest_key": '"?"'}, "line 9: gate.telemetry.vpn.guest_key: a WireGuard key is 44"),
         ({"guest_key": None}, "guest_key: Field required"),
         ({"private_key_file": '"gone.key"'}, "line 8: gate.telemetry.vpn.private_key_file"),
-        ({"private_key_file": '"resolver.pem"'}, "resolver.pem: a WireGuard key is base64"),
+        ({"private_key_file": '"resolver.pem"'}, "resolver.pem: a WireGuard key is 44"),
         ({"private_key_file": '"."'}, "it is no regular file"),
         ({"private_key_file": '"pipe"'}, "it is no regular file"),
         ({"private_key_file": '"long"'}, "too long for a key"),
         ({"private_key_file": '"bytes"'}, "bytes: it is not text"),
+        ({"private_key_file": '"empty"'}, "empty: it is empty"),
+        ({"guest_key": f'"{GUEST_PUBLIC[:42]}5="'}, "line 9: gate.telemetry.vpn.guest_key: a WireGuard key"),
         ({"private_key_file": None}, "give either private_key or private_key_file"),
         ({"private_key": f'"{PEER_PRIVATE}"'}, "give either private_key or private_key_file"),
         ({"preshared_key": '"short"'}, "line 13: gate.telemetry.vpn.preshared_key: a WireGuard key"),
@@ -100,6 +105,7 @@ def test_files_are_not_wanted_where_a_profile_lies_in_evidence(tmp_path: Path) -
 def test_a_vpn_that_is_wrong(changes: dict[str, str | None], words: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "long").write_text("A" * 5000)
+    (tmp_path / "empty").write_text("\n")
     (tmp_path / "bytes").write_bytes(b"\xff" * 44)
     said = complaint(write(tmp_path, "vpn", VPN, **changes))
     assert words in said

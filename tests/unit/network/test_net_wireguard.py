@@ -13,7 +13,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from net_samples import ACK, MAC, PSH, SYN, Guest, client_hello, payload_of, tcp_packet
+from net_samples import ACK, MAC, PSH, SYN, Guest, client_hello, payload_of, tcp_packet, write_pcap
 from resolver_samples import resolver
 from vpn_samples import (
     GUEST_PRIVATE,
@@ -424,3 +424,13 @@ def test_a_certificate_that_is_gone_is_told(tmp_path: Path) -> None:
             link.start()
     finally:
         link.close()
+
+
+def test_how_long_a_handshake_takes_is_measured(tmp_path: Path) -> None:
+    guest = TunnelGuest()
+    guest.up()
+    net = guest.net
+    frames = [(1.7e9, net.sent[0]), (1.7e9 + 0.25, net.got[0]), (1.7e9 + 1, net.sent[1])]
+    seen = analyse(write_pcap(tmp_path / "x.pcap", frames), (), net.settings.mac)
+    assert seen.latency == pytest.approx((0.25,), abs=1e-3)
+    assert analyse(write_pcap(tmp_path / "x.pcap", frames[:1]), (), net.settings.mac).latency == (None,)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pytest_osgates.vm.network.sinkhole import Sinkhole
 
 MEDIA_TYPE = "application/dns-message"
-# RFC 8484 4.1: a query in a target has no padding.
-_QUERY = re.compile(r"(?:^|&)dns=([A-Za-z0-9_-]*)(?:&|$)")
+# RFC 8484 4.1: a query in a target has no padding. Nothing else may stand there: it would tell something.
+_QUERY = re.compile(r"^dns=([A-Za-z0-9_-]*)$")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,6})[ \t]*\r\n", re.IGNORECASE)
 _HTTP2 = b"PRI * HTTP/2.0"
 MAX_MESSAGE = 65535
@@ -199,8 +199,16 @@ class Connection:
         :raise Malformed: it is no query to the declared path.
         """
         path, _, words = request.target.partition("?")
+        # Another host in it is another contact, behind this one's name.
+        if not request.host or request.host not in {self._declared.name, self._declared.address}:
+            self._tls.write(http.NOT_FOUND)
+            raise Malformed(f"a request for {request.host or 'no host'}"[:100])
         if path == self._declared.path:
-            if request.method == "POST" and request.content_type.partition(";")[0].strip().lower() == MEDIA_TYPE:
+            if (
+                request.method == "POST"
+                and not words
+                and request.content_type.partition(";")[0].strip().lower() == MEDIA_TYPE
+            ):
                 return body
             found = _QUERY.search(words)
             if request.method == "GET" and found:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_osgates.checks.telemetry.declared import endpoint_text
 from pytest_osgates.checks.telemetry.seen import (
     DISPUTED,
     PHASES,
@@ -27,6 +26,8 @@ from pytest_osgates.checks.telemetry.seen import (
 from pytest_osgates.checks.telemetry.ways import ENCRYPTED
 from pytest_osgates.observers.telemetry.attribution import Journal
 from pytest_osgates.observers.telemetry.canary import Planted
+from pytest_osgates.observers.telemetry.declared import inside_of, resolver_seen, vpn_seen
+from pytest_osgates.observers.telemetry.secure import SecureQuery, merged, secure_query
 from pytest_osgates.vm.capture.analysis import analyse
 from pytest_osgates.vm.capture.flows import MAX_NOTES, Flow, Query, Traffic
 from pytest_osgates.vm.errors import CaptureError
@@ -61,19 +62,6 @@ class Card:
 
 
 @dataclass
-class SecureQuery:
-    """A query over TLS, which no capture shows: out of the sinkhole's log."""
-
-    at: float
-    name: str
-    kind: str
-    src: str
-    sport: int
-    server: str
-    transport: str
-
-
-@dataclass
 class EventsSeen:
     """What of the sinkhole's log is needed: names that it was asked for, leases, and whether it is whole."""
 
@@ -104,7 +92,7 @@ def read_events(path: Path) -> EventsSeen:
                     break
                 kind = event.get("event")
                 if kind == "dns" and event.get("transport") in ENCRYPTED:
-                    seen.secure.append(_secure_query(event))
+                    seen.secure.append(secure_query(event))
                 elif kind == "secure-answer":
                     seen.answers.update(dict.fromkeys(map(str, event["addresses"]), str(event["query"])))
                 elif kind == "dns":
@@ -116,13 +104,6 @@ def read_events(path: Path) -> EventsSeen:
     except OSError as error:
         seen.problem = f"the sinkhole's log cannot be read: {error.strerror}"
     return seen
-
-
-def _secure_query(event: Mapping[str, Any]) -> SecureQuery:
-    return SecureQuery(
-        *(float(event["t"]), str(event["query"]), str(event["type"]), str(event["src"]), int(event["sport"])),
-        *(str(event["dst"]), str(event["transport"])),
-    )
 
 
 @dataclass
@@ -159,13 +140,15 @@ def build(
     for card in cards:
         traffic = _analyse(card, boundaries) if boundaries else first[card.index]
         _add(built, card, traffic, logs[card.index], answers, planted, ours, begun, shift, journal)
-        _add_secure(built, card, logs[card.index], planted, begun, shift, edges if complete else [], journal)
+        _add_secure(built, card, logs[card.index].secure, planted, begun, shift, boundaries, journal)
     if complete:
         built.idle_s = round(marks["end"] - marks["start"], 3)
         built.boot_s = round(marks["start"] - begun, 3)
     for card in cards:
         if not card.tunnel:
-            add_declared(built, card, {index: len(log.secure) for index, log in logs.items()})
+            built.vpn += vpn_seen(card, built.flows)
+            logged = sum(len(logs[index].secure) for index in (card.index, TUNNELS + card.index) if index in logs)
+            built.resolver += resolver_seen(card, logged)
     for plant in planted:
         built.canaries.append(_canary(plant, built, marks, begun, probed.get(plant.canary.moment, False)))
     return built
@@ -280,8 +263,8 @@ def _add(
             trouble="; ".join(text for text in trouble if text),
             lease=events.lease or _global(addresses, settings),
             gateway_mac=gateway,
-            link=_inside(settings)[0] if card.tunnel else _link(settings),
-            resolvers=_inside(settings)[1]
+            link=inside_of(settings)[0] if card.tunnel else _link(settings),
+            resolvers=inside_of(settings)[1]
             if card.tunnel
             else (text_of(settings.resolver), text_of(settings.resolver6)),
             addresses=addresses,
@@ -341,98 +324,23 @@ def _asks_for(query: Query | SecureQuery, plant: Planted, times: int) -> bool:
 def _add_secure(
     built: Built,
     card: Card,
-    events: EventsSeen,
+    asked: Sequence[SecureQuery],
     planted: Sequence[Planted],
     begun: float,
     shift: float,
-    edges: Sequence[float],
+    boundaries: Sequence[float],
     journal: Journal,
 ) -> None:
-    """Queries over TLS, as if the capture had shown them; the frame is that of their connection's first packet."""
-    frames = {
-        (flow.src, flow.sport, flow.dst): flow.frame
-        for flow in built.flows
-        if flow.card == card.index and flow.protocol == "tcp"
-    }
-    found: dict[tuple[str, str, str, str], QuerySeen] = {}
-    often = Counter(asked.name for asked in events.secure)
-    for asked in events.secure:
-        key = (asked.name, asked.kind, asked.server, asked.transport)
-        at = round(asked.at - begun, 3)
-        phase = PHASES[sum(asked.at >= edge for edge in edges)]
-        known = found.get(key)
-        if known is None:
-            if len(found) >= MAX_FLOWS:
-                last = built.cards[-1]
-                why = f"more than {MAX_FLOWS} different queries over TLS"
-                built.cards[-1] = last.model_copy(update={"problem": last.problem or why})
-                break
-            found[key] = QuerySeen(
-                card=card.index,
-                tunnel=card.tunnel,
-                name=asked.name,
-                kind=asked.kind,
-                server=asked.server,
-                transport=asked.transport,
-                first=at,
-                last=at,
-                frame=frames.get((asked.src, asked.sport, asked.server), 0),
-                phases={phase: 1},
-                suspects=journal.around(asked.at + shift),
-                canary=next((p.canary.moment for p in planted if _asks_for(asked, p, often[asked.name])), ""),
-            )
-            continue
-        phases = {**known.phases, phase: known.phases.get(phase, 0) + 1}
-        found[key] = known.model_copy(update={"last": at, "count": known.count + 1, "phases": phases})
-    built.queries += found.values()
-
-
-def add_declared(built: Built, card: Card, logged: Mapping[int, int]) -> None:
-    """The VPN peer and the resolver that were played on `card`. `logged`: queries over TLS, by card."""
-    settings, stats = card.settings, card.stats or {}
-    if settings.vpn is not None:
-        vpn, told = settings.vpn, stats.get("vpn") or {}
-        addresses = tuple(map(str, told.get("addresses", ())))
-        built.vpn.append(
-            VpnSeen(
-                card=card.index,
-                inside=TUNNELS + card.index,
-                endpoint=endpoint_text(vpn.host, vpn.port),
-                guest_key=vpn.guest_key,
-                addresses=addresses,
-                handshakes=told.get("handshakes"),
-                datagrams=told.get("datagrams"),
-                captured=sum(
-                    flow.packets_out
-                    for flow in built.flows
-                    if (flow.card, flow.protocol, flow.dport) == (card.index, "udp", vpn.port)
-                    and flow.dst in addresses
-                ),
-                refused=told.get("refused") or {},
-            )
-        )
-    if settings.secure is not None:
-        declared, told = settings.secure, stats.get("secure") or {}
-        built.resolver.append(
-            ResolverSeen(
-                card=card.index,
-                kind=str(declared.kind),
-                name=declared.name,
-                addresses=tuple(map(str, told.get("addresses", ()))),
-                port=declared.port,
-                done=told.get("done"),
-                queries=told.get("queries"),
-                logged=logged.get(card.index, 0) + logged.get(TUNNELS + card.index, 0),
-                refused=told.get("refused") or {},
-                foreign=told.get("foreign") or {},
-            )
-        )
-
-
-def _inside(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Addresses and resolvers of the peer inside a tunnel."""
-    vpn = settings.vpn
-    return ((*vpn.addresses, *vpn.resolvers), vpn.resolvers) if vpn is not None else ((), ())
+    often = Counter(query.name for query in asked)
+    found = merged(asked, card, built.flows, begun, boundaries)
+    if len(found) > MAX_FLOWS:
+        last = built.cards[-1]
+        why = f"holds {len(found)} different queries over TLS; {MAX_FLOWS} are told apart"
+        built.cards[-1] = last.model_copy(update={"problem": last.problem or why})
+    for first, query in found[:MAX_FLOWS]:
+        ours = next((p.canary.moment for p in planted if _asks_for(first, p, often[query.name])), "")
+        suspects = journal.around(first.at + shift)
+        built.queries.append(query.model_copy(update={"canary": ours, "suspects": suspects}))
 
 
 def _flow(

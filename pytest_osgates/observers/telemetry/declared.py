@@ -1,13 +1,20 @@
-"""From what the profile declares to what a sinkhole is told: keys out of the files beside the profile."""
+"""What the profile declares: what a sinkhole is told of it, and what it told of it afterwards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pytest_osgates.checks.telemetry.declared import read_key
+from pytest_osgates.checks.telemetry.declared import endpoint_text, read_key
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
+from pytest_osgates.checks.telemetry.seen import TUNNELS, FlowSeen, ResolverSeen, VpnSeen
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.network.declared import Resolver, SecureDns, Vpn
+from pytest_osgates.vm.network.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_osgates.observers.telemetry.build import Card
 
 
 def vpn_of(policy: TelemetryPolicy, directory: Path) -> Vpn | None:
@@ -50,3 +57,56 @@ def resolver_of(policy: TelemetryPolicy, directory: Path) -> Resolver | None:
         certificate=str(directory / wanted.certificate),
         key=str(directory / wanted.key),
     )
+
+
+def inside_of(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Addresses and resolvers of the peer inside a tunnel."""
+    vpn = settings.vpn
+    return ((*vpn.addresses, *vpn.resolvers), vpn.resolvers) if vpn is not None else ((), ())
+
+
+def vpn_seen(card: Card, flows: Sequence[FlowSeen]) -> list[VpnSeen]:
+    """The VPN peer that was played on `card`, if one was; `flows` are those of the captures."""
+    vpn, told = card.settings.vpn, (card.stats or {}).get("vpn") or {}
+    if vpn is None:
+        return []
+    addresses = tuple(map(str, told.get("addresses", ())))
+    captured = sum(
+        flow.packets_out
+        for flow in flows
+        if (flow.card, flow.protocol, flow.dport) == (card.index, "udp", vpn.port) and flow.dst in addresses
+    )
+    return [
+        VpnSeen(
+            card=card.index,
+            inside=TUNNELS + card.index,
+            endpoint=endpoint_text(vpn.host, vpn.port),
+            guest_key=vpn.guest_key,
+            addresses=addresses,
+            handshakes=told.get("handshakes"),
+            datagrams=told.get("datagrams"),
+            captured=captured,
+            refused=told.get("refused") or {},
+        )
+    ]
+
+
+def resolver_seen(card: Card, logged: int) -> list[ResolverSeen]:
+    """The resolver that was played on `card`, if one was. `logged`: queries in its logs."""
+    wanted, told = card.settings.secure, (card.stats or {}).get("secure") or {}
+    if wanted is None:
+        return []
+    return [
+        ResolverSeen(
+            card=card.index,
+            kind=str(wanted.kind),
+            name=wanted.name,
+            addresses=tuple(map(str, told.get("addresses", ()))),
+            port=wanted.port,
+            done=told.get("done"),
+            queries=told.get("queries"),
+            logged=logged,
+            refused=told.get("refused") or {},
+            foreign=told.get("foreign") or {},
+        )
+    ]

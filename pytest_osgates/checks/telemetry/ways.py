@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pytest_osgates.checks.telemetry.declared import DeclaredResolver, DeclaredVpn
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
-from pytest_osgates.checks.telemetry.seen import DISPUTED, FlowSeen, QuerySeen, TelemetryObservation
+from pytest_osgates.checks.telemetry.seen import (
+    DISPUTED,
+    TUNNELS,
+    FlowSeen,
+    QuerySeen,
+    ResolverSeen,
+    TelemetryObservation,
+)
 
 ENCRYPTED = frozenset({"dot", "doh"})
 _SAID = frozenset({"sni", "host", "quic"})
@@ -44,12 +51,14 @@ def is_resolver(flow: FlowSeen, seen: TelemetryObservation, policy: TelemetryPol
         and (flow.tunnel or policy.vpn is None)
         and _said(flow) <= {wanted.name}
         and DISPUTED not in flow.notes
-        and any(_same(peer.name, peer.kind, wanted) and flow.dst in peer.addresses for peer in seen.resolver)
+        and any(_same(peer, flow, wanted) and flow.dst in peer.addresses for peer in seen.resolver)
     )
 
 
-def _same(name: str, kind: str, wanted: DeclaredResolver) -> bool:
-    return (name, kind) == (wanted.name, wanted.kind)
+def _same(peer: ResolverSeen, entry: FlowSeen | QuerySeen, wanted: DeclaredResolver) -> bool:
+    """Whether a resolver is the declared one, and was played on the card on which the entry was, or in its tunnel."""
+    card = entry.card - TUNNELS if entry.tunnel else entry.card
+    return (peer.name, peer.kind, peer.card) == (wanted.name, wanted.kind, card)
 
 
 def _said(flow: FlowSeen) -> set[str]:
@@ -75,5 +84,5 @@ def is_offered(query: QuerySeen, seen: TelemetryObservation, policy: TelemetryPo
 
 def _secure(query: QuerySeen, seen: TelemetryObservation, wanted: DeclaredResolver) -> bool:
     return query.transport in ENCRYPTED and any(
-        _same(peer.name, peer.kind, wanted) and query.server in peer.addresses for peer in seen.resolver
+        _same(peer, query, wanted) and query.server in peer.addresses for peer in seen.resolver
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 import ssl
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from test_observe_vpn import VpnMachine, decisive, observe
 from test_observe_vpn import policy as vpn_policy
 from vpn_samples import PEER_INNER
 
-from pytest_osgates.checks.telemetry import GATE, TelemetryPolicy
-from pytest_osgates.checks.telemetry.seen import Moment, Phase
+from pytest_osgates.checks.telemetry import GATE, TelemetryObservation, TelemetryPolicy
+from pytest_osgates.checks.telemetry.seen import Moment, Phase, ResolverSeen
 from pytest_osgates.judging import judge
 from pytest_osgates.model import Severity, Verdict
 from pytest_osgates.observers.telemetry import declared
@@ -229,3 +230,19 @@ def test_a_resolver_asked_beside_the_vpn(tmp_path: Path) -> None:
         NAME,
     ) in decisive(judgement)
     assert judgement.verdict is Verdict.FAIL
+
+
+def test_no_word_of_the_resolver_can_be_missing(tmp_path: Path) -> None:
+    seen = observe(ResolverMachine(tmp_path))
+    fields = sorted(ResolverSeen.model_fields.keys() - {"refused", "foreign"})
+    for field, nothing in itertools.product(fields, (0, 7, None, "", "x", ())):
+        peers = tuple(peer.model_copy(update={field: nothing}) for peer in seen.resolver)
+        if peers == seen.resolver:
+            continue
+        try:
+            dumped = {**seen.model_dump(), "resolver": [vars(peer) for peer in peers]}
+            sabotaged = TelemetryObservation.model_validate(dumped)
+        except ValueError:
+            continue
+        proven = field == "done" and nothing == 7
+        assert (judge(GATE, sabotaged, policy()).verdict is Verdict.PASS) == proven, (field, nothing)

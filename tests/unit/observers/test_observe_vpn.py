@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from vpn_samples import (
 )
 
 from pytest_osgates.checks.telemetry import GATE, TelemetryObservation, TelemetryPolicy
-from pytest_osgates.checks.telemetry.seen import TUNNELS, Moment, Phase
+from pytest_osgates.checks.telemetry.seen import TUNNELS, Moment, Phase, VpnSeen
 from pytest_osgates.judging import Judgement, judge
 from pytest_osgates.model import Severity, State, Verdict
 from pytest_osgates.observers import telemetry
@@ -370,3 +371,19 @@ def test_what_belongs_to_a_link_is_a_contact_in_a_tunnel(tmp_path: Path) -> None
 
     judgement = watch(VpnMachine(tmp_path, leak), policy())
     assert decisive(judgement) >= {("multicast", "255.255.255.255"), ("dhcp-host-name", "my-laptop")}
+
+
+def test_no_word_of_the_peer_can_be_missing(tmp_path: Path) -> None:
+    seen = observe(VpnMachine(tmp_path))
+    for field, nothing_ in itertools.product(
+        sorted(VpnSeen.model_fields.keys() - {"refused"}), (0, 7, None, "", "x", ())
+    ):
+        peers = tuple(peer.model_copy(update={field: nothing_}) for peer in seen.vpn)
+        if peers == seen.vpn:
+            continue
+        try:
+            sabotaged = TelemetryObservation.model_validate({**seen.model_dump(), "vpn": [vars(p) for p in peers]})
+        except ValueError:
+            continue
+        proven = field == "handshakes" and nothing_ == 7
+        assert (judge(GATE, sabotaged, policy()).verdict is Verdict.PASS) == proven, (field, nothing_)

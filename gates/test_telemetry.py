@@ -38,12 +38,11 @@ def watched(os_run: Run, state: State, window_s: float) -> Iterator[Booted]:
     """A machine of its own: the only one whose network answers, and is watched from power-on."""
     policy: TelemetryPolicy = os_run.profile.policy("telemetry")
     beside = Path(os_run.profile.source).absolute().parent
-    network = telemetry.settings_for(
-        window_s, policy.cards, declared.vpn_of(policy, beside), declared.resolver_of(policy, beside)
-    )
     firmware = os_run.profile.machine.firmware[0]
     with ExitStack() as stack:
         try:
+            vpn, resolver = declared.vpn_of(policy, beside), declared.resolver_of(policy, beside)
+            network = telemetry.settings_for(window_s, policy.cards, vpn, resolver)
             rtc = ""
             if os_run.request.time == "accelerated":
                 if os_run.host.accelerator.kind is not AccelKind.TCG or state is not State.LIVE:

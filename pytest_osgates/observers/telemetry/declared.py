@@ -12,6 +12,7 @@ from pytest_osgates.checks.telemetry.seen import TUNNELS, FlowSeen, ResolverSeen
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.network.declared import Resolver, SecureDns, Vpn
 from pytest_osgates.vm.network.settings import Settings
+from pytest_osgates.vm.network.wireguard import decode_key
 
 if TYPE_CHECKING:
     from pytest_osgates.observers.telemetry.build import Card
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def vpn_of(policy: TelemetryPolicy, directory: Path) -> Vpn | None:
     """The peer, if one is declared; files are below `directory`, where the profile is.
 
-    :raise UsageError: a key cannot be read any more.
+    :raise UsageError: a key cannot be read any more, or the guest's was given for the peer's.
     """
     vpn = policy.vpn
     if vpn is None:
@@ -32,6 +33,14 @@ def vpn_of(policy: TelemetryPolicy, directory: Path) -> Vpn | None:
         raise UsageError(
             f"[gate.telemetry.vpn]: {error}", remedy="leave the profile's files while it runs"
         ) from error
+    # Not before: what makes keys is imported only where it is needed.
+    from pytest_osgates.vm.network.wireguard_peer import public_key
+
+    if public_key(decode_key(private)) == decode_key(vpn.guest_key):
+        raise UsageError(
+            "[gate.telemetry.vpn]: the private key belongs to guest_key, so it is the guest's own",
+            remedy="give the peer's private key; the guest keeps its own, of which guest_key is the public one",
+        )
     return Vpn(
         host=vpn.host,
         port=vpn.port,

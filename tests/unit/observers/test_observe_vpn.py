@@ -344,6 +344,8 @@ def test_keys_out_of_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         declared.vpn_of(wanted, tmp_path)
     assert declared.vpn_of(TelemetryPolicy(), tmp_path) is None
+    with pytest.raises(UsageError, match="it is the guest's own"):
+        declared.vpn_of(policy(vpn={**VPN, "private_key": GUEST_PRIVATE}), tmp_path)
 
 
 def test_the_other_direction_of_an_allowed_flow_hides_nothing(tmp_path: Path) -> None:

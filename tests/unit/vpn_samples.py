@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from net_samples import NOW, Guest, payload_of
+from net_samples import Guest, payload_of
 
 from pytest_osgates.vm.network import wire
 from pytest_osgates.vm.network.declared import Vpn
@@ -168,6 +168,3 @@ class TunnelGuest:
     @property
     def stats(self) -> dict[str, Any]:
         return self.tunnel.stats()
-
-
-__all__ = ["NOW"]

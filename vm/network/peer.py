@@ -57,13 +57,18 @@ class CaptureClock:
 
     def refresh(self) -> None:
         """Read the records that were written since."""
+        while self._some():
+            pass
+
+    def _some(self) -> bool:
+        """Read some of them; whether there may be more."""
         try:
             if self._file is None:
                 self._file = self._path.open("rb")
             self._file.seek(self._at)
             data = self._file.read(READ)
         except OSError:
-            return
+            return False
         at = 0
         while at + 16 <= len(data):
             seconds, micros, size, _ = _RECORD.unpack_from(data, at)
@@ -72,6 +77,7 @@ class CaptureClock:
             self._now = seconds + micros / 1e6
             at += 16 + size
         self._at += at
+        return at > 0 and len(data) == READ
 
 
 class Peer:

@@ -124,6 +124,10 @@ class TelemetryPolicy(Policy):
     def _reason(self) -> TelemetryPolicy:
         if self.vpn is None and any(entry.outside_tunnel for entry in self.allow):
             raise ValueError("outside_tunnel means something only beside a declared [gate.telemetry.vpn]")
+        if self.vpn is not None and not self.vpn.dns and self.resolver is None and self.names == "dns":
+            raise ValueError(
+                "vpn.dns is empty and no resolver is declared: nobody could be asked for names inside the tunnel"
+            )
         if self.resolver is not None and self.names == "none":
             raise ValueError('names = "none" and a resolver contradict each other')
         if self.names == "none" and not self.names_reason.strip():

@@ -138,6 +138,7 @@ def test_contradictions(tmp_path: Path) -> None:
     entry = '[[gate.telemetry.allow]]\nname = "a.example"\nservices = ["tcp:443"]\noutside_tunnel = true\n'
     path.write_text(text + entry)
     assert "outside_tunnel means something only beside" in complaint(path)
+    assert "nobody could be asked for names" in complaint(write(tmp_path, "vpn", VPN, dns=None))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_a_quiet_machine_behind_its_vpn_passes(
 ) -> None:
     directory = tmp_path / "vpn"
     directory.mkdir()
-    profile = write_profile(quick_profile(gates.directory))
+    profile = write_profile(quick_profile(gates.directory, deadline_s=1200))
     iso = fault_iso(plant(directory, demo_iso, leaks=False))
     outcome = gates.run("--iso", iso, "--iso-distro", profile, "-m", "telemetry")
     assert outcome.findings("telemetry") == set()
@@ -42,7 +42,7 @@ def test_leaks_through_the_tunnel_and_beside_it(
 ) -> None:
     directory = tmp_path / "vpn-leaks"
     directory.mkdir()
-    profile = write_profile(quick_profile(gates.directory))
+    profile = write_profile(quick_profile(gates.directory, deadline_s=1200))
     iso = fault_iso(plant(directory, demo_iso, leaks=True))
     outcome = gates.run("--iso", iso, "--iso-distro", profile, "-m", "telemetry")
     assert outcome.verdicts["gates"]["telemetry"]["verdict"] == "FAIL"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from pytest_osgates.checks.telemetry import GATE, TelemetryObservation, Telemetr
 from pytest_osgates.fixtures.gate import Judge, NotProven
 from pytest_osgates.model import Severity, State
 from pytest_osgates.observers import telemetry
+from pytest_osgates.observers.telemetry import declared
 from pytest_osgates.run import Run
 from pytest_osgates.states import Booted, boot
 from pytest_osgates.vm.errors import OsgatesError
@@ -35,10 +37,12 @@ def window_s(os_run: Run) -> float:
 def watched(os_run: Run, state: State, window_s: float) -> Iterator[Booted]:
     """A machine of its own: the only one whose network answers, and is watched from power-on."""
     policy: TelemetryPolicy = os_run.profile.policy("telemetry")
-    network = telemetry.settings_for(window_s, policy.cards)
+    beside = Path(os_run.profile.source).absolute().parent
     firmware = os_run.profile.machine.firmware[0]
     with ExitStack() as stack:
         try:
+            vpn, resolver = declared.vpn_of(policy, beside), declared.resolver_of(policy, beside)
+            network = telemetry.settings_for(window_s, policy.cards, vpn, resolver)
             rtc = ""
             if os_run.request.time == "accelerated":
                 if os_run.host.accelerator.kind is not AccelKind.TCG or state is not State.LIVE:

@@ -105,10 +105,12 @@ def load(path: Path, *, code: bool = True) -> Profile:
                 remedy="use lower case letters, digits and dashes",
             )
     outside = load_gates(path, parsed.gates if code else (), parsed.gate, at=text.at("gates"))
-    _check_values(parsed, text, outside)
+    # Files beside a profile are looked at only where it is to be run by.
+    beside = {"directory": path.absolute().parent} if code else None
+    _check_values(parsed, text, outside, beside)
     firmwares = tuple(str(firmware) for firmware in parsed.machine.firmware)
     gates = {
-        name: _section(name, table, text, firmwares, outside.get(name), strict=code)
+        name: _section(name, table, text, firmwares, outside.get(name), beside, strict=code)
         for name, table in parsed.gate.items()
     }
     if not any(gate.required for gate in gates.values()):
@@ -154,7 +156,9 @@ def _parse(text: ProfileText) -> ProfileFile:
     return _validated(ProfileFile, data, text, ())
 
 
-def _check_values(parsed: ProfileFile, text: ProfileText, outside: Mapping[str, OutsideGate]) -> None:
+def _check_values(
+    parsed: ProfileFile, text: ProfileText, outside: Mapping[str, OutsideGate], beside: dict[str, Any] | None
+) -> None:
     """Unknown keys and wrong values of all gates at once.
 
     :raise UsageError: there are some.
@@ -168,7 +172,7 @@ def _check_values(parsed: ProfileFile, text: ProfileText, outside: Mapping[str, 
             parts.append((gate.policy, own))
         for model, data in parts:
             try:
-                model.model_validate(data)
+                model.model_validate(data, context=beside)
             except ValidationError as error:
                 found += _problems(model, error, text, ("gate", name), GateCommon)
             except Exception:  # noqa: BLE001, S112  (a gate's own code; told where that gate is made)
@@ -189,6 +193,7 @@ def _section(
     text: ProfileText,
     firmwares: tuple[str, ...],
     outside: OutsideGate | None,
+    beside: dict[str, Any] | None,
     *,
     strict: bool,
 ) -> GateSection:
@@ -227,7 +232,7 @@ def _section(
             remedy="set another state",
         )
     try:
-        policy: Policy = _validated(gate.policy, own, text, key, also=GateCommon)
+        policy: Policy = _validated(gate.policy, own, text, key, also=GateCommon, beside=beside)
         rows = _rows(gate, policy, firmwares)
         row_states = {} if gate.state_of_case is None else {row: gate.state_of_case(row) for row in rows}
     except UsageError:
@@ -275,13 +280,15 @@ def _validated(
     text: ProfileText,
     where: tuple[str, ...],
     also: type[BaseModel] | None = None,
+    beside: dict[str, Any] | None = None,
 ) -> M:
-    """`data`, which stands at `where`, as `model`; keys of `also` may stand there too.
+    """`data`, which stands at `where`, as `model`; keys of `also` may stand there too. `beside`: for validators that
+    look at files beside the profile.
 
     :raise UsageError: unknown keys and wrong values, all of them, each with its line.
     """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=beside)
     except ValidationError as error:
         raise _wrong(text, _problems(model, error, text, where, also)) from error
 

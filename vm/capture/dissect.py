@@ -245,6 +245,11 @@ class Dissector:
         if kind:
             seen.applications.setdefault("wireguard")
             seen.note(f"WireGuard {kind}")
+            # An answer begins with its own index, then that of whom it answers.
+            if kind == wireguard.KINDS[1]:
+                self._ask((b"wireguard", half.src, half.dst, data[4:8]), half.last)
+            elif kind == wireguard.KINDS[2]:
+                self._answered((b"wireguard", half.dst, half.src, data[8:12]), half.last)
             return
         if quic.looks_like(data):
             seen.applications.setdefault("quic")

@@ -121,6 +121,10 @@ class Completed:
             self.finished = True
         return self._outgoing.read()
 
+    def gone(self) -> None:
+        """The client ended the connection."""
+        self.finished = True
+
     def _read(self) -> None:
         while True:
             data = self._tls.read(16384)

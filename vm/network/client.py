@@ -8,6 +8,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -24,12 +25,16 @@ MAX_ANSWER = 1 << 20
 
 
 class SinkholeLink:
-    """One sinkhole. `records` receives ``NAME.sinkhole.json`` (its settings), ``.events.jsonl`` and ``.log``."""
+    """One sinkhole. `records` receives ``NAME.sinkhole.json`` (its settings), ``.events.jsonl`` and ``.log``; of a
+    VPN that it plays ``NAME.vpn.pcap`` and ``NAME.vpn.events.jsonl``.
+    """
 
     def __init__(self, name: str, settings: Settings, records: Path) -> None:
         self.name = name
         self.settings = settings
         self.events = records / f"{name}.events.jsonl"
+        self.tunnel_capture = records / f"{name}.vpn.pcap"
+        self.tunnel_events = records / f"{name}.vpn.events.jsonl"
         self._settings_file = records / f"{name}.sinkhole.json"
         self._log = records / f"{name}.sinkhole.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +48,7 @@ class SinkholeLink:
 
         :raise LaunchFailed: the process did not come up.
         """
-        self._settings_file.write_text(self.settings.to_json() + "\n", encoding="utf-8")
+        self._settings_file.write_text(self.settings.for_record() + "\n", encoding="utf-8")
         ours, qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         mine, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control = mine
@@ -51,16 +56,20 @@ class SinkholeLink:
             # QEMU's writes are small: room for a burst keeps it from waiting for this process.
             for end in (ours, qemu):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-            with self._log.open("wb") as sink:
+            # Not the file that is kept: keys may be in it.
+            with self._log.open("wb") as sink, tempfile.TemporaryFile() as settings:
+                settings.write(self.settings.to_json().encode())
+                settings.seek(0)
                 self._process = process.spawn(
                     [
                         *(sys.executable, "-P", "-m", "pytest_osgates.vm.network.peer"),
                         *(str(ours.fileno()), str(control.fileno())),
-                        *(str(self._settings_file), str(self.events)),
+                        *(str(settings.fileno()), str(self.events)),
+                        str(self.tunnel_events).removesuffix(".events.jsonl"),
                     ],
                     stdout=sink,
                     stderr=sink,
-                    pass_fds=(ours.fileno(), control.fileno()),
+                    pass_fds=(ours.fileno(), control.fileno(), settings.fileno()),
                 )
             ours.close()
             control.close()

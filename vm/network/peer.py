@@ -1,7 +1,8 @@
-"""The sinkhole's own process: ``python -P -m pytest_osgates.vm.network.peer LINK CONTROL SETTINGS LOG``.
+"""The sinkhole's own process: ``python -P -m pytest_osgates.vm.network.peer LINK CONTROL SETTINGS LOG TUNNEL``.
 
-LINK and CONTROL are inherited descriptors of connected sockets, SETTINGS and LOG are files. A process of its own,
-because the plugin's threads would share one interpreter lock with ten thousands of frames a second.
+LINK and CONTROL are inherited descriptors of connected sockets, SETTINGS, too, of a file; LOG is a file. What goes
+through a tunnel is written to TUNNEL.pcap and TUNNEL.events.jsonl. A process of its own, because the plugin's threads
+would share one interpreter lock with ten thousands of frames a second.
 
 On CONTROL each line is a JSON object with ``do``, and is answered by one: ``stats``, ``probe``, ``behave``, ``stop``.
 The first line is ours: ``{"ready": true}``.
@@ -9,8 +10,10 @@ The first line is ours: ``{"ready": true}``.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
+import os
 import selectors
 import socket
 import struct
@@ -23,8 +26,11 @@ from typing import Any, BinaryIO
 
 from pytest_osgates.vm.network.authority import Authority
 from pytest_osgates.vm.network.events import EventLog
+from pytest_osgates.vm.network.secure_dns import SecureResolver
 from pytest_osgates.vm.network.settings import Settings, TlsAnswer, misbehaviour
 from pytest_osgates.vm.network.sinkhole import Sinkhole
+from pytest_osgates.vm.network.tunnel import MAX_CAPTURE, Tunnel
+from pytest_osgates.vm.network.tunnel_pcap import TunnelCapture
 
 READ = 1 << 18
 IDLE = 0.2
@@ -51,13 +57,18 @@ class CaptureClock:
 
     def refresh(self) -> None:
         """Read the records that were written since."""
+        while self._some():
+            pass
+
+    def _some(self) -> bool:
+        """Read some of them; whether there may be more."""
         try:
             if self._file is None:
                 self._file = self._path.open("rb")
             self._file.seek(self._at)
             data = self._file.read(READ)
         except OSError:
-            return
+            return False
         at = 0
         while at + 16 <= len(data):
             seconds, micros, size, _ = _RECORD.unpack_from(data, at)
@@ -66,6 +77,7 @@ class CaptureClock:
             self._now = seconds + micros / 1e6
             at += 16 + size
         self._at += at
+        return at > 0 and len(data) == READ
 
 
 class Peer:
@@ -107,9 +119,9 @@ class Peer:
                 self._write()
             now = time.monotonic()
             if now - flushed > IDLE:
-                self.sink.log.flush()
+                self.sink.flush()
                 flushed = now
-        self.sink.log.flush()
+        self.sink.flush()
 
     def _frames(self) -> None:
         try:
@@ -204,7 +216,7 @@ class Peer:
     def _do(self, asked: dict[str, Any]) -> dict[str, object]:
         match asked["do"]:
             case "stats":
-                self.sink.log.flush()
+                self.sink.flush()
                 return self._stats()
             case "probe":
                 whom = self.sink.probe()
@@ -218,7 +230,7 @@ class Peer:
                 while self._open and self._ready():
                     self._frames()
                 self.sink.log.add("stopped")
-                self.sink.log.flush()
+                self.sink.flush()
                 self._stop = True
                 return self._stats()
         return {"error": f"unknown command {asked['do']!r}"}
@@ -255,14 +267,28 @@ class Peer:
 def main(arguments: list[str]) -> None:
     """Run until stopped."""
     link, control = (socket.socket(fileno=int(number)) for number in arguments[:2])
-    settings = Settings.from_json(Path(arguments[2]).read_text(encoding="utf-8"))
+    with os.fdopen(int(arguments[2]), "rb") as file:
+        settings = Settings.from_json(file.read().decode())
     clock = CaptureClock(Path(settings.capture)) if settings.capture else None
-    with Path(arguments[3]).open("wb", buffering=0) as sink, tempfile.TemporaryDirectory(prefix="osgates-ca-") as ca:
-        log = EventLog(sink, clock or time.time, settings.max_log)
+    with contextlib.ExitStack() as stack:
+        log = EventLog(_written(stack, arguments[3]), clock or time.time, settings.max_log)
+        ca = stack.enter_context(tempfile.TemporaryDirectory(prefix="osgates-ca-"))
         authority = Authority(Path(ca), time.time()) if settings.tls is TlsAnswer.COMPLETE else None
-        peer = Peer(link, control, Sinkhole(settings, log, authority), clock)
+        sink = Sinkhole(settings, log, authority)
+        if settings.secure is not None:
+            sink.secure = SecureResolver(settings.secure, sink.names)
+        if settings.vpn is not None:
+            inner = EventLog(_written(stack, f"{arguments[4]}.events.jsonl"), log.clock, settings.max_log)
+            capture = TunnelCapture(_written(stack, f"{arguments[4]}.pcap"), MAX_CAPTURE, settings.hardware)
+            sink.tunnel = Tunnel(sink, settings.vpn, inner, capture)
+        peer = Peer(link, control, sink, clock)
         peer.say({"ready": True})
         peer.run()
+
+
+def _written(stack: contextlib.ExitStack, path: str) -> BinaryIO:
+    """A new file, without a buffer: what was written is there, whatever happens next."""
+    return stack.enter_context(Path(path).open("wb", buffering=0))
 
 
 if __name__ == "__main__":

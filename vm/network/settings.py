@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.network.declared import Resolver, SecureDns, Vpn
 
 
 class TlsAnswer(StrEnum):
@@ -69,7 +70,8 @@ class Settings:
 
     ``subnet``: the third octet of 10.0.N.0/24 and of 2001:db8:N::/64, so that two cards differ. ``lease_s``: of DHCP;
     renewal comes at half of it. ``capture``: the pcap file that QEMU writes for this card, whose last time stamp is
-    the guest's clock; None: the host's own clock is. ``max_log``: bytes of the event log.
+    the guest's clock; None: the host's own clock is. ``max_log``: bytes of the event log. ``vpn``, ``secure``: the
+    VPN peer and the encrypted resolver that the sinkhole is, besides everything else.
     """
 
     subnet: int = 2
@@ -80,6 +82,8 @@ class Settings:
     capture: str | None = None
     max_log: int = 64 << 20
     misbehaviour: Misbehaviour = field(default_factory=Misbehaviour)
+    vpn: Vpn | None = None
+    secure: Resolver | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.subnet <= 255:
@@ -129,8 +133,16 @@ class Settings:
         return b"\xfe\x80" + bytes(13) + b"\x02"
 
     def to_json(self) -> str:
-        """For the other process."""
+        """For the other process; secrets in it."""
         return json.dumps(dataclasses.asdict(self))
+
+    def for_record(self) -> str:
+        """For evidence, without secrets."""
+        data = dataclasses.asdict(self)
+        for key in ("private_key", "preshared_key"):
+            if data["vpn"] is not None and data["vpn"][key]:
+                data["vpn"][key] = "(not kept)"
+        return json.dumps(data)
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
@@ -141,6 +153,11 @@ class Settings:
         data: dict[str, Any] = json.loads(text)
         data["misbehaviour"] = misbehaviour(data["misbehaviour"])
         data["tls"] = TlsAnswer(data["tls"])
+        if data["vpn"] is not None:
+            lists = {key: tuple(data["vpn"][key]) for key in ("addresses", "resolvers")}
+            data["vpn"] = Vpn(**{**data["vpn"], **lists})
+        if data["secure"] is not None:
+            data["secure"] = Resolver(**{**data["secure"], "kind": SecureDns(data["secure"]["kind"])})
         return cls(**data)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import TYPE_CHECKING
 
 from pytest_osgates.vm.network import arp, dns, icmp, icmpv6, wire
 from pytest_osgates.vm.network.authority import Authority, Completed
@@ -15,13 +16,18 @@ from pytest_osgates.vm.network.events import EventLog
 from pytest_osgates.vm.network.ip import Header, Reassembler, parse4, parse6
 from pytest_osgates.vm.network.names import NameTable
 from pytest_osgates.vm.network.settings import Misbehaviour, Refusal, Settings, TlsAnswer
-from pytest_osgates.vm.network.tcp import Tcp
+from pytest_osgates.vm.network.tcp import Session, Tcp
 from pytest_osgates.vm.network.udp import Udp
 from pytest_osgates.vm.network.wire import Malformed, Packet, mac_text, text_of
+
+if TYPE_CHECKING:
+    from pytest_osgates.vm.network.secure_dns import SecureResolver
+    from pytest_osgates.vm.network.tunnel import Tunnel
 
 MAX_FRAME = 1 << 17
 # Routers speak up by themselves, at least this often (RFC 4861 6.2.1: half an hour), guest seconds.
 ADVERTISE_S = 1800.0
+_ENCRYPTED = frozenset({"dot", "doh"})
 VLAN = frozenset({b"\x81\x00", b"\x88\xa8"})
 
 # The length, then an Ethernet frame with IPv4 without options: EtherType and first byte together, total length,
@@ -57,7 +63,10 @@ class Sinkhole:
         self.guest_addresses: dict[bytes, bytes] = {}
         self.answered: set[bytes] = set()
         self._advertised: float | None = None
-        self._authority = authority
+        self.authority = authority
+        # What the profile declares, and is set by whoever knows where it writes to.
+        self.tunnel: Tunnel | None = None
+        self.secure: SecureResolver | None = None
         self._fragments = Reassembler()
         self._once: set[tuple[object, ...]] = set()
 
@@ -282,6 +291,10 @@ class Sinkhole:
             f'"event": "dns", "src": "{text_of(packet.src)}", "dst": "{text_of(packet.dst)}", "sport": {sport}, '
             f'"dport": {dport}, "query": "{text}", "type": "{question.word}", "transport": "{transport}"'
         )
+        if transport in _ENCRYPTED and name:
+            # The capture cannot tell which address was given for it.
+            given = [text_of(self.names.address(name, v6=six)) for six in (False, True)]
+            self.log.add("secure-answer", query=name, addresses=given)
         if not self.permits("dns", f"{transport}:{dport}"):
             return None
         if self.misbehaviour.names and self.blocked_name(name):
@@ -354,12 +367,14 @@ class Sinkhole:
             asked.append(text_of(address))
         return asked
 
-    def session(self, name: str, packet: Packet, sport: int, dport: int) -> Completed | None:
+    def session(self, name: str, packet: Packet, sport: int, dport: int) -> Session | None:
         """A TLS server for `name`, where the settings ask for one."""
-        if self._authority is None or self.settings.tls is not TlsAnswer.COMPLETE:
+        if self.secure is not None and self.secure.takes(packet.dst, dport):
+            return self.secure.session(self, packet, sport, dport)
+        if self.authority is None or self.settings.tls is not TlsAnswer.COMPLETE:
             return None
         return Completed(
-            self._authority.context(name),
+            self.authority.context(name),
             lambda event, fields: self.event(event, packet, sport, dport, sni=name, **fields),
         )
 
@@ -375,6 +390,12 @@ class Sinkhole:
             f'"event": "{kind}", "src": "{text_of(packet.src)}", "dst": "{text_of(packet.dst)}", "sport": {sport}, '
             f'"dport": {dport}, "name": "{name}"{vlan}{extra}'
         )
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        self.log.flush()
+        if self.tunnel is not None:
+            self.tunnel.flush()
 
     def note(self, kind: str, /, **fields: object) -> None:
         """An event that is worth one line however often it comes."""
@@ -403,4 +424,6 @@ class Sinkhole:
             "log_failure": self.log.failure,
             "addresses": [text_of(address) for address in self.guest_addresses],
             "answered": [text_of(address) for address in sorted(self.answered)],
+            "vpn": None if self.tunnel is None else self.tunnel.stats(),
+            "secure": None if self.secure is None else self.secure.stats(),
         }

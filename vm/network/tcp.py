@@ -31,6 +31,9 @@ class Session(Protocol):
     def feed(self, data: bytes) -> bytes:
         """Takes what came and gives what is to be sent."""
 
+    def gone(self) -> None:
+        """The client ended the connection."""
+
     @property
     def finished(self) -> bool:
         """Whether the connection is to be closed."""
@@ -66,6 +69,7 @@ class Tcp:
         self.flows: dict[bytes, Flow] = {}
         self.bulk: dict[bytes, Flow] = {}
         self.dirty: list[Flow] = []
+        self.mss = MSS
 
     def packet(self, packet: Packet) -> None:
         """One segment.
@@ -139,8 +143,11 @@ class Tcp:
             self._send(flow, SYN | ACK)
 
     def _forget(self, key: bytes) -> None:
-        self.flows.pop(key, None)
+        flow = self.flows.pop(key, None)
         self.bulk.pop(key, None)
+        if flow is not None and flow.session is not None:
+            flow.session.gone()
+            flow.session = None
 
     def _leave(self, flow: Flow, packet: Packet) -> None:
         if flow.head and not flow.closing:
@@ -274,8 +281,8 @@ class Tcp:
 
     def write(self, flow: Flow, data: bytes) -> None:
         """Send `data` in segments."""
-        for at in range(0, len(data), MSS):
-            self._send(flow, ACK | PSH, data[at : at + MSS])
+        for at in range(0, len(data), self.mss):
+            self._send(flow, ACK | PSH, data[at : at + self.mss])
 
     def _close(self, flow: Flow) -> None:
         if not flow.closing:

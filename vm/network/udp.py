@@ -38,7 +38,9 @@ class Udp:
             raise Malformed("UDP length does not fit the packet")
         data = segment[8:size]
         sink = self._sink
-        if dport == 53:
+        if sink.tunnel is not None and sink.tunnel.takes(packet.dst, dport):
+            sink.tunnel.datagram(packet, sport, dport, data)
+        elif dport == 53:
             answer = sink.resolve(packet, data, sport, dport, "udp")
             if answer is not None:
                 self._reply(packet, sport, dport, answer)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from pytest_osgates.checks.telemetry.contacts import group
+from pytest_osgates.checks.telemetry.contacts import Contact, group
 from pytest_osgates.checks.telemetry.controls import controls
-from pytest_osgates.checks.telemetry.judge import judge
+from pytest_osgates.checks.telemetry.judge import contact_finding, judge
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
 from pytest_osgates.checks.telemetry.seen import TelemetryObservation
 from pytest_osgates.model import Gate, Severity, State
@@ -16,13 +16,10 @@ __all__ = ["GATE", "TelemetryObservation", "TelemetryPolicy", "judge"]
 
 def baseline(seen: TelemetryObservation, policy: TelemetryPolicy) -> str:
     """TOML that would allow what is not allowed yet, reasons empty; vendors cannot be allowed and are comments."""
-    open_findings = {
-        finding.subject: finding for finding in judge(seen, policy) if finding.severity is Severity.VIOLATION
-    }
     blocks = []
     for contact in group(seen):
-        finding = open_findings.get(contact.subject)
-        if finding is None:
+        finding = contact_finding(contact, seen, policy, set())
+        if finding.severity is not Severity.VIOLATION:
             continue
         said = " ".join(f"{finding.rule}: {finding.seen}".split())[:300]
         if finding.rule == "vendor":
@@ -31,15 +28,21 @@ def baseline(seen: TelemetryObservation, policy: TelemetryPolicy) -> str:
         key = "address" if contact.literal else "name"
         blocks.append(
             f"# {said}\n[[gate.telemetry.allow]]\n{key} = {json.dumps(contact.subject)}\n"
-            f'services = {json.dumps(list(contact.services))}\nreason = ""\n'
+            f"services = {json.dumps(list(contact.services))}\n"
+            f"{'outside_tunnel = true' + chr(10) if policy.vpn is not None and not contact.tunnel else ''}"
+            'reason = ""\n'
         )
     return "\n".join(blocks)
 
 
+def _named(contact: Contact) -> str:
+    return f"{contact.subject} inside the tunnel" if contact.tunnel else contact.subject
+
+
 def compare(before: TelemetryObservation, now: TelemetryObservation) -> list[str]:
     """Contacts that came or went, and those that are made by other services than before."""
-    then = {contact.subject: contact for contact in group(before)}
-    since = {contact.subject: contact for contact in group(now)}
+    then = {_named(contact): contact for contact in group(before)}
+    since = {_named(contact): contact for contact in group(now)}
     lines = [f"contact {name}: gone" for name in then if name not in since]
     for name, contact in since.items():
         services = ", ".join(contact.services)

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from pytest_osgates.checks import vendors
+from pytest_osgates.checks.telemetry import ways
 from pytest_osgates.checks.telemetry.seen import CardSeen, FlowSeen, Phase, QuerySeen, TelemetryObservation
 from pytest_osgates.checks.vendors import Vendor
 
@@ -28,10 +29,11 @@ _SAID = ("sni", "host", "quic")
 
 @dataclass
 class Contact:
-    """Everything for one name, or one address without a name. `said`: the names that flows themselves gave."""
+    """Everything for one name, or one address without a name, by one way: through the declared VPN, or not."""
 
     subject: str
     literal: bool = False
+    tunnel: bool = False
     flows: list[FlowSeen] = field(default_factory=list)
     queries: list[QuerySeen] = field(default_factory=list)
     aliases: dict[str, None] = field(default_factory=dict)
@@ -119,13 +121,15 @@ def _embedded(text: str) -> list[str]:
 
 
 def is_link_business(flow: FlowSeen, card: CardSeen) -> bool:
-    """Whether a flow belongs to having a network at all, and goes no further than the link.
+    """Whether a flow belongs to having a network at all, and goes no further than the link. A tunnel is no link.
 
     What it carries is read elsewhere (`vm.capture.dissect`): what is more than these protocols need has a note here,
     or is a packet that cannot be read.
     """
     applications, notes = set(flow.applications), set(flow.notes)
     local = flow.dst in card.link
+    if flow.tunnel and not (applications == {"dns"} or (applications and applications <= {"icmp", "icmpv6"})):
+        return False
     if flow.protocol == "udp" and applications in ({"dhcp"}, {"dhcpv6"}):
         server = 67 if "dhcp" in applications else 547
         few = not notes and flow.packets_out <= _MAX_TALK
@@ -160,9 +164,18 @@ def is_multicast(text: str) -> bool:
 
 
 def group(seen: TelemetryObservation) -> list[Contact]:
-    """Contacts in the order of their first packet; canaries and the business of the link are left out."""
+    """Contacts in the order of their first packet; canaries and the business of the link are left out.
+
+    A canary that went another way than the declared one (beside the VPN, past the encrypted resolver) is a contact:
+    so would anything of the user's have gone.
+    """
     cards = {card.index: card for card in seen.cards}
-    found: dict[str, Contact] = {}
+    found: dict[tuple[bool, str], Contact] = {}
+
+    def contact_of(entry: FlowSeen | QuerySeen, subject: str, *, literal: bool = False) -> Contact:
+        made = Contact(subject, literal=literal, tunnel=entry.tunnel)
+        return found.setdefault((entry.tunnel, subject), made)
+
     # Servers that were asked for a canary's name, and that the network does not offer: that is how this system asks.
     strays = {
         (query.card, query.server)
@@ -176,12 +189,12 @@ def group(seen: TelemetryObservation) -> list[Contact]:
         if flow.from_guest and not flow.canary and flow.protocol not in _ERRORS and not is_multicast(flow.dst)
     }
     for query in seen.queries:
-        if not query.canary:
-            contact = found.setdefault(query.name or ".", Contact(query.name or "."))
+        if not (query.canary and ways.query_as_declared(query, seen)):
+            contact = contact_of(query, query.name or ".")
             contact.queries.append(query)
             contact.aliases.update(dict.fromkeys(query.aliases))
     for flow in seen.flows:
-        if flow.canary or not flow.from_guest:
+        if not flow.from_guest or (flow.canary and ways.flow_as_declared(flow, seen)):
             continue
         card = cards.get(flow.card)
         stray = "dns" in flow.applications and (flow.card, flow.dst) in strays
@@ -191,8 +204,7 @@ def group(seen: TelemetryObservation) -> list[Contact]:
             # About an answer that came too late: it belongs to what asked for it, which is judged.
             continue
         subject = _subject(flow)
-        contact = found.setdefault(subject or flow.dst, Contact(subject or flow.dst, literal=not subject))
-        contact.flows.append(flow)
+        contact_of(flow, subject or flow.dst, literal=not subject).flows.append(flow)
     return sorted(found.values(), key=lambda contact: (contact.first, contact.subject))
 
 

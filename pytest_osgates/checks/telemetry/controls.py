@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pytest_osgates.checks.telemetry.controls_declared import controls_declared
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
 from pytest_osgates.checks.telemetry.seen import (
     CanarySeen,
@@ -43,11 +44,15 @@ def _flow(dst: str, protocol: str, dport: int, *names: tuple[str, str], **more: 
 
 def _query(name: str, server: str | None = None, *aliases: str) -> Sabotage:
     def sabotage(seen: TelemetryObservation) -> TelemetryObservation:
-        offered = next((resolver for card in seen.cards for resolver in card.resolvers), "10.0.2.3")
+        offered, transport = "10.0.2.3", "udp"
+        offered = next((resolver for card in seen.cards for resolver in card.resolvers), offered)
+        for peer in seen.resolver:
+            offered, transport = next(iter(peer.addresses), offered), peer.kind
         query = QuerySeen(
             name=name,
             kind="A",
             server=server or offered,
+            transport=transport,
             first=60.0,
             last=60.0,
             frame=1,
@@ -95,7 +100,7 @@ def _shorter(seen: TelemetryObservation) -> TelemetryObservation:
 
 
 def _tunnel(seen: TelemetryObservation) -> TelemetryObservation:
-    return seen.model_copy(update={"tunnels": ("osgates-control",)})
+    return seen.model_copy(update={"tunnels": (*seen.tunnels, "osgates-control")})
 
 
 def _slow(seen: TelemetryObservation) -> TelemetryObservation:
@@ -171,7 +176,7 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
         Control("a name over mDNS", _fact("mdns", told=_LOCAL), "mdns-name", _LOCAL),
     ]
     for card in seen.cards[:1]:
-        which = f"card {card.index}"
+        which = card.word
         unproven = Severity.UNPROVEN
         if not card.unparsed and not card.problem:
             made.append(Control("a frame that cannot be read", _card(unparsed=1), "unparsed", which))
@@ -195,10 +200,11 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
                 made.append(Control(what, mute, "canary", canary.moment, Severity.UNPROVEN))
     if seen.timing.idle_s >= policy.idle_s and not seen.stopped_early:
         made.append(Control("a shorter window", _shorter, "window", "idle", Severity.UNPROVEN))
-    if not seen.tunnels:
+    if "osgates-control" not in seen.tunnels:
         made.append(Control("a tunnel", _tunnel, "tunnel", "osgates-control", Severity.UNPROVEN))
     if seen.timing.mode == "real":
         made.append(Control("slow answers", _slow, "latency", "accelerated time", Severity.UNPROVEN))
+    made += controls_declared(seen, policy)
     present = _present(seen)
     made = [entry for entry in made if (entry.subject, entry.rule) not in present]
     # What an identifier is may be allowed whatever it says.

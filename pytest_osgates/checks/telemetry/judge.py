@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 
+from pytest_osgates.checks.telemetry import ways
 from pytest_osgates.checks.telemetry.contacts import Contact, group, is_multicast
 from pytest_osgates.checks.telemetry.identifiers import identifiers
 from pytest_osgates.checks.telemetry.policy import Allowed, TelemetryPolicy
@@ -11,7 +13,6 @@ from pytest_osgates.checks.telemetry.proof import proof
 from pytest_osgates.checks.telemetry.seen import PHASES, CardSeen, FactSeen, FlowSeen, TelemetryObservation
 from pytest_osgates.model import Finding, Severity
 
-_ENCRYPTED = frozenset({"doh", "dot"})
 MAX_LISTED = 6
 # What an ordinary host asks for in a day: a gateway, a resolver, its own addresses, which may change (RFC 8981).
 MAX_NEIGHBOURS = 32
@@ -23,7 +24,7 @@ _LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe8
 def judge(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
     """Contacts, identifiers, and whether it is proven that there was nothing more."""
     used: set[int] = set()
-    findings = [_contact(contact, seen, policy, used) for contact in group(seen)]
+    findings = [contact_finding(contact, seen, policy, used) for contact in group(seen)]
     findings += _foreign(seen)
     findings += _unparsed(seen)
     findings += identifiers(seen, policy)
@@ -33,8 +34,9 @@ def judge(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
     return findings
 
 
-def _contact(contact: Contact, seen: TelemetryObservation, policy: TelemetryPolicy, used: set[int]) -> Finding:
-    rule, wanted = _rule(contact, seen)
+def contact_finding(contact: Contact, seen: TelemetryObservation, policy: TelemetryPolicy, used: set[int]) -> Finding:
+    """What is to be said of one contact; indices of allowances that it needed go into `used`."""
+    rule, wanted = _rule(contact, seen, policy)
     card, frame = contact.frame
     severity, reason, hint = Severity.VIOLATION, "", _hint(contact)
     # Neither a vendor nor a hidden name can be allowed: nobody can say what an encrypted name is.
@@ -55,18 +57,24 @@ def _contact(contact: Contact, seen: TelemetryObservation, policy: TelemetryPoli
     )
 
 
-def _rule(contact: Contact, seen: TelemetryObservation) -> tuple[str, str]:
+def _rule(contact: Contact, seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[str, str]:
     vendor = contact.vendor
     if vendor is not None:
         return "vendor", f"nothing to {vendor.name}" + (", which is analytics" if vendor.analytics else "")
     if "ech" in contact.applications or any(note.startswith("ECH") for note in contact.notes):
         return "ech", "no connection whose true name is hidden"
-    if contact.applications & _ENCRYPTED:
+    if any(
+        ways.ENCRYPTED & set(flow.applications) for flow in contact.flows if not ways.is_resolver(flow, seen, policy)
+    ):
         return "encrypted-dns", "no names asked past the resolver of the network"
-    offered = {server for card in seen.cards for server in card.resolvers}
-    foreign = [query.server for query in contact.queries if query.server not in offered]
+    foreign = [query for query in contact.queries if not ways.is_offered(query, seen, policy)]
+    if policy.resolver is not None and any(query.transport not in ways.ENCRYPTED for query in foreign):
+        return "plain-dns", f"names are asked of {policy.resolver.name} by {policy.resolver.kind} alone"
     if foreign:
-        return "foreign-resolver", f"names are asked of the resolver that the network offers, not of {foreign[0]}"
+        return (
+            "foreign-resolver",
+            f"names are asked of the resolver that the network offers, not of {foreign[0].server}",
+        )
     if contact.literal:
         if is_multicast(contact.subject):
             return "multicast", "nothing is shouted over the link"
@@ -79,17 +87,27 @@ def _allowed(
 ) -> list[str] | None:
     """The reasons, if every part of the contact is allowed by an entry that has one; None if any part is not.
 
+    The flow of a declared VPN, connections to a declared resolver, and asking for their names, are allowed by their
+    declaration.
+
     Asking the network's own resolver for an allowed name is part of it; asking another one needs ``dns`` in
     ``services``, and DNS that is encrypted needs an entry that names its port. A name that a flow says itself, at an
     address that was not given for it, may be a lie: the address needs an entry as well, by what it was given for.
     """
+    contact, reasons = _without_declared(contact, seen, policy)
+    if not contact.entries:
+        return reasons
+    entries = [
+        (index, entry)
+        for index, entry in enumerate(policy.allow)
+        if contact.tunnel or entry.outside_tunnel or policy.vpn is None
+    ]
     for flow in contact.flows:
-        if not contact.literal and not _given(contact, flow) and not _leads_there(flow, policy, used):
+        if not contact.literal and not _given(contact, flow) and not _leads_there(flow, entries, used):
             return None
-    fitting = [(index, entry) for index, entry in enumerate(policy.allow) if _fits(entry, contact)]
-    offered = {server for card in seen.cards for server in card.resolvers}
-    asks_offered = all(query.server in offered for query in contact.queries)
-    reasons, touched = [], set()
+    fitting = [(index, entry) for index, entry in entries if _fits(entry, contact)]
+    asks_offered = all(ways.is_offered(query, seen, policy) for query in contact.queries)
+    touched = set()
     for service in contact.services:
         for phase in contact.phases or dict.fromkeys(PHASES):
             for index, entry in fitting:
@@ -109,16 +127,37 @@ def _given(contact: Contact, flow: FlowSeen) -> bool:
     return any(entry.how in {"dns", "cname"} and entry.name == contact.subject for entry in flow.names)
 
 
-def _leads_there(flow: FlowSeen, policy: TelemetryPolicy, used: set[int]) -> bool:
+def _leads_there(flow: FlowSeen, entries: list[tuple[int, Allowed]], used: set[int]) -> bool:
     """Whether the profile allows the address itself, or another name that it was given for."""
     asked = [entry.name for entry in flow.names if entry.how in {"dns", "cname"}]
-    for index, entry in enumerate(policy.allow):
+    for index, entry in entries:
         fits = entry.covers_address(flow.dst) or any(entry.covers_name(name) for name in asked)
         phases = all(phase in entry.phases for phase in flow.phases)
         if fits and phases and entry.documented and flow.service in entry.services:
             used.add(index)
             return True
     return False
+
+
+def _without_declared(
+    contact: Contact, seen: TelemetryObservation, policy: TelemetryPolicy
+) -> tuple[Contact, list[str]]:
+    """What of a contact is more than the declared VPN and resolver, and the reasons for the rest."""
+    reasons, flows, queries = [], [], []
+    for flow in contact.flows:
+        if policy.vpn is not None and ways.is_vpn(flow, seen, policy.vpn):
+            reasons.append(policy.vpn.reason)
+        elif policy.resolver is not None and ways.is_resolver(flow, seen, policy):
+            reasons.append(policy.resolver.reason)
+        else:
+            flows.append(flow)
+    for query in contact.queries:
+        if ways.leads_to_declared(query, policy) and ways.is_offered(query, seen, policy):
+            owner = policy.vpn if policy.vpn is not None and query.name == policy.vpn.host else policy.resolver
+            reasons += [owner.reason] if owner is not None else []
+        else:
+            queries.append(query)
+    return dataclasses.replace(contact, flows=flows, queries=queries), reasons
 
 
 def _fits(entry: Allowed, contact: Contact) -> bool:
@@ -138,7 +177,8 @@ def _fits(entry: Allowed, contact: Contact) -> bool:
 def _said(contact: Contact) -> str:
     services = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in contact.services.items())
     phases = ", ".join(str(phase) for phase in PHASES if phase in contact.phases) or "unknown phase"
-    parts = [f"{services} ({phases}), first {contact.first:.1f} s after power-on"]
+    way = "inside the tunnel: " if contact.tunnel else ""
+    parts = [f"{way}{services} ({phases}), first {contact.first:.1f} s after power-on"]
     if contact.last - contact.first >= 1:
         parts.append(f"last {contact.last:.1f} s")
     if contact.octets:
@@ -254,7 +294,7 @@ def _unparsed(seen: TelemetryObservation) -> list[Finding]:
     return [
         Finding(
             rule="unparsed",
-            subject=f"card {card.index}",
+            subject=card.word,
             seen=f"{card.unparsed} packets: {'; '.join(card.unparsed_examples[:3])}",
             wanted="packets that can be read",
             evidence=card.capture,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from publicsuffixlist import PublicSuffixList
 from pydantic import AfterValidator, Field, model_validator
 
+from pytest_osgates.checks.telemetry.declared import DeclaredResolver, DeclaredVpn
 from pytest_osgates.checks.telemetry.seen import Phase
 from pytest_osgates.model import Acceptance, Policy
 
@@ -50,12 +51,14 @@ class Allowed(Acceptance):
     """A contact that may be. Either ``name`` (with ``*.`` for all below, too) or ``address`` (one, or a range).
 
     ``services``: by which it may be reached; asking for the name is always part of it. ``phases``: when.
+    ``outside_tunnel``: beside a declared VPN, too; without it, only through it.
     """
 
     name: Annotated[str, AfterValidator(_name)] = ""
     address: Annotated[str, AfterValidator(_address)] = ""
     services: tuple[Annotated[str, AfterValidator(_service)], ...] = Field(min_length=1)
     phases: tuple[Phase, ...] = (Phase.BOOT, Phase.IDLE, Phase.END)
+    outside_tunnel: bool = False
 
     @model_validator(mode="after")
     def _one(self) -> Allowed:
@@ -104,6 +107,7 @@ class TelemetryPolicy(Policy):
     ``idle_s``: how long the machine must have been watched after its boot, guest seconds. ``names``: how its programs
     look names up: ``dns``, then canaries must be seen asking; ``none``: this system looks up no names (with
     ``names_reason``). ``random_mac``: the card's own MAC address must not be used. ``cards``: how many network cards.
+    ``vpn``, ``resolver``: what the sinkhole plays, with keys given for the test.
     """
 
     idle_s: float = Field(default=1800.0, ge=5.0, le=30 * 86400.0)
@@ -113,9 +117,19 @@ class TelemetryPolicy(Policy):
     cards: int = Field(default=1, ge=1, le=8)
     allow: tuple[Allowed, ...] = ()
     allow_identifier: tuple[AllowedIdentifier, ...] = ()
+    vpn: DeclaredVpn | None = None
+    resolver: DeclaredResolver | None = None
 
     @model_validator(mode="after")
     def _reason(self) -> TelemetryPolicy:
+        if self.vpn is None and any(entry.outside_tunnel for entry in self.allow):
+            raise ValueError("outside_tunnel means something only beside a declared [gate.telemetry.vpn]")
+        if self.vpn is not None and not self.vpn.dns and self.resolver is None and self.names == "dns":
+            raise ValueError(
+                "vpn.dns is empty and no resolver is declared: nobody could be asked for names inside the tunnel"
+            )
+        if self.resolver is not None and self.names == "none":
+            raise ValueError('names = "none" and a resolver contradict each other')
         if self.names == "none" and not self.names_reason.strip():
             raise ValueError('names = "none" needs a names_reason: a system that asks nobody is silent for a reason')
         return self

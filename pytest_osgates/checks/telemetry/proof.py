@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
+from pytest_osgates.checks.telemetry.proof_declared import missing_ways, proof_declared
 from pytest_osgates.checks.telemetry.seen import CanarySeen, CardSeen, Moment, TelemetryObservation
 from pytest_osgates.model import Finding, Severity
 
@@ -27,6 +28,7 @@ def proof(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
         *_cards(seen, policy),
         *_canaries(seen, policy),
         *_time(seen, policy),
+        *proof_declared(seen, policy),
     ]
 
 
@@ -43,12 +45,13 @@ def _unproven(rule: str, subject: str, saw: str, wanted: str, hint: str = "", ev
 
 
 def _cards(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Finding]:
-    if len(seen.cards) < policy.cards:
-        yield _unproven("cards", "network cards", f"{len(seen.cards)} were watched", f"{policy.cards}")
+    watched = sum(not card.tunnel for card in seen.cards)
+    if watched < policy.cards:
+        yield _unproven("cards", "network cards", f"{watched} were watched", f"{policy.cards}")
 
 
 def _card(card: CardSeen) -> Iterator[Finding]:
-    name = f"card {card.index}"
+    name = card.word
     if card.problem:
         yield _unproven(
             *("capture", name, f"the capture {card.problem}", "a capture from power-on to power-off without a hole"),
@@ -67,7 +70,7 @@ def _card(card: CardSeen) -> Iterator[Finding]:
             "the same",
             evidence=card.capture,
         )
-    if not card.lease:
+    if not card.lease and not card.tunnel:
         yield _unproven(
             *("no-lease", name, "no address was taken", "a lease, or an address by router advertisement"),
             "a system without a network sends nothing: that proves nothing",
@@ -109,6 +112,7 @@ def _missing(canary: CanarySeen, policy: TelemetryPolicy) -> Iterator[str]:
         yield "its name was asked for and got no address (a resolver that validates DNSSEC?)"
     if not canary.probe:
         yield "the guest did not answer when asked over the link"
+    yield from missing_ways(canary, policy)
 
 
 def _time(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Finding]:
@@ -138,8 +142,6 @@ def _time(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Findi
             *("power-off", "shutdown", "the guest did not go down when asked to", "traffic until power-off"),
             "what it would send at the end is not known",
         )
-    for tunnel in seen.tunnels:
-        yield _unproven("tunnel", tunnel, "what goes through it was not seen", "traffic seen before it is encrypted")
 
 
 def _clocks(seen: TelemetryObservation) -> Iterator[Finding]:

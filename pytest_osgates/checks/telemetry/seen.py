@@ -17,6 +17,8 @@ class Phase(StrEnum):
     END = "shutdown"
 
 
+# Indices of what stands for the inside of a tunnel begin here.
+TUNNELS = 64
 PHASES = (Phase.BOOT, Phase.IDLE, Phase.END)
 
 
@@ -44,10 +46,11 @@ class FlowSeen(Model):
 
     ``card``: which network card; ``frame``: the number of its first packet in that card's capture. ``phases``:
     packets in each. ``from_guest``: the guest began. ``canary``: which of ours it is; empty if it is none.
-    ``suspects``: units or processes.
+    ``suspects``: units or processes. ``tunnel``: inside the declared VPN.
     """
 
     card: int = 0
+    tunnel: bool = False
     protocol: str
     src: str
     dst: str
@@ -76,9 +79,12 @@ class FlowSeen(Model):
 
 
 class QuerySeen(Model):
-    """A name that was asked for, and the server that was asked."""
+    """A name that was asked for, and the server that was asked. ``transport``: udp, tcp, or, of the declared
+    resolver, dot or doh; ``tunnel``: inside the declared VPN.
+    """
 
     card: int = 0
+    tunnel: bool = False
     name: str
     kind: str
     server: str
@@ -111,10 +117,12 @@ class CardSeen(Model):
     ``captured_out``, ``captured_in``: frames from and to the guest in the capture; ``counted_out``, ``counted_in``:
     by the sinkhole; None where it did not live to tell. ``problem``: of the capture; ``trouble``: of the sinkhole or
     its log. ``lease``: the address that was granted. ``link``: addresses of the gateway, the resolvers and the link
-    itself; `macs`: addresses that the guest sent from.
+    itself; ``macs``: addresses that the guest sent from. ``tunnel``: what is inside a VPN that was played, as if it
+    was a card; frames are IP packets there.
     """
 
     index: int = 0
+    tunnel: bool = False
     mac: str
     capture: str
     captured_out: int
@@ -132,6 +140,50 @@ class CardSeen(Model):
     addresses: tuple[str, ...] = ()
     macs: tuple[str, ...] = ()
 
+    @property
+    def word(self) -> str:
+        """How findings call it."""
+        return f"tunnel {self.index - TUNNELS}" if self.tunnel else f"card {self.index}"
+
+
+class VpnSeen(Model):
+    """The VPN peer that was played on one card. ``inside``: the index of the card that stands for its inside.
+
+    ``addresses``: where it is dialled. ``handshakes``: that were completed; ``datagrams``: that came to the endpoint
+    by the sinkhole's count, None where it did not tell; ``captured``: by the capture's. ``refused``: those that did
+    not authenticate, by the reason.
+    """
+
+    card: int = 0
+    inside: int
+    endpoint: str
+    guest_key: str
+    addresses: tuple[str, ...]
+    handshakes: int | None
+    datagrams: int | None
+    captured: int
+    refused: dict[str, int] = Field(default_factory=dict)
+
+
+class ResolverSeen(Model):
+    """The encrypted resolver that was played on one card.
+
+    ``addresses``: where it is asked. ``done``: TLS handshakes that were completed; ``queries``: by its own count;
+    None where it did not tell; ``logged``: by the log. ``refused``: handshakes that the guest broke off, by the
+    reason; ``foreign``: what came over TLS and was no query.
+    """
+
+    card: int = 0
+    kind: str
+    name: str
+    addresses: tuple[str, ...]
+    port: int
+    done: int | None
+    queries: int | None
+    logged: int
+    refused: dict[str, int] = Field(default_factory=dict)
+    foreign: dict[str, int] = Field(default_factory=dict)
+
 
 class CanarySeen(Model):
     """A sign of life of our own: planted in the guest from outside, and looked for in the capture.
@@ -139,8 +191,8 @@ class CanarySeen(Model):
     ``sent``: that the guest's programs said so; ``how``: which program. ``datagram``: it was captured;
     ``through_gateway``: addressed to the gateway; ``query``: the name was asked for on the wire; ``probe``: the guest
     answered a question that came over the link; ``resolved``: the name got an address, from the guest's own resolver.
-    ``at``: when it was captured, None if never; ``clock``: seconds since
-    1970, the guest's own.
+    ``at``: when it was captured, None if never; ``clock``: seconds since 1970, the guest's own. ``tunnel``: the
+    datagram went through the declared VPN; ``ways``: how the name was asked: ``udp``, ``dot``, ``tunnel udp``.
     """
 
     moment: Moment
@@ -154,6 +206,8 @@ class CanarySeen(Model):
     probe: bool = False
     resolved: bool = False
     clock: float | None = None
+    tunnel: bool = False
+    ways: tuple[str, ...] = ()
 
 
 class Timing(Model):
@@ -184,8 +238,10 @@ class TelemetryObservation(Observation):
     stopped_early: str = ""
     tunnels: tuple[str, ...] = ()
     timers: tuple[str, ...] = ()
+    vpn: tuple[VpnSeen, ...] = ()
+    resolver: tuple[ResolverSeen, ...] = ()
 
     @property
     def considered(self) -> int | None:
         # Frames that the guest sent: its canaries' at least.
-        return sum(card.captured_out for card in self.cards)
+        return sum(card.captured_out for card in self.cards if not card.tunnel)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_osgates.checks.telemetry.seen import Moment, TelemetryObservation, Timing
+from pytest_osgates.checks.telemetry.seen import TUNNELS, Moment, TelemetryObservation, Timing
 from pytest_osgates.model import State
 from pytest_osgates.observers.telemetry.attribution import Journal, socket_owners
 from pytest_osgates.observers.telemetry.build import Card, build
@@ -20,6 +20,8 @@ from pytest_osgates.vm.errors import ChannelError, GuestError, HostError, Osgate
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.network.client import SinkholeLink
+from pytest_osgates.vm.network.declared import Resolver, Vpn
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import card_mac
 from pytest_osgates.vm.text import one_line
@@ -66,11 +68,14 @@ class Watch:
     warp: float = 1.0
 
 
-def settings_for(window_s: float, cards: int) -> tuple[Settings, ...]:
+def settings_for(
+    window_s: float, cards: int, vpn: Vpn | None = None, secure: Resolver | None = None
+) -> tuple[Settings, ...]:
     """The sinkholes of a watched machine. Leases are renewed within the window: that may start something."""
     lease = max(60, int(window_s * 0.8))
     return tuple(
-        Settings(subnet=2 + index, mac=f"52:55:0a:00:{2 + index:02x}:02", lease_s=lease) for index in range(cards)
+        Settings(subnet=2 + index, mac=f"52:55:0a:00:{2 + index:02x}:02", lease_s=lease, vpn=vpn, secure=secure)
+        for index in range(cards)
     )
 
 
@@ -79,8 +84,14 @@ def observe(watch: Watch) -> TelemetryObservation:
 
     :raise OsgatesError: machine or sinkhole ended while they were needed.
     """
-    watch.tails = [_Tail(link.events) for link in watch.machine.sinkholes]
-    watch.owners = [{} for _ in watch.tails]
+    links = watch.machine.sinkholes
+    watch.owners = [{} for _ in links]
+    watch.tails = [_Tail(link.events, owners) for link, owners in zip(links, watch.owners, strict=True)]
+    watch.tails += [
+        _Tail(link.tunnel_events, owners)
+        for link, owners in zip(links, watch.owners, strict=True)
+        if link.settings.vpn is not None
+    ]
     _step(watch, "waiting for an address", 0.0, LEASE_S)
     _await_address(watch)
     watch.timers = _timers(watch)
@@ -241,8 +252,9 @@ def _probe(watch: Watch) -> bool:
 class _Tail:
     """New lines of an event log."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owners: dict[tuple[str, int], str]) -> None:
         self._path = path
+        self.owners = owners
         self._at = 0
         self.asked = 0
 
@@ -267,7 +279,7 @@ class _Tail:
 def _attribute(watch: Watch) -> None:
     """Ask for the owners of sockets as soon as there is news of somebody out there."""
     nonce = str(watch.machine.spec.channel)
-    for index, tail in enumerate(watch.tails):
+    for tail in watch.tails:
         news = [
             event
             for event in tail.news()
@@ -278,7 +290,7 @@ def _attribute(watch: Watch) -> None:
         if news and tail.asked < MAX_ASKED and watch.machine.shell.is_open:
             tail.asked += 1
             for key, owner in socket_owners(watch.machine.shell).items():
-                watch.owners[index].setdefault(key, owner)
+                tail.owners.setdefault(key, owner)
 
 
 def _too_much(watch: Watch) -> bool:
@@ -337,6 +349,8 @@ def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryOb
                 owners=watch.owners[index] if index < len(watch.owners) else {},
             )
         )
+        if link.settings.vpn is not None:
+            cards.append(_inside(cards[-1], machine, link))
     nonce = str(machine.spec.channel)
     logs = [machine.records / "journal.log"] if final else []
     journal = Journal.read(logs, Injection(nonce).units)
@@ -360,6 +374,25 @@ def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryOb
         stopped_early=watch.stopped_early,
         timers=watch.timers,
         tunnels=tuple(watch.tunnels),
+        vpn=tuple(built.vpn),
+        resolver=tuple(built.resolver),
+    )
+
+
+def _inside(outer: Card, machine: Machine, link: SinkholeLink) -> Card:
+    """What stands for the inside of the tunnel on a card; the sinkhole itself wrote its capture."""
+    told = None if outer.stats is None else outer.stats["vpn"]
+    return Card(
+        index=TUNNELS + outer.index,
+        mac=outer.mac,
+        settings=outer.settings,
+        capture=link.tunnel_capture,
+        events=link.tunnel_events,
+        name=f"machines/{machine.records.name}/{link.tunnel_capture.name}",
+        stats=None if told is None else told["inside"],
+        trouble="" if told is None else str(told["capture_failure"]),
+        owners=outer.owners,
+        tunnel=True,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pytest_osgates.checks.telemetry.seen import (
     DISPUTED,
     PHASES,
+    TUNNELS,
     CanarySeen,
     CardSeen,
     FactSeen,
@@ -19,9 +20,14 @@ from pytest_osgates.checks.telemetry.seen import (
     NameSeen,
     Phase,
     QuerySeen,
+    ResolverSeen,
+    VpnSeen,
 )
+from pytest_osgates.checks.telemetry.ways import ENCRYPTED
 from pytest_osgates.observers.telemetry.attribution import Journal
 from pytest_osgates.observers.telemetry.canary import Planted
+from pytest_osgates.observers.telemetry.declared import inside_of, resolver_seen, vpn_seen
+from pytest_osgates.observers.telemetry.secure import SecureQuery, merged, secure_query
 from pytest_osgates.vm.capture.analysis import analyse
 from pytest_osgates.vm.capture.flows import MAX_NOTES, Flow, Query, Traffic
 from pytest_osgates.vm.errors import CaptureError
@@ -52,6 +58,7 @@ class Card:
     stats: Mapping[str, Any] | None
     trouble: str = ""
     owners: dict[tuple[str, int], str] = field(default_factory=dict)
+    tunnel: bool = False
 
 
 @dataclass
@@ -62,6 +69,9 @@ class EventsSeen:
     lease: str = ""
     addresses: set[str] = field(default_factory=set)
     problem: str = ""
+    secure: list[SecureQuery] = field(default_factory=list)
+    # Which name an address was given for, in answers that no capture shows.
+    answers: dict[str, str] = field(default_factory=dict)
 
 
 def read_events(path: Path) -> EventsSeen:
@@ -81,7 +91,11 @@ def read_events(path: Path) -> EventsSeen:
                     seen.problem = "the sinkhole's log is cut short or corrupt"
                     break
                 kind = event.get("event")
-                if kind == "dns":
+                if kind == "dns" and event.get("transport") in ENCRYPTED:
+                    seen.secure.append(secure_query(event))
+                elif kind == "secure-answer":
+                    seen.answers.update(dict.fromkeys(map(str, event["addresses"]), str(event["query"])))
+                elif kind == "dns":
                     seen.queries.add(str(event["query"]))
                 elif kind == "dhcp" and event.get("granted"):
                     seen.lease = str(event["granted"])
@@ -101,6 +115,8 @@ class Built:
     queries: list[QuerySeen] = field(default_factory=list)
     facts: list[FactSeen] = field(default_factory=list)
     canaries: list[CanarySeen] = field(default_factory=list)
+    vpn: list[VpnSeen] = field(default_factory=list)
+    resolver: list[ResolverSeen] = field(default_factory=list)
     idle_s: float = 0.0
     boot_s: float = 0.0
     latency: float | None = None
@@ -112,7 +128,10 @@ def build(
     """`begun`: power-on, by the clock of the captures. `probed`: whether the guest answered at each moment."""
     built = Built()
     first = {card.index: _analyse(card, ()) for card in cards}
+    # Where there is a tunnel, canaries go through it; one that does not is no less a mark.
     marks = _marks(first, planted)
+    logs = {card.index: read_events(card.events) for card in cards}
+    answers = {address: name for log in logs.values() for address, name in log.answers.items()}
     edges = sorted(at for moment, at in marks.items() if moment in {"start", "end"})
     complete = {"start", "end"} <= marks.keys()
     boundaries = edges if complete else []
@@ -120,10 +139,16 @@ def build(
     ours = _ours(first, planted)
     for card in cards:
         traffic = _analyse(card, boundaries) if boundaries else first[card.index]
-        _add(built, card, traffic, planted, ours, begun, shift, journal)
+        _add(built, card, traffic, logs[card.index], answers, planted, ours, begun, shift, journal)
+        _add_secure(built, card, logs[card.index].secure, planted, begun, shift, boundaries, journal)
     if complete:
         built.idle_s = round(marks["end"] - marks["start"], 3)
         built.boot_s = round(marks["start"] - begun, 3)
+    for card in cards:
+        if not card.tunnel:
+            built.vpn += vpn_seen(card, built.flows)
+            logged = sum(len(logs[index].secure) for index in (card.index, TUNNELS + card.index) if index in logs)
+            built.resolver += resolver_seen(card, logged)
     for plant in planted:
         built.canaries.append(_canary(plant, built, marks, begun, probed.get(plant.canary.moment, False)))
     return built
@@ -198,6 +223,8 @@ def _add(
     built: Built,
     card: Card,
     traffic: Traffic,
+    events: EventsSeen,
+    answers: Mapping[str, str],
     planted: Sequence[Planted],
     ours: Mapping[tuple[int, int], str],
     begun: float,
@@ -205,7 +232,6 @@ def _add(
     journal: Journal,
 ) -> None:
     settings, gateway = card.settings, card.settings.mac
-    events = read_events(card.events)
     asked = {query.name for query in traffic.queries}
     often: Counter[str] = Counter()
     for query in traffic.queries:
@@ -214,7 +240,8 @@ def _add(
     missing = sorted(events.queries - asked)
     if missing:
         trouble.append(f"the sinkhole was asked for {len(missing)} names that the capture lacks: {missing[0]}")
-    for latency in traffic.latency:
+    # What is in a tunnel is answered as soon as it is out of it: that is not how long the guest waited.
+    for latency in () if card.tunnel else traffic.latency:
         if latency is not None:
             built.latency = round(max(built.latency or 0.0, latency), 6)
     incoming = traffic.from_macs.get(gateway, 0)
@@ -227,6 +254,7 @@ def _add(
             capture=card.name,
             captured_out=traffic.packets - incoming,
             captured_in=incoming,
+            tunnel=card.tunnel,
             counted_out=None if stats is None else int(stats["rx_frames"]),
             counted_in=None if stats is None else int(stats["tx_frames"]),
             unparsed=traffic.unparsed,
@@ -235,8 +263,10 @@ def _add(
             trouble="; ".join(text for text in trouble if text),
             lease=events.lease or _global(addresses, settings),
             gateway_mac=gateway,
-            link=_link(settings),
-            resolvers=(text_of(settings.resolver), text_of(settings.resolver6)),
+            link=inside_of(settings)[0] if card.tunnel else _link(settings),
+            resolvers=inside_of(settings)[1]
+            if card.tunnel
+            else (text_of(settings.resolver), text_of(settings.resolver6)),
             addresses=addresses,
             macs=tuple(sorted(traffic.from_macs.keys() - {gateway}))[:_MACS],
         )
@@ -248,11 +278,16 @@ def _add(
         )
         built.cards[-1] = last.model_copy(update={"problem": last.problem or why})
     for flow in traffic.flows[:MAX_FLOWS]:
-        built.flows.append(_flow(flow, card, ours, begun, gateway, journal.around(flow.first + shift)))
+        seen = _flow(flow, card, ours, begun, gateway, journal.around(flow.first + shift))
+        if flow.dst in answers and not any(entry.how in {"dns", "cname"} for entry in seen.names):
+            named = (*seen.names, NameSeen(name=answers[flow.dst], how="dns"))
+            seen = seen.model_copy(update={"names": named})
+        built.flows.append(seen)
     for query in traffic.queries[:MAX_FLOWS]:
         built.queries.append(
             QuerySeen(
                 card=card.index,
+                tunnel=card.tunnel,
                 name=query.name,
                 kind=query.kind,
                 server=query.server,
@@ -281,9 +316,31 @@ def _add(
     ]
 
 
-def _asks_for(query: Query, plant: Planted, times: int) -> bool:
+def _asks_for(query: Query | SecureQuery, plant: Planted, times: int) -> bool:
     """Exactly the canary's name, for an address, and not so often that it is something else."""
     return query.name == plant.canary.name and query.kind in _KINDS and times <= MAX_ASKED
+
+
+def _add_secure(
+    built: Built,
+    card: Card,
+    asked: Sequence[SecureQuery],
+    planted: Sequence[Planted],
+    begun: float,
+    shift: float,
+    boundaries: Sequence[float],
+    journal: Journal,
+) -> None:
+    often = Counter(query.name for query in asked)
+    found = merged(asked, card, built.flows, begun, boundaries)
+    if len(found) > MAX_FLOWS:
+        last = built.cards[-1]
+        why = f"holds {len(found)} different queries over TLS; {MAX_FLOWS} are told apart"
+        built.cards[-1] = last.model_copy(update={"problem": last.problem or why})
+    for first, query in found[:MAX_FLOWS]:
+        ours = next((p.canary.moment for p in planted if _asks_for(first, p, often[query.name])), "")
+        suspects = journal.around(first.at + shift)
+        built.queries.append(query.model_copy(update={"canary": ours, "suspects": suspects}))
 
 
 def _flow(
@@ -294,6 +351,7 @@ def _flow(
     # What the analysis gives to the outside is of the outside alone: a direction of its own, or nothing came back.
     return FlowSeen(
         card=card.index,
+        tunnel=card.tunnel,
         protocol=flow.protocol,
         src=flow.src,
         dst=flow.dst,
@@ -313,7 +371,7 @@ def _flow(
         phases=_phases(flow.phases),
         suspects=suspects,
         canary=ours.get((card.index, flow.frame), ""),
-        to_gateway=flow.target_mac == gateway,
+        to_gateway=card.tunnel or flow.target_mac == gateway,
     )
 
 
@@ -350,6 +408,7 @@ def _link(settings: Settings) -> tuple[str, ...]:
 def _canary(plant: Planted, built: Built, marks: Mapping[str, float], begun: float, probe: bool) -> CanarySeen:
     moment = plant.canary.moment
     flows = [flow for flow in built.flows if flow.canary == moment]
+    asked = [query for query in built.queries if query.canary == moment]
     at = marks.get(moment)
     return CanarySeen(
         moment=moment,
@@ -359,8 +418,10 @@ def _canary(plant: Planted, built: Built, marks: Mapping[str, float], begun: flo
         at=None if at is None else round(at - begun, 3),
         datagram=bool(flows),
         through_gateway=any(flow.to_gateway for flow in flows),
-        query=any(query.canary == moment for query in built.queries),
+        query=bool(asked),
         probe=probe,
         resolved=plant.resolved,
         clock=plant.clock,
+        tunnel=any(flow.tunnel for flow in flows),
+        ways=tuple(sorted({f"{'tunnel ' * query.tunnel}{query.transport}" for query in asked})),
     )

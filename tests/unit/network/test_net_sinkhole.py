@@ -273,3 +273,12 @@ def test_the_guests_clock_is_read_from_the_capture(tmp_path: Path) -> None:
         file.write(record[10:] + b"abcd")
     clock.refresh()
     assert clock() == 1_000_000_000.5
+
+
+def test_the_clock_keeps_up_with_a_flood(tmp_path: Path) -> None:
+    path = tmp_path / "net0.pcap"
+    record = b"\0\0\0\0" + (60_000).to_bytes(4, "little") * 2 + bytes(60_000)
+    path.write_bytes(bytes(24) + b"".join(number.to_bytes(4, "little") + record for number in range(1, 21)))
+    clock = CaptureClock(path)
+    clock.refresh()
+    assert clock() == 20.0

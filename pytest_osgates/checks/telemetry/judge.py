@@ -265,9 +265,15 @@ def _neighbours(card: CardSeen, seen: TelemetryObservation) -> list[Finding]:
     More is a search of the link, or says something in the addresses themselves.
     """
     told: dict[str, dict[str, FactSeen]] = {rule: {} for rule in _NEIGHBOURS.values()}
-    for fact in seen.facts:
-        if fact.card == card.index and fact.kind in _NEIGHBOURS and fact.mac != card.gateway_mac:
-            for address in fact.details.values():
+    facts = [fact for fact in seen.facts if fact.card == card.index and fact.kind in _NEIGHBOURS]
+    # A machine may answer on one link for its address on another, when the gateway asks there (it asks for all that
+    # were used on the link).
+    wanted = {(fact.kind, fact.details.get("asks")) for fact in facts if fact.mac == card.gateway_mac}
+    for fact in facts:
+        if fact.mac != card.gateway_mac:
+            for word, address in fact.details.items():
+                if word == "answers" and (fact.kind, address) in wanted:
+                    continue
                 told[_NEIGHBOURS[fact.kind]].setdefault(address, fact)
     links = [ipaddress.ip_network(f"{text}/{24 if '.' in text else 64}", strict=False) for text in card.link]
     links += _LINK_LOCAL

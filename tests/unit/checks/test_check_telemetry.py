@@ -94,6 +94,16 @@ def test_complaints_about_late_answers_belong_to_what_asked() -> None:
     assert ("literal-address", "203.0.113.53") in _found(clean(**ping, **asked))
 
 
+def test_an_answer_on_one_link_for_an_address_of_another() -> None:
+    """Linux gives it; it is no word of the machine's own if it was asked."""
+    answered = fact("arp", answers="10.0.9.15")["facts"]
+    asked = fact("arp", mac=card().gateway_mac, asks="10.0.9.15")["facts"]
+    other = fact("arp", mac=card().gateway_mac, asks="10.0.9.16")["facts"]
+    assert _found(clean(facts=(*answered, *asked))) == []
+    assert _found(clean(facts=answered)) == [("arp", "10.0.9.15")]
+    assert _found(clean(facts=(*answered, *other))) == [("arp", "10.0.9.15")]
+
+
 def test_each_phase_counts() -> None:
     for phase in Phase:
         seen = clean(**flow("203.0.113.7", "udp", 9, phases={phase: 1}))

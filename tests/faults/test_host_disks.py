@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,12 +70,13 @@ def fill(folder: Path) -> None:
     assert os.statvfs(folder).f_bavail == 0
 
 
-def evidence_full(gates: Gates, iso: Path, point: str) -> Outcome:
-    """The disk with the evidence."""
-    given = ("--iso", iso, "--iso-distro", write_profile(gates.directory), *SELECTION)
+def with_full_evidence(
+    gates: Gates, moment: Callable[[subprocess.Popen[str]], object], *given: str | Path
+) -> Outcome:
+    """A run whose disk with the evidence gets full when `moment` returns; with the evidence as it was left."""
     with on_a_small_disk(gates, gates.evidence, *given) as (process, disk):
         gates.evidence = disk
-        wait_for_point(gates, process, point)
+        moment(process)
         fill(disk)
         outcome = gates.finish(process)
         assert outcome.root is not None
@@ -83,6 +84,12 @@ def evidence_full(gates: Gates, iso: Path, point: str) -> Outcome:
         outcome.root = gates.directory / "kept"
         shutil.copytree(kept, outcome.root)
     return outcome
+
+
+def evidence_full(gates: Gates, iso: Path, point: str) -> Outcome:
+    """The disk with the evidence."""
+    given = ("--iso", iso, "--iso-distro", write_profile(gates.directory), *SELECTION)
+    return with_full_evidence(gates, lambda process: wait_for_point(gates, process, point), *given)
 
 
 def tmpdir_full(gates: Gates, iso: Path, point: str) -> Outcome:

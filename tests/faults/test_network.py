@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from tests.e2e.conftest import Gates, Outcome, until
 from tests.faults.points import look
 from tests.faults.quick_guest import ADDRESS, make_quick_iso, write_profile
 from tests.faults.table import Fault, check, proves
-from tests.faults.test_host_disks import fill, on_a_small_disk
+from tests.faults.test_host_disks import with_full_evidence
 
 pytestmark = pytest.mark.boots
 
@@ -93,16 +92,7 @@ def stopped(gates: Gates, iso: Path) -> Outcome:
 
 def disk_full(gates: Gates, iso: Path) -> Outcome:
     given = ("--iso", iso, "--iso-distro", profile(gates, 20))
-    with on_a_small_disk(gates, gates.evidence, *given) as (process, disk):
-        gates.evidence = disk
-        wait_for_stage(gates, process, "idle")
-        fill(disk)
-        outcome = gates.finish(process)
-        assert outcome.root is not None
-        kept = outcome.root
-        outcome.root = gates.directory / "kept"
-        shutil.copytree(kept, outcome.root)
-    return outcome
+    return with_full_evidence(gates, lambda process: wait_for_stage(gates, process, "idle"), *given)
 
 
 def capture_cut(gates: Gates, iso: Path) -> Outcome:

@@ -215,44 +215,34 @@ def _hint(contact: Contact) -> str:
     return "take out what asks for it, or allow it with a reason in [[gate.telemetry.allow]]"
 
 
+# Facts of the link that are findings by themselves: the detail that tells them apart, how it is written, where they
+# were seen, what is wanted.
+_FOREIGN = {
+    "ethertype": ("number", "0x{}", "frames to {to}", "IP and ARP, nothing else"),
+    "vlan": ("tag", "VLAN {}", "tagged frames", "no frame into another network"),
+    "ip-options": (
+        *("what", "{}", "in {count} packets"),
+        "no headers that carry data, or lead elsewhere than the destination says",
+    ),
+}
+
+
 def _foreign(seen: TelemetryObservation) -> list[Finding]:
-    """Frames that are no IP: protocols that talk to switches, and tags of other networks."""
+    """Frames that are no IP: protocols that talk to switches, tags of other networks; and headers that carry data."""
     findings: dict[tuple[str, str], Finding] = {}
     gateways = {card.gateway_mac for card in seen.cards}
     for fact in seen.facts:
-        if fact.kind == "ethertype" and fact.mac not in gateways:
-            kind = fact.details.get("number", "?")
+        if fact.kind in _FOREIGN and fact.mac not in gateways:
+            detail, subject, where, wanted = _FOREIGN[fact.kind]
+            which = fact.details.get(detail, "?")
+            seen_where = where.format(to=fact.details.get("to", "?"), count=fact.count)
             findings.setdefault(
-                ("ethertype", kind),
+                (fact.kind, which),
                 Finding(
-                    rule="ethertype",
-                    subject=f"0x{kind}",
-                    seen=f"frames to {fact.details.get('to', '?')}, first {fact.first:.1f} s after power-on",
-                    wanted="IP and ARP, nothing else",
-                    evidence=f"packet {fact.frame}",
-                ),
-            )
-        elif fact.kind == "vlan" and fact.mac not in gateways:
-            tag = fact.details.get("tag", "?")
-            findings.setdefault(
-                ("vlan", tag),
-                Finding(
-                    rule="vlan",
-                    subject=f"VLAN {tag}",
-                    seen=f"tagged frames, first {fact.first:.1f} s after power-on",
-                    wanted="no frame into another network",
-                    evidence=f"packet {fact.frame}",
-                ),
-            )
-        elif fact.kind == "ip-options" and fact.mac not in gateways:
-            what = fact.details.get("what", "?")
-            findings.setdefault(
-                ("ip-options", what),
-                Finding(
-                    rule="ip-options",
-                    subject=what,
-                    seen=f"in {fact.count} packets, first {fact.first:.1f} s after power-on",
-                    wanted="no headers that carry data, or lead elsewhere than the destination says",
+                    rule=fact.kind,
+                    subject=subject.format(which),
+                    seen=f"{seen_where}, first {fact.first:.1f} s after power-on",
+                    wanted=wanted,
                     evidence=f"packet {fact.frame}",
                 ),
             )

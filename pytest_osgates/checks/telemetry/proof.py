@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from pytest_osgates.checks.telemetry.policy import TelemetryPolicy
-from pytest_osgates.checks.telemetry.proof_declared import missing_ways, proof_declared
+from pytest_osgates.checks.telemetry.proof_declared import missing_ways, proof_declared, unproven
 from pytest_osgates.checks.telemetry.seen import CanarySeen, CardSeen, Moment, TelemetryObservation
-from pytest_osgates.model import Finding, Severity
+from pytest_osgates.model import Finding
 
 # Frames to the guest that were still on their way when the machine was switched off.
 IN_FLIGHT = 64
@@ -32,37 +32,25 @@ def proof(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
     ]
 
 
-def _unproven(rule: str, subject: str, saw: str, wanted: str, hint: str = "", evidence: str = "") -> Finding:
-    return Finding(
-        rule=rule,
-        subject=subject,
-        seen=saw,
-        wanted=wanted,
-        hint=hint,
-        evidence=evidence,
-        severity=Severity.UNPROVEN,
-    )
-
-
 def _cards(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Finding]:
     watched = sum(not card.tunnel for card in seen.cards)
     if watched < policy.cards:
-        yield _unproven("cards", "network cards", f"{watched} were watched", f"{policy.cards}")
+        yield unproven("cards", "network cards", f"{watched} were watched", f"{policy.cards}")
 
 
 def _card(card: CardSeen) -> Iterator[Finding]:
     name = card.word
     if card.problem:
-        yield _unproven(
+        yield unproven(
             *("capture", name, f"the capture {card.problem}", "a capture from power-on to power-off without a hole"),
             *("see qemu.log: a disk without space stops it", card.capture),
         )
     if card.trouble:
-        yield _unproven("sinkhole", name, card.trouble, "a sinkhole that lived and wrote everything down")
+        yield unproven("sinkhole", name, card.trouble, "a sinkhole that lived and wrote everything down")
     if card.counted_out is None or card.counted_in is None:
-        yield _unproven("sinkhole", f"{name} count", "the sinkhole did not say what it counted", "its count")
+        yield unproven("sinkhole", f"{name} count", "the sinkhole did not say what it counted", "its count")
     elif card.captured_out != card.counted_out or not 0 <= card.counted_in - card.captured_in <= IN_FLIGHT:
-        yield _unproven(
+        yield unproven(
             "count-mismatch",
             name,
             f"captured {card.captured_out} frames from the guest and {card.captured_in} to it,"
@@ -71,7 +59,7 @@ def _card(card: CardSeen) -> Iterator[Finding]:
             evidence=card.capture,
         )
     if not card.lease and not card.tunnel:
-        yield _unproven(
+        yield unproven(
             *("no-lease", name, "no address was taken", "a lease, or an address by router advertisement"),
             "a system without a network sends nothing: that proves nothing",
         )
@@ -82,19 +70,19 @@ def _canaries(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[F
     for moment in Moment:
         canary = found.get(moment)
         if canary is None:
-            yield _unproven("canary", moment, "was not planted", "a sign of life that was captured")
+            yield unproven("canary", moment, "was not planted", "a sign of life that was captured")
             continue
         missing = list(_missing(canary, policy))
         if missing:
             why = f" ({canary.why})" if canary.why else ""
-            yield _unproven(
+            yield unproven(
                 *("canary", moment, "; ".join(missing) + why, "a sign of life that was captured"),
                 "what the user's programs send does not reach the network, or the network card is dead",
             )
     times = [found[moment].at for moment in Moment if moment in found]
     known = [at for at in times if at is not None]
     if len(known) == len(times) and any(later <= earlier for earlier, later in pairwise(known)):
-        yield _unproven(
+        yield unproven(
             *("canary", "order", "at " + ", ".join(f"{at:.1f} s" for at in known), "start, middle and end in turn")
         )
 
@@ -118,27 +106,27 @@ def _missing(canary: CanarySeen, policy: TelemetryPolicy) -> Iterator[str]:
 def _time(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Finding]:
     timing = seen.timing
     if seen.stopped_early:
-        yield _unproven("stopped-early", "window", seen.stopped_early, f"{policy.idle_s:.0f} s watched to their end")
+        yield unproven("stopped-early", "window", seen.stopped_early, f"{policy.idle_s:.0f} s watched to their end")
     elif timing.idle_s < policy.idle_s:
-        yield _unproven(
+        yield unproven(
             *("window", "idle", f"{timing.idle_s:.1f} s between the canaries", f"{policy.idle_s:.0f} s"),
             "give --iso-idle at least as long as the profile's idle_s, or leave it out",
         )
     slow = timing.latency_s or 0.0
     if timing.mode == "real" and slow > MAX_REAL_LATENCY_S:
-        yield _unproven(
+        yield unproven(
             *("latency", "real time", f"an answer took {slow:.2f} s", f"at most {MAX_REAL_LATENCY_S:.0f} s"),
             "the host was too busy: what waited for an answer may have given up",
         )
     if timing.mode != "real" and (timing.latency_s is None or timing.latency_s > MAX_LATENCY_S):
         took = "was not measured" if timing.latency_s is None else f"took {timing.latency_s:.2f} s of guest time"
-        yield _unproven(
+        yield unproven(
             "latency", "accelerated time", f"an answer {took}", f"at most {MAX_LATENCY_S:.0f} s", "use real time"
         )
     if timing.mode != "real":
         yield from _clocks(seen)
     if not seen.powered_off:
-        yield _unproven(
+        yield unproven(
             *("power-off", "shutdown", "the guest did not go down when asked to", "traffic until power-off"),
             "what it would send at the end is not known",
         )
@@ -150,13 +138,11 @@ def _clocks(seen: TelemetryObservation) -> Iterator[Finding]:
     first = next(((clock, at) for _, clock, at in stamps if clock is not None and at is not None), None)
     for moment, clock, at in stamps:
         if first is None or clock is None or at is None:
-            yield _unproven(
-                "clock", str(moment), "the guest did not tell its time", "the guest's time at each canary"
-            )
+            yield unproven("clock", str(moment), "the guest did not tell its time", "the guest's time at each canary")
             continue
         by_guest, by_capture = clock - first[0], at - first[1]
         if abs(by_guest - by_capture) > max(MAX_DRIFT_S, MAX_DRIFT * by_capture):
-            yield _unproven(
+            yield unproven(
                 *(
                     "clock",
                     str(moment),

@@ -25,7 +25,8 @@ def proof_declared(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[
     ]
 
 
-def _unproven(rule: str, subject: str, saw: str, wanted: str, hint: str = "", evidence: str = "") -> Finding:
+def unproven(rule: str, subject: str, saw: str, wanted: str, hint: str = "", evidence: str = "") -> Finding:
+    """Something without which silence proves nothing."""
     return Finding(
         rule=rule,
         subject=subject,
@@ -40,14 +41,14 @@ def _unproven(rule: str, subject: str, saw: str, wanted: str, hint: str = "", ev
 def _vpn(seen: TelemetryObservation, vpn: DeclaredVpn | None) -> Iterator[Finding]:
     if vpn is None:
         if seen.vpn:
-            yield _unproven(
+            yield unproven(
                 *("vpn", seen.vpn[0].endpoint, "a peer was played that the profile does not declare", "the same"),
                 "observe again with this profile",
             )
         return
     peers = [peer for peer in seen.vpn if (peer.endpoint, peer.guest_key) == (vpn.endpoint, vpn.guest_key)]
     if not peers or len(peers) < len(seen.vpn):
-        yield _unproven(
+        yield unproven(
             *("vpn", vpn.endpoint, "the peer that the profile declares was not played", "its endpoint and keys"),
             "observe again with this profile",
         )
@@ -55,7 +56,7 @@ def _vpn(seen: TelemetryObservation, vpn: DeclaredVpn | None) -> Iterator[Findin
     if not sum(peer.handshakes or 0 for peer in peers):
         said = next((why for peer in peers for why in peer.refused), "")
         came = sum(peer.datagrams or 0 for peer in peers)
-        yield _unproven(
+        yield unproven(
             "vpn-handshake",
             vpn.endpoint,
             f"no handshake was completed; {came} datagrams came" + (f": {said}" if said else ""),
@@ -70,11 +71,11 @@ def _peer(seen: TelemetryObservation, peer: VpnSeen) -> Iterator[Finding]:
     name = f"{peer.endpoint} on card {peer.card}"
     inside = [card for card in seen.cards if card.tunnel and card.index == peer.inside]
     if len(inside) != 1:
-        yield _unproven("vpn", name, "what went through the tunnel was not kept", "a capture of it")
+        yield unproven("vpn", name, "what went through the tunnel was not kept", "a capture of it")
     if peer.handshakes is None or peer.datagrams is None:
-        yield _unproven("vpn", name, "the sinkhole did not say what came", "its count")
+        yield unproven("vpn", name, "the sinkhole did not say what came", "its count")
     elif peer.datagrams != peer.captured:
-        yield _unproven(
+        yield unproven(
             *("vpn-count", name, f"{peer.datagrams} datagrams came, {peer.captured} were captured", "the same"),
         )
     for why, count in sorted(peer.refused.items()):
@@ -90,12 +91,12 @@ def _peer(seen: TelemetryObservation, peer: VpnSeen) -> Iterator[Finding]:
 def _interfaces(seen: TelemetryObservation, vpn: DeclaredVpn | None) -> Iterator[Finding]:
     for name in seen.tunnels:
         if vpn is None or name != vpn.interface:
-            yield _unproven(
+            yield unproven(
                 *("tunnel", name, "what goes through it was not seen", "traffic seen before it is encrypted"),
                 "" if vpn is None else f"the declared one is {vpn.interface}",
             )
     if vpn is not None and vpn.interface not in seen.tunnels:
-        yield _unproven(
+        yield unproven(
             *("vpn-interface", vpn.interface, "the guest has no tunnel of this name", "the declared interface"),
             f"its tunnels: {', '.join(seen.tunnels) or 'none'}",
         )
@@ -104,7 +105,7 @@ def _interfaces(seen: TelemetryObservation, vpn: DeclaredVpn | None) -> Iterator
 def _resolver(seen: TelemetryObservation, wanted: DeclaredResolver | None) -> Iterator[Finding]:
     if wanted is None:
         if seen.resolver:
-            yield _unproven(
+            yield unproven(
                 "resolver", seen.resolver[0].name, "was played, and the profile does not declare it", "the same"
             )
         return
@@ -114,13 +115,13 @@ def _resolver(seen: TelemetryObservation, wanted: DeclaredResolver | None) -> It
         if (peer.kind, peer.name, peer.port) == (wanted.kind, wanted.name, wanted.asked_at)
     ]
     if not same or len(same) < len(seen.resolver):
-        yield _unproven(
+        yield unproven(
             *("resolver", wanted.name, "the resolver that the profile declares was not played", "its name and kind"),
             "observe again with this profile",
         )
         return
     if not sum(peer.done or 0 for peer in same):
-        yield _unproven(
+        yield unproven(
             *("resolver-handshake", wanted.name, "no TLS connection to it was made", "one that the guest accepts"),
             _TRUST,
         )
@@ -131,11 +132,11 @@ def _resolver(seen: TelemetryObservation, wanted: DeclaredResolver | None) -> It
 def _answers(peer: ResolverSeen) -> Iterator[Finding]:
     name = f"{peer.name} on card {peer.card}"
     if peer.done is None or peer.queries is None:
-        yield _unproven("resolver", name, "the sinkhole did not say what it was asked", "its count")
+        yield unproven("resolver", name, "the sinkhole did not say what it was asked", "its count")
     elif peer.queries != peer.logged:
-        yield _unproven("resolver-count", name, f"{peer.queries} queries, {peer.logged} in its log", "the same")
+        yield unproven("resolver-count", name, f"{peer.queries} queries, {peer.logged} in its log", "the same")
     for why, count in sorted(peer.refused.items()):
-        yield _unproven(
+        yield unproven(
             *("resolver-refused", why, f"{count} TLS handshakes with {name} were broken off", "handshakes done"),
             _TRUST,
         )
@@ -156,7 +157,7 @@ def _marks(seen: TelemetryObservation) -> Iterator[Finding]:
     placed |= {(query.card, query.tunnel) for query in seen.queries}
     for index, tunnel in sorted(placed):
         if kinds.get(index, tunnel) != tunnel:
-            yield _unproven(
+            yield unproven(
                 *("way", f"card {index}", "what was inside and outside of a tunnel is mixed up", "one of both")
             )
 

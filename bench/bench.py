@@ -118,6 +118,13 @@ def guest() -> None:
         )
 
 
+def machine_seconds(machine: Machine) -> float:
+    """Processor time of QEMU so far (proc_pid_stat(5)), to which other programs on the machine do little."""
+    assert machine._process is not None
+    fields = Path(f"/proc/{machine._process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def lynis() -> None:
     """Measurement 5. Ours first: what the guest has read stays in its memory, which favours the second."""
     tool = tools.find("lynis", {})
@@ -125,22 +132,23 @@ def lynis() -> None:
         shell = boot.machine.shell
         (records / "inputs").mkdir()
         place = observer.Place(shell, State.LIVE, Evidence(records), ProgressLog(records / "progress.jsonl"))
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), machine_seconds(boot.machine)
         seen = observer.observe(place, tool, 7200.0)
-        ours = time.perf_counter() - begun
+        ours, ours_spent = time.perf_counter() - begun, machine_seconds(boot.machine) - spent
         files = {name: data for name, data in observer.tool_files(tool).items() if name != "custom.prf"}
         shell.run("mkdir /run/bare").check()
         shell.write_file("/run/bare/tool.tar", observer.pack(files))
         shell.run("cd /run/bare && tar -xf tool.tar", timeout=120).check()
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), machine_seconds(boot.machine)
         shell.run(
             "cd /run/bare && sh ./lynis audit system --usecwd --quick --no-colors --plugindir ./plugins "
             "--logfile /run/bare/log --report-file /run/bare/report",
             timeout=7200.0,
         ).check()
-        bare_seconds = time.perf_counter() - begun
+        bare_seconds, bare_spent = time.perf_counter() - begun, machine_seconds(boot.machine) - spent
         by_hand = read_report(shell.read_file("/run/bare/report").decode("utf-8", "replace"))
     line("the gate lynis", [ours], [bare_seconds], "a bare lynis audit system")
+    line("the same, QEMU's processor time", [ours_spent], [bare_spent], "a bare lynis audit system")
     print(
         f"{'hardening index, tests run':<34} {seen.report.index}, {seen.considered}; by hand: {by_hand.index}, "
         f"{by_hand.tests_done}"

@@ -33,6 +33,7 @@ from tests.e2e.quick import quick_profile
 from tests.faults.points import QEMU, SWTPM, name_of
 from tests.faults.quick_guest import make_quick_iso, write_profile
 from tests.faults.table import check_manifest
+from tests.heeding import heed_interruptions
 
 ENDED = "ended before"
 # Beyond what the run would take by itself.
@@ -281,6 +282,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--quick", action="store_true", help="a guest that is ready within seconds, not the demo")
     options = parser.parse_args()
+    heed_interruptions()
     print(f"seed {options.seed}", flush=True)
     iso = cached_demo_iso(quiet)
     digest = hashlib.sha256(iso.read_bytes()).hexdigest()

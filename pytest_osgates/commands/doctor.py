@@ -82,6 +82,9 @@ def examine(*, fetch: bool) -> Iterator[Line]:
         yield _tried(f"firmware {firmware}", lambda firmware=firmware: _firmware(firmware))  # type: ignore[misc]
     yield _tried("swtpm", host.swtpm_version)
     yield _tried("qemu-img", lambda: which("qemu-img", remedy="apt-get install qemu-utils"), needed=False)
+    yield _tried(
+        "cryptsetup (for luks)", lambda: which("cryptsetup", remedy="apt-get install cryptsetup-bin"), needed=False
+    )
     for name, pin in tools.pins().items():
         yield _tried(f"{name} {pin.version}", lambda name=name: tools.find(name, {}, fetch=fetch).source)  # type: ignore[misc]
     memory = host.memory_available_mib()

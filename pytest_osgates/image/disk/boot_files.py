@@ -1,0 +1,153 @@
+"""What a machine can read before its disk is unlocked: the files of a FAT partition, and those inside their initrds.
+
+A file is told from its bytes, not from its name: an initrd may be called anything, and may be a section of a unified
+kernel image (UAPI.5).
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pytest_osgates.image.diff.cpio import archives, is_initrd, members
+from pytest_osgates.image.diff.fat import RunContent, read_fat
+from pytest_osgates.image.diff.found import quoted
+from pytest_osgates.image.diff.pe import read_pe
+from pytest_osgates.image.diff.ranges import Content
+from pytest_osgates.image.diff.streams import method_of
+from pytest_osgates.image.disk.contents import looks_random, signatures
+from pytest_osgates.vm.errors import ImageError
+
+# cryptsetup(8) reads key files up to 8 MiB; those that anybody makes have a few kilobytes at most.
+MOST = 64 << 10
+_MOST_TEXT = 1 << 20
+_MOST_FILES = 200_000
+_MOST_CRYPTTAB = 500
+_MOST_WORDS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFile:
+    """A regular file: `container` is what it lies in (empty: the file system itself); `random`: its bytes could be a
+    key."""
+
+    container: str
+    path: str
+    size: int
+    random: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CrypttabLine:
+    """A line of crypttab(5) in an initrd; `key` is the third field, `-` and `none` too."""
+
+    container: str
+    path: str
+    name: str
+    device: str
+    key: str
+    options: str
+
+
+@dataclass
+class BootFiles:
+    """All that was seen. `words`: words with an equals sign out of texts and command lines, as (file, word).
+    `initrds`: the containers that were looked into. `unread`: what could not be looked into, and why."""
+
+    files: list[PlainFile] = field(default_factory=list)
+    crypttab: list[CrypttabLine] = field(default_factory=list)
+    words: list[tuple[str, str]] = field(default_factory=list)
+    initrds: list[str] = field(default_factory=list)
+    unread: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_boot_files(content: Content, wanted: Callable[[str], bool]) -> BootFiles:
+    """The files of the FAT file system in `content`. `wanted`: which words of texts to keep.
+
+    :raise ImageError: it is malformed, or has more files than are looked at.
+    """
+    seen = BootFiles()
+    fat = read_fat(content)
+    for entry in fat.entries.values():
+        name = entry.path.rpartition("/")[2]
+        if entry.is_dir or name.startswith("<"):
+            continue
+        if sum(size for _, size in entry.runs) < entry.size:
+            raise ImageError(f"{quoted(entry.path.encode())} is larger than its clusters")
+        _look(seen, "", entry.path, RunContent(content, entry), wanted)
+    return seen
+
+
+def _look(seen: BootFiles, container: str, path: str, content: Content, wanted: Callable[[str], bool]) -> None:
+    """Take in one file, and what is in it."""
+    whole = content.read(0, MOST) if content.size <= MOST else b""
+    _add(seen, container, path, content.size, whole)
+    name = f"{container}!{path}" if container else path
+    head = content.read(0, 512)
+    try:
+        if head.startswith(b"MZ"):
+            _look_into_program(seen, name, content, wanted)
+        elif is_initrd(content):
+            _look_into_initrd(seen, name, content)
+        elif method_of(head) or signatures(content):
+            seen.unread.append((name, "an archive or file system that this version does not look into"))
+        elif content.size <= _MOST_TEXT:
+            _take_words(seen, name, content.read(0, content.size), wanted)
+    except ImageError as error:
+        seen.unread.append((name, error.what))
+
+
+def _add(seen: BootFiles, container: str, path: str, size: int, whole: bytes) -> None:
+    if len(seen.files) >= _MOST_FILES:
+        raise ImageError(f"more than {_MOST_FILES} files")
+    # What begins like a compressed file is one: of keys, one in sixteen million does.
+    random = method_of(whole) is None and looks_random(whole)
+    seen.files.append(PlainFile(container, path, size, random))
+
+
+def _look_into_program(seen: BootFiles, name: str, content: Content, wanted: Callable[[str], bool]) -> None:
+    for label, part in read_pe(content).sections.items():
+        section = label.rstrip("'")
+        if section in (".initrd", ".ucode"):
+            _look_into_initrd(seen, f"{name}!{label}", part)
+        elif section == ".cmdline" and part.size <= _MOST_TEXT:
+            _take_words(seen, f"{name}!{label}", part.read(0, part.size).rstrip(b"\x00"), wanted)
+
+
+def _look_into_initrd(seen: BootFiles, name: str, content: Content) -> None:
+    seen.initrds.append(name)
+    for archive in archives(content, to_end=True):
+        for member, data in members(archive, MOST):
+            if not stat.S_ISREG(member.numbers[1]):
+                continue
+            path = "/" + quoted(member.name.removeprefix("./").lstrip("/").encode("utf-8", "surrogateescape"))
+            _add(seen, name, path, member.size, data or b"")
+            if path.endswith("/crypttab"):
+                _take_crypttab(seen, name, path, data)
+
+
+def _take_crypttab(seen: BootFiles, container: str, path: str, data: bytes | None) -> None:
+    if data is None:
+        raise ImageError(f"{path} has more than {MOST} bytes")
+    for line in data.decode("utf-8", "replace").splitlines():
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        if len(seen.crypttab) >= _MOST_CRYPTTAB:
+            raise ImageError(f"more than {_MOST_CRYPTTAB} lines of crypttab")
+        name, device, key, options, *_ = (*(quoted(word.encode()) for word in fields), "", "", "", "")
+        seen.crypttab.append(CrypttabLine(container, path, name, device, key, options))
+
+
+def _take_words(seen: BootFiles, name: str, raw: bytes, wanted: Callable[[str], bool]) -> None:
+    """Words of a text that are asked for; a file with a NUL is no text and has none."""
+    if b"\x00" in raw:
+        return
+    for piece in raw.split():
+        word = piece.strip(b"\"'")
+        if b"=" not in word or not wanted(word.decode("utf-8", "replace")):
+            continue
+        if len(seen.words) >= _MOST_WORDS:
+            raise ImageError(f"more than {_MOST_WORDS} words that name keys")
+        seen.words.append((name, quoted(word)))

@@ -7,7 +7,7 @@ from collections import Counter
 from pytest_osgates.checks.luks_model import KeyslotSeen, LuksPolicy, PartitionSeen, TokenSeen, VolumeSeen
 from pytest_osgates.model import Finding, Severity
 
-# Of 4096 random bytes the entropy is above 7.9; what file systems and programs store is below.
+# Random bytes have 8, with some hundredths for chance; what file systems and programs store has less.
 RANDOM = 7.5
 RECOVERY = "systemd-recovery"
 TPM = "systemd-tpm2"

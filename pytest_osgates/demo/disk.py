@@ -149,7 +149,7 @@ class _Maker:
             *("mke2fs", "-q", "-t", "ext4", "-L", "OSGATES_DEMO", "-m", "0", "-O", "^has_journal"),
             *("-E", "root_owner=0:0", "-d", str(medium), str(image), f"{size // 1024}k"),
         )
-        # Random where nothing is written, so that the partition cannot be told from one that is full.
+        # Room for the header, by which everything else is moved towards the end; all of it is encrypted.
         with image.open("r+b") as file:
             file.truncate(size + _HEADER_MIB * MIB)
         luks = self.spec.luks
@@ -162,7 +162,6 @@ class _Maker:
             *self._kdf(kdf, None if weak is None else weak.memory_kib),
             str(image),
         )
-        # What was kept free for the header has moved to the end, and was encrypted there.
         if weak is not None and weak.luks1:
             self._run("cryptsetup", "convert", "--batch-mode", "--type", "luks1", str(image))
             return image

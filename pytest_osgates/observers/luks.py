@@ -172,7 +172,7 @@ def _guesses(
         with _copy(header, content) as path:
             return tuple(_try(path, slot, phrase, patience) for slot in slots for phrase in refused)
     except OsgatesError as error:
-        return tuple(_untried(slot, phrase, error.what) for slot in slots for phrase in refused)
+        return tuple(_untried(slot, phrase, str(error)) for slot in slots for phrase in refused)
 
 
 @contextmanager
@@ -196,17 +196,21 @@ def _copy(header: luks.Header, content: SourceContent) -> Iterator[Path]:
 
 
 def _try(path: Path, slot: int, phrase: str, patience: float) -> Guess:
+    # Not by standard input: cryptsetup does not take nothing from there.
+    key = path.with_name("guess")
+    with workdir.temporary("a passphrase that is tried"):
+        key.write_bytes(phrase.encode())
     argv = [
         *(TOOL, "open", "--type", "luks2", "--test-passphrase", "--disable-external-tokens", "--batch-mode"),
-        *("--key-slot", str(slot), "--key-file", "-", str(path)),
+        *("--key-slot", str(slot), "--key-file", str(key), str(path)),
     ]
     try:
         done = run(
-            argv, timeout=TRY_SECONDS * patience, input=phrase.encode(), check=False, max_output=1 << 16,
+            argv, timeout=TRY_SECONDS * patience, check=False, max_output=1 << 16,
             remedy="apt-get install cryptsetup-bin",
         )  # fmt: skip
     except HostError as error:
-        return _untried(slot, phrase, error.what)
+        return _untried(slot, phrase, str(error))
     if done.returncode == 0:
         return Guess(keyslot=slot, passphrase=phrase, opened=True)
     if done.returncode == _NO_SUCH_KEY:

@@ -58,13 +58,14 @@ _MAGICS: tuple[tuple[str, int, bytes], ...] = (
 )
 _HEAD = 0x11000
 _SAMPLE = 4096
+_SECTOR = 512
 _SAMPLES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What was found: `kind` is the first signature, or ``empty`` (zeros to the last byte) or ``unknown``; `also`
-    further signatures; `entropy`, bits a byte over samples, only of what is unknown."""
+    further signatures; `entropy`, the least of a sampled block in bits a byte, only of what is unknown."""
 
     kind: str
     also: tuple[str, ...] = ()
@@ -135,15 +136,6 @@ def samples(disk: Disk, start: int, size: int, limit: int = _SAMPLES) -> list[tu
     return found[::spread]
 
 
-def sampled_entropy(disk: Disk, start: int, size: int) -> tuple[float, int]:
-    """The least entropy of a sampled block, and how many were looked at; of random bytes it is above 7.9.
-
-    :raise ImageError: the disk cannot be read.
-    """
-    values = [entropy(data) for _, data in samples(disk, start, size)]
-    return (round(min(values), 3) if values else 0.0), len(values)
-
-
 @cache
 def _expected(size: int) -> float:
     """The entropy that `size` random bytes have on average: the binomial distribution of each value's count."""
@@ -153,6 +145,22 @@ def _expected(size: int) -> float:
         weight *= (size - count + 1) / count * chance / (1 - chance)
         total += weight * count * math.log2(count)
     return math.log2(size) - 256 * total / size
+
+
+def sampled_entropy(disk: Disk, start: int, size: int) -> tuple[float, int]:
+    """The least entropy of a sampled block, and how many were looked at.
+
+    Sectors of zeros are left out, and what is missing to 8 bits only because a block is small is added: of random
+    bytes it is always near 8.
+
+    :raise ImageError: the disk cannot be read.
+    """
+    values = []
+    for _, data in samples(disk, start, size):
+        sectors = (data[at : at + _SECTOR] for at in range(0, len(data), _SECTOR))
+        kept = b"".join(sector for sector in sectors if sector.count(0) != len(sector))
+        values.append(entropy(kept) + 8 - _expected(len(kept)))
+    return (round(min(values), 3) if values else 0.0), len(values)
 
 
 def looks_random(data: bytes) -> bool:

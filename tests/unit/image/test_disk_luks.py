@@ -87,7 +87,7 @@ def test_one_copy_is_enough_and_the_other_is_a_fault() -> None:
     assert [fault.split(":")[0] for fault in first.faults] == ["the first copy"]
     second = read(flipped(good, [(HEADER + 5000, 0xFF)]))
     assert second.faults == ("the second copy: its checksum is wrong",)
-    with pytest.raises(ImageError, match="the first copy.*the second copy"):
+    with pytest.raises(ImageError, match=r"the first copy.*the second copy"):
         read(flipped(good, [(5000, 0xFF), (HEADER + 5000, 0xFF)]))
 
 
@@ -213,7 +213,7 @@ def test_whatever_stands_in_the_metadata(data: st.DataObject) -> None:
     except ImageError:
         return
     for segment in header.segments:
-        assert 0 < segment.size
+        assert segment.size > 0
         assert segment.start + segment.size <= DATA + len(PAYLOAD)
         assert not segment.in_use or segment.start >= DATA
 

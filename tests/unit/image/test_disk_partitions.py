@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -153,4 +154,4 @@ def test_no_mbr_leads_outside_or_overlaps(flips: list[tuple[int, int]]) -> None:
         return
     taken = sorted([(part.start, part.end) for part in found.partitions] + [(a, a + b) for a, b in found.gaps])
     assert all(0 <= start < end <= len(disk) for start, end in taken)
-    assert all(one[1] <= other[0] for one, other in zip(taken, taken[1:], strict=False))
+    assert all(one[1] <= other[0] for one, other in pairwise(taken))

@@ -9,20 +9,32 @@ import subprocess
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_builders import BytesSource
+from pytest_osgates.image.source import check_range
 
 ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 LINUX = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 SECTOR = 512
 
 
-class BytesDisk(BytesSource):
+@dataclass
+class BytesDisk:
     """A raw disk in memory; all of it counts as written."""
 
-    format = "raw"
+    data: bytes
+    name: str = "test.img"
+    format: str = "raw"
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        check_range(self, offset, size)
+        return self.data[offset : offset + size]
 
     def written(self, start: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(size, self.size - start)

@@ -17,9 +17,11 @@ from pathlib import Path
 from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk_variants import DiskFile, ExtraPartition, Variant, load_disk_file
-from pytest_osgates.demo.fault import image_epoch
+from pytest_osgates.demo.fault import change_parameters, image_epoch
 from pytest_osgates.demo.tools import environment, need
+from pytest_osgates.demo.unlock import unlock_members
 from pytest_osgates.image.iso9660 import IsoImage
+from pytest_osgates.image.rootfs import open_root
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.process import run
 
@@ -39,6 +41,7 @@ _BOOT_FILES = (
     *("/.disk/info", "/boot/grub/grub.cfg", "/live/vmlinuz", "/live/initrd.img"),
 )
 _INITRD = "live/initrd.img"
+_MENU = "boot/grub/grub.cfg"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ def build_demo_disk(
         progress("encrypting the root", 0.2)
         volume = maker.volume(medium)
         progress("writing the disk", 0.8)
-        disk = maker.disk(maker.esp(esp), volume)
+        with open_root(iso) as root:
+            members = unlock_members(root, spec.luks.uuid, maker.env)
+        disk = maker.disk(maker.esp(esp, members), volume)
         if output.suffix == ".qcow2":
             packed = scratch / "disk.qcow2"
             run(["qemu-img", "convert", "-O", "qcow2", str(disk), str(packed)], timeout=600, env=maker.env)
@@ -187,20 +192,21 @@ class _Maker:
         path.write_text(json.dumps(token), encoding="utf-8")
         self._run("cryptsetup", "token", "import", "--json-file", str(path), str(image))
 
-    def esp(self, files: Path) -> Path:
-        """The EFI system partition, with what a variant adds to its files or to the initrd."""
+    def esp(self, files: Path, members: Mapping[str, tuple[int, bytes]]) -> Path:
+        """The EFI system partition; `members` and what a variant adds are put behind the initrd."""
         weak = self.variant
+        added = dict(members)
         if weak is not None:
-            members = {}
             if weak.passphrase_in:
-                members[weak.passphrase_in] = self.passphrase
+                added[weak.passphrase_in] = (0o600, self.passphrase)
             if weak.crypttab:
-                members["cryptroot/crypttab"] = weak.crypttab.encode()
-            if members:
-                with (files / _INITRD).open("ab") as initrd:
-                    initrd.write(appended_archive(initrd.tell(), members))
+                added["cryptroot/crypttab"] = (0o600, weak.crypttab.encode())
             if weak.passphrase_on_esp:
                 (files / weak.passphrase_on_esp).write_bytes(self.passphrase)
+        with (files / _INITRD).open("ab") as initrd:
+            initrd.write(appended_archive(initrd.tell(), added))
+        menu = files / _MENU
+        menu.write_text(change_parameters(menu.read_text(encoding="utf-8"), self.spec.parameters), encoding="utf-8")
         image = self.scratch / "esp.img"
         self._run(
             *("mkfs.fat", "--invariant", "-F", "32", "-i", _FAT_SERIAL, "-n", "ESP", "-C"),
@@ -265,12 +271,15 @@ def tpm_token(pcrs: tuple[int, ...], slot: int) -> dict[str, object]:
     }
 
 
-def appended_archive(position: int, members: Mapping[str, bytes]) -> bytes:
-    """A cpio archive (newc) to be put behind an initrd of `position` bytes: the kernel unpacks one after another."""
+def appended_archive(position: int, members: Mapping[str, tuple[int, bytes]]) -> bytes:
+    """A cpio archive (newc) to be put behind an initrd of `position` bytes: the kernel unpacks one after another.
+
+    `members`: permissions and contents by path; directories are made for them.
+    """
     made = bytearray(-position % 4)
     names = {parent for name in members for parent in _parents(name)}
     entries: list[tuple[str, int, bytes]] = [(name, 0o40755, b"") for name in sorted(names)]
-    entries += [(name, 0o100600, content) for name, content in members.items()]
+    entries += [(name, 0o100000 | mode, content) for name, (mode, content) in members.items()]
     entries.append(("TRAILER!!!", 0, b""))
     for number, (name, mode, content) in enumerate(entries, 1):
         raw = name.encode() + b"\x00"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pytest_osgates.demo.definition import RelativePath, Strict, load_toml
+from pytest_osgates.demo.definition import Parameter, RelativePath, Strict, load_toml
 from pytest_osgates.demo.fault import Expectation
 from pytest_osgates.vm.errors import UsageError
 
@@ -74,6 +74,7 @@ class DiskFile(Strict):
     recovery_key: str = Field(pattern=r"^(?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8}$")
     esp_mib: int = Field(ge=40, le=1024)
     spare_mib: int = Field(ge=1, le=1024)
+    parameters: tuple[Parameter, ...] = ()
     luks: LuksSection
     variant: tuple[Variant, ...] = ()
 

@@ -30,14 +30,16 @@ def test_variants_are_named_once_and_expect_rules_of_the_gate() -> None:
 
 def test_the_appended_archive_is_one() -> None:
     for before in (b"", b"x", b"1234567"):
-        made = appended_archive(len(before), {"a/b/key": b"secret", "crypttab": b"root x /a/b/key\n"})
+        made = appended_archive(
+            len(before), {"a/b/key": (0o600, b"secret"), "crypttab": (0o644, b"root x /a/b/key\n")}
+        )
         found = archives(BytesContent(bytes(len(before)) + made), to_end=True)
         entries = [(member.name, member.numbers[1], data) for member, data in members(found[0], 1000)]
         assert entries == [
             ("a", 0o40755, b""),
             ("a/b", 0o40755, b""),
             ("a/b/key", 0o100600, b"secret"),
-            ("crypttab", 0o100600, b"root x /a/b/key\n"),
+            ("crypttab", 0o100644, b"root x /a/b/key\n"),
         ]
 
 

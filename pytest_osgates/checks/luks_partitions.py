@@ -21,6 +21,7 @@ LUKS = "crypto_LUKS"
 _BOOT_GAP = 1 << 20
 # systemd and cryptsetup-initramfs make a new key at every boot from these: swap, /tmp.
 _FRESH = frozenset({"/dev/urandom", "/dev/random", "/dev/hwrng"})
+_GRUB_KEYS = frozenset({"--key-file", "--password"})
 _NO_KEY = frozenset({"", "-", "none"})
 
 
@@ -216,11 +217,10 @@ def _looks_like_key(file: FileSeen) -> str:
             return f"its name fits {pattern} ({entry['source']})"
     if not file.random:
         return ""
-    if any(
-        not file.container and fnmatchcase(path, entry["pattern"]) and file.size in entry["sizes"]
-        for entry in known["harmless"]
-    ):
-        return ""
+    for entry in known["harmless"]:
+        fits = fnmatchcase(path, entry["pattern"]) and entry.get("in_initrd", False) == bool(file.container)
+        if fits and file.size in entry.get("sizes", [file.size]):
+            return ""
     return f"{file.size} bytes that cannot be told from random ones"
 
 
@@ -243,10 +243,19 @@ def key_parameters() -> frozenset[str]:
     return frozenset(entry["name"] for entry in data.load("key_files")["parameter"])
 
 
-def names_key(word: str) -> bool:
-    """Whether a word of a boot configuration names a key file."""
-    name, equals, value = word.partition("=")
+def words_of_keys(line: str) -> list[str]:
+    """What a line of a boot configuration, or a kernel's command line, says of keys: parameters that name a file,
+    and GRUB's ``cryptomount`` if it gets one, or a passphrase (GRUB's manual, cryptomount)."""
+    words = [word.strip("\"'") for word in line.split()]
     # The kernel takes - and _ in names for the same.
-    return bool(equals and value) and name.replace("-", "_") in {
-        known.replace("-", "_") for known in key_parameters()
-    }
+    known = {name.replace("-", "_") for name in key_parameters()}
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and value and name.replace("-", "_") in known:
+            found.append(word)
+    if "cryptomount" in words:
+        options = {word.partition("=")[0] for word in words[words.index("cryptomount") + 1 :]}
+        if options & _GRUB_KEYS or any(option[:2] in {"-k", "-p"} for option in options):
+            found.append("cryptomount with a key")
+    return found

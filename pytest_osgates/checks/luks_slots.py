@@ -196,6 +196,8 @@ def _kdf(subject: str, slot: KeyslotSeen, policy: LuksPolicy) -> list[Finding]:
 
 
 def _guesses(subject: str, volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPolicy) -> list[Finding]:
+    if not slot.volume:
+        return []
     tried = {guess.passphrase: guess for guess in volume.guesses if guess.keyslot == slot.number}
     findings = []
     for phrase in policy.refused:

@@ -41,6 +41,7 @@ done
 until unlock --tries 1; do
     echo "The disk was not unlocked."
 done
+echo "The disk was unlocked."
 """
 
 

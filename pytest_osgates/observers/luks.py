@@ -22,7 +22,7 @@ from pytest_osgates.checks.luks_model import (
     TokenSeen,
     VolumeSeen,
 )
-from pytest_osgates.checks.luks_partitions import names_key
+from pytest_osgates.checks.luks_partitions import words_of_keys
 from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
 from pytest_osgates.image.disk.partitions import DiskPartition, Table, read_table
@@ -89,7 +89,7 @@ def _partition(disk: Disk, part: DiskPartition, refused: tuple[str, ...], patien
         if contents.LUKS in (found.kind, *found.also):
             return seen.model_copy(update={"volume": _volume(disk, part, content, refused, patience)})
         if contents.FAT in (found.kind, *found.also):
-            return seen.model_copy(update={"boot": _boot(read_boot_files(content, names_key))})
+            return seen.model_copy(update={"boot": _boot(read_boot_files(content, words_of_keys))})
     except ImageError as error:
         return seen.model_copy(update={"error": one_line(error.what, 400)})
     return seen
@@ -165,7 +165,7 @@ def _guesses(
     header: luks.Header, content: SourceContent, refused: tuple[str, ...], patience: float
 ) -> tuple[Guess, ...]:
     """Each passphrase on each keyslot, by cryptsetup(8) on a copy of the metadata: nothing is opened by it."""
-    slots = [slot.number for slot in header.keyslots if slot.type == "luks2"]
+    slots = [slot.number for slot in header.keyslots if slot.type == "luks2" and slot.volume]
     if header.version != 2 or not slots or not refused:
         return ()
     try:

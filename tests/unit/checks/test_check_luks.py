@@ -42,7 +42,7 @@ from pytest_osgates.checks.luks_model import (
     PlainPartition,
     TokenSeen,
 )
-from pytest_osgates.checks.luks_partitions import names_key
+from pytest_osgates.checks.luks_partitions import words_of_keys
 from pytest_osgates.judging import judge
 from pytest_osgates.model import Severity, Verdict
 
@@ -286,6 +286,9 @@ OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
         with_boot(**files(file("/loader/random-seed", random=True))),
         ("key-on-esp", "/loader/random-seed"), Verdict.FAIL,
     ),
+    "random file called firmware": (
+        with_boot(**files(file("/lib/firmware/x", random=True))), ("key-on-esp", "/lib/firmware/x"), Verdict.FAIL,
+    ),
     "crypttab": (with_boot(**line("/keys/root")), ("crypttab-key", "/initrd!/etc/crypttab: root"), Verdict.FAIL),
     "keyscript": (
         with_boot(**line("none", "luks,keyscript=/bin/get")),
@@ -314,6 +317,10 @@ def test_what_lies_open_is_one_finding(name: str) -> None:
         with_boot(**line("none")),
         with_boot(**line("/dev/urandom", "swap,cipher=aes-xts-plain64")),
         with_boot(**files(file("/keys/keyboard", "/initrd"))),
+        with_boot(**files(file("/usr/lib/firmware/a_sig.bin", "/initrd", random=True))),
+        with_boot(**files(file("/kernel/x86/microcode/GenuineIntel.bin", "/initrd", random=True))),
+        # It opens nothing, so nothing has to be tried on it.
+        with_volume(keyslots=(keyslot(), keyslot(1, MINIMAL), keyslot(2, volume=False)), guesses=volume().guesses),
     ],
 )
 def test_what_says_nothing_against_it(seen: LuksObservation) -> None:
@@ -415,9 +422,11 @@ def test_compare_names_what_changed() -> None:
 
 def test_words_that_name_keys() -> None:
     for word in ("rd.luks.key=/k", "luks.key=a=/k", "cryptkey=UUID=1:ext4:/k", "crypt-keyfile=/k"):
-        assert names_key(word)
-    for word in ("rd.luks.uuid=1", "key=1", "rd.luks.key", "rd.luks.key=", "cryptkeys=1"):
-        assert not names_key(word)
+        assert words_of_keys(f"linux /vmlinuz quiet '{word}' ro") == [word]
+    for word in ("rd.luks.uuid=1", "key=1", "rd.luks.key", "rd.luks.key=", "cryptkeys=1", "cryptomount -u 1"):
+        assert words_of_keys(word) == []
+    for line in ("-u 1 -k /key", "-p secret -u 1", "--key-file=/k -a", "--password x -a", "-k/key -a"):
+        assert words_of_keys(f"\tif cryptomount {line} ; then") == ["cryptomount with a key"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -40,8 +40,12 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def keys_in(line: str) -> list[str]:
+    return [word for word in line.replace("'", "").split() if "key=" in word]
+
+
 def look(tmp_path: Path, files: dict[str, bytes]) -> BootFiles:
-    return read_boot_files(BytesContent(fat(tmp_path / "esp", files).read_bytes()), lambda word: "key=" in word)
+    return read_boot_files(BytesContent(fat(tmp_path / "esp", files).read_bytes()), keys_in)
 
 
 def names(seen: BootFiles, *, random: bool | None = None) -> set[str]:
@@ -91,12 +95,17 @@ def test_what_is_not_looked_into_is_said(tmp_path: Path) -> None:
     assert {name for name, _ in seen.unread} == {"/log.gz", "/image", "/initrd", "/junk", "/prog.efi"}
 
 
+def test_what_looks_random_and_is_of_a_known_format_is_no_key(tmp_path: Path) -> None:
+    files = {"a.png": b"\x89PNG" + noise(9000), "cert.der": b"\x30\x82" + noise(900), "large": noise(1_000_000)}
+    assert names(look(tmp_path, files), random=True) == {"!/large"}
+
+
 def test_a_file_system_that_is_broken_is_an_error(tmp_path: Path) -> None:
     raw = bytearray(fat(tmp_path / "esp", {"a": bytes(9000)}).read_bytes())
     at = raw.index(b"A          ")
     raw[at + 28 : at + 32] = (1 << 20).to_bytes(4, "little")
     with pytest.raises(ImageError, match="larger than its clusters"):
-        read_boot_files(BytesContent(bytes(raw)), lambda word: False)
+        read_boot_files(BytesContent(bytes(raw)), keys_in)
 
 
 @pytest.mark.parametrize("how", [how for how in COMPRESSIONS if how != "plain"])
@@ -124,6 +133,6 @@ def test_mutated_initrds_never_break_it(how: str, flips: list[tuple[int, int]]) 
 
     packed = COMPRESSIONS[how](newc({"init": noise(2000), "b": b"text" * 90})) + bytes(8) + newc({"k": KEY})
     seen = BootFiles()
-    boot_files._look(seen, "", "/initrd", BytesContent(flipped(packed, flips)), lambda word: False)
+    boot_files._look(seen, "", "/initrd", BytesContent(flipped(packed, flips)), keys_in)
     # Whatever became of it, the file itself was seen.
     assert seen.files[0].path == "/initrd"

@@ -178,7 +178,7 @@ def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
     for file in boot.files:
         if why := _looks_like_key(file):
             keys.add((file.container, file.path))
-            rule = "key-in-initrd" if file.container else "key-on-esp"
+            rule = "key-in-initrd" if file.container else "key-on-esp" if partition.holds == "vfat" else "key-on-boot"
             findings.append(_key(rule, _place(file), why, policy))
     for line in boot.crypttab:
         if line.key not in _NO_KEY | _FRESH and (line.container, line.key) not in keys:

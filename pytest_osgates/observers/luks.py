@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_osgates.checks.luks_model import (
@@ -17,6 +18,7 @@ from pytest_osgates.checks.luks_model import (
     KdfSeen,
     KeyslotSeen,
     LuksObservation,
+    LuksPolicy,
     PartitionSeen,
     SegmentSeen,
     TokenSeen,
@@ -41,10 +43,27 @@ _VERSION = re.compile(r"cryptsetup ([0-9][0-9.]*)")
 Progress = Callable[[str, float | None], None]
 
 
-def observe(
-    path: Path, sha256: str, refused: tuple[str, ...], progress: Progress, patience: float = 1.0
-) -> LuksObservation:
-    """Everything that the gate `luks` judges. `refused`: passphrases to be tried on every keyslot.
+@dataclass(frozen=True)
+class Wanted:
+    """What to try and where to look: passphrases for every keyslot, and types of ext4 partitions that may hold
+    kernels and initrds. FAT is always looked into; an ext4 that nobody speaks of may be a whole system."""
+
+    refused: tuple[str, ...] = ("",)
+    ext4: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, policy: LuksPolicy) -> Wanted:
+        """By what the profile says."""
+        boots = (entry.type for entry in policy.accept_plaintext if entry.boots and entry.holds == contents.EXT)
+        return cls(policy.refused, frozenset(boots))
+
+    def looks_into(self, kind: str) -> bool:
+        """Whether an ext4 partition of this type is looked into."""
+        return kind in self.ext4
+
+
+def observe(path: Path, sha256: str, wanted: Wanted, progress: Progress, patience: float = 1.0) -> LuksObservation:
+    """Everything that the gate `luks` judges.
 
     :raise UsageError: there is nothing at `path`, or it may not be read.
     :raise ImageError: the image or its partition table cannot be read.
@@ -55,7 +74,7 @@ def observe(
         parts = []
         for number, partition in enumerate(table.partitions):
             progress(f"partition {partition.number}", number / len(table.partitions))
-            parts.append(_partition(disk, partition, refused, patience))
+            parts.append(_partition(disk, partition, wanted, patience))
         return LuksObservation(
             disk=DiskSeen(
                 path=str(path), format=disk.format, size=path.stat().st_size, sha256=sha256, capacity=disk.size
@@ -72,7 +91,7 @@ def _gaps(disk: Disk, table: Table) -> Iterator[GapSeen]:
         yield GapSeen(start=start, size=size, first=first_byte(disk, start, size))
 
 
-def _partition(disk: Disk, part: DiskPartition, refused: tuple[str, ...], patience: float) -> PartitionSeen:
+def _partition(disk: Disk, part: DiskPartition, wanted: Wanted, patience: float) -> PartitionSeen:
     content = SourceContent(disk, part.start, part.size)
     found = contents.identify(disk, content, part.start, part.size)
     seen = PartitionSeen(
@@ -87,8 +106,8 @@ def _partition(disk: Disk, part: DiskPartition, refused: tuple[str, ...], patien
     )
     try:
         if contents.LUKS in (found.kind, *found.also):
-            return seen.model_copy(update={"volume": _volume(disk, part, content, refused, patience)})
-        if contents.FAT in (found.kind, *found.also):
+            return seen.model_copy(update={"volume": _volume(disk, part, content, wanted.refused, patience)})
+        if contents.FAT in (found.kind, *found.also) or (found.kind == contents.EXT and wanted.looks_into(part.type)):
             return seen.model_copy(update={"boot": _boot(read_boot_files(content, words_of_keys))})
     except ImageError as error:
         return seen.model_copy(update={"error": one_line(error.what, 400)})

@@ -1,4 +1,4 @@
-"""What a machine can read before its disk is unlocked: the files of a FAT partition, and those inside their initrds.
+"""What a machine can read before its disk is unlocked: files of FAT and ext4 partitions, and those inside initrds.
 
 A file is told from its bytes, not from its name: an initrd may be called anything, and may be a section of a unified
 kernel image (UAPI.5).
@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pytest_osgates.image.diff.cpio import archives, is_initrd, members
-from pytest_osgates.image.diff.fat import RunContent, read_fat
+from pytest_osgates.image.diff.fat import RunContent, is_fat, read_fat
 from pytest_osgates.image.diff.found import quoted
 from pytest_osgates.image.diff.pe import read_pe
 from pytest_osgates.image.diff.ranges import Content
 from pytest_osgates.image.diff.streams import method_of
 from pytest_osgates.image.disk.contents import looks_random, signatures
+from pytest_osgates.image.disk.ext4 import Ext4
 from pytest_osgates.vm.errors import ImageError
 
 # cryptsetup(8) reads key files up to 8 MiB.
@@ -70,11 +71,19 @@ Finder = Callable[[str], Iterable[str]]
 
 
 def read_boot_files(content: Content, find: Finder) -> BootFiles:
-    """The files of the FAT file system in `content`. `find` is asked for each line of a text.
+    """The files of the FAT or ext4 file system in `content`. `find` is asked for each line of a text.
 
     :raise ImageError: it is malformed, or has more files than are looked at.
     """
     seen = BootFiles()
+    if not is_fat(content.read(0, 512)):
+        for file in Ext4(content).files():
+            if file.size > content.size:
+                # Holes for the most part. Nobody boots from it, and looking for its end would take for ever.
+                seen.unread.append((file.path, f"{file.size} bytes, more than the file system has"))
+                continue
+            _look(seen, "", file.path, file, find)
+        return seen
     fat = read_fat(content)
     for entry in fat.entries.values():
         name = entry.path.rpartition("/")[2]

@@ -14,6 +14,7 @@ from pytest_osgates.image.disk.source import Content, Disk, first_byte
 LUKS = "crypto_LUKS"
 SWAP = "swap"
 FAT = "vfat"
+EXT = "ext4"
 EMPTY = "empty"
 UNKNOWN = "unknown"
 
@@ -77,7 +78,7 @@ def signatures(content: Content) -> tuple[str, ...]:
     head = content.read(0, _HEAD)
     found = [kind for kind, offset, magic in _MAGICS if head.startswith(magic, offset)]
     if _is_ext(head):
-        found.append("ext4")
+        found.append(EXT)
     if is_fat(head[:512]) and not head.startswith((b"EXFAT   ", b"NTFS    "), 3):
         found.append(FAT)
     # MD metadata 1.0 and 0.90 stand at the end (Documentation/admin-guide/md.rst).

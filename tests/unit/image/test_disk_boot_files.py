@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,23 @@ def test_every_archive_of_an_initrd_is_looked_into(how: str, tmp_path: Path) -> 
         ("short", "", "", ""),
     ]
     assert seen.words == [("/boot/readme.txt", "rd.luks.key=/k"), ("/boot/readme.txt", "luks.key=1")]
+
+
+def test_an_ext4_that_boots_is_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "boot" / "grub").mkdir(parents=True)
+    (tmp_path / "boot" / "initrd.img").write_bytes(newc({"etc/crypttab": CRYPTTAB, "k": KEY}))
+    (tmp_path / "boot" / "grub" / "grub.cfg").write_text("linux /vmlinuz rd.luks.key=/k\n")
+    with (tmp_path / "boot" / "hole").open("wb") as file:
+        file.truncate(1 << 32)
+    image = tmp_path / "image"
+    command = ["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "boot"), str(image), "8M"]
+    subprocess.run(command, check=True, capture_output=True)
+    seen = read_boot_files(BytesContent(image.read_bytes()), keys_in)
+    assert seen.initrds == ["/initrd.img"]
+    assert names(seen, random=True) == {"/initrd.img!/k"}
+    assert [line.key for line in seen.crypttab] == ["/keys/root", "none", ""]
+    assert seen.words == [("/grub/grub.cfg", "rd.luks.key=/k")]
+    assert [name for name, _ in seen.unread] == ["/hole"]
 
 
 def test_a_unified_kernel_image_is_looked_into(tmp_path: Path) -> None:

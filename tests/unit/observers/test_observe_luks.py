@@ -64,7 +64,7 @@ def disk(path: Path, volume: bytes, files: dict[str, bytes]) -> Path:
 
 
 def observe(path: Path, refused: tuple[str, ...] = ("",)) -> LuksObservation:
-    return luks.observe(path, "d" * 64, refused, lambda stage, fraction: None)
+    return luks.observe(path, "d" * 64, luks.Wanted(refused), lambda stage, fraction: None)
 
 
 INITRD = newc({"init": b"#!/bin/sh\n"})
@@ -126,6 +126,30 @@ def test_plain_text_in_the_volume_and_a_stale_header(volume: bytes, tmp_path: Pa
         "payload",
         "header-copies",
     }
+
+
+def test_an_ext4_is_looked_into_where_the_profile_says_that_it_boots(volume: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "initrd").write_bytes(newc({"cryptroot/keyfiles/a.key": b"words"}))
+    image = tmp_path / "boot.img"
+    command = ["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "tree"), str(image), "4M"]
+    subprocess.run(command, check=True, capture_output=True)
+    # In place of the ESP, under its type.
+    path = disk(tmp_path / "disk", volume, {})
+    with path.open("r+b") as file:
+        file.seek(MIB)
+        file.write(image.read_bytes())
+    entry = PlainPartition(type="esp", holds="ext4", reason="kernels")
+    for boots, verdict in ((True, Verdict.FAIL), (False, Verdict.NOT_PROVEN)):
+        accepted = (entry.model_copy(update={"boots": boots}),)
+        policy = POLICY.model_copy(update={"accept_plaintext": accepted})
+        seen = luks.observe(path, "d" * 64, luks.Wanted.of(policy), lambda stage, fraction: None)
+        assert (seen.partitions[0].boot is not None) == boots
+        found = judge(GATE, seen, policy)
+        assert found.verdict is verdict
+        rules = {finding.rule for finding in found.findings}
+        assert ("key-in-initrd" in rules) == boots
+        assert ("initrd-missing" in rules) != boots
 
 
 def test_a_broken_esp_and_a_broken_header_are_not_proven(volume: bytes, tmp_path: Path) -> None:

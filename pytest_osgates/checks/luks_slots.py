@@ -81,7 +81,18 @@ def _data(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> list[
             continue
         if segment.cipher not in policy.ciphers:
             findings.append(Finding(rule="cipher", subject=subject, seen=segment.cipher, wanted=wanted))
-        if segment.holds or (segment.blocks and segment.entropy < RANDOM):
+        if segment.integrity and set(segment.holds) <= {"DM_integrity"} and segment.blocks:
+            # dm-integrity keeps a superblock and a journal of its own between the encrypted sectors.
+            findings.append(
+                Finding(
+                    rule="payload-unsampled",
+                    subject=subject,
+                    seen=f"authenticated by {segment.integrity}: not all that is stored is encrypted data",
+                    wanted="known: its blocks need not look random",
+                    severity=Severity.REMARK,
+                )
+            )
+        elif segment.holds or (segment.blocks and segment.entropy < RANDOM):
             what = f"a signature of {', '.join(segment.holds)}" if segment.holds else "blocks that are not random"
             findings.append(
                 Finding(

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from disk_builders import ESP, fat, gpt, newc
+
+from tests.disk_builders import ESP, fat, gpt, newc
 
 from .conftest import Bench
 

@@ -89,7 +89,8 @@ class SourceContent:
     size: int
 
     def read(self, offset: int, size: int) -> bytes:
-        return self.source.read_at(self.start + offset, max(0, min(size, self.size - offset)))
+        size = min(size, self.size - offset)
+        return self.source.read_at(self.start + offset, size) if size > 0 else b""
 
 
 def first_byte(disk: Disk, start: int, size: int) -> int | None:

@@ -346,6 +346,13 @@ def test_an_empty_volume_proves_nothing() -> None:
     assert keys(found.findings, Severity.UNPROVEN) == [("payload-unseen", "partition 2, segment 0")]
 
 
+def test_an_authenticated_volume_need_not_look_random() -> None:
+    fields = {"integrity": "hmac(sha256)", "holds": ("DM_integrity",), "entropy": 3.0}
+    assert judge(luks.GATE, with_volume(segments=(segment(**fields),)), LUKS_POLICY).verdict is Verdict.PASS
+    other = segment(**{**fields, "holds": ("DM_integrity", "ext4")})
+    assert judge(luks.GATE, with_volume(segments=(other,)), LUKS_POLICY).verdict is Verdict.FAIL
+
+
 def test_acceptances_need_reasons_and_fit_one_kind() -> None:
     boot = plain("ext4", "xbootldr")
     accepted = PlainPartition(type="xbootldr", holds="ext4", reason="kernels", boots=False)

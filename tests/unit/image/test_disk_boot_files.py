@@ -12,7 +12,6 @@ import hypothesis.strategies as st
 import lz4.block
 import pytest
 import zstandard
-from disk_builders import fat, flipped, newc, pe
 from hypothesis import given, settings
 from image_builders import noise
 
@@ -20,6 +19,7 @@ from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.diff.streams import method_of, stored_size
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
 from pytest_osgates.vm.errors import ImageError
+from tests.disk_builders import fat, flipped, newc, pe
 
 KEY = noise(700)[-64:]
 CRYPTTAB = b"# name device key options\nroot UUID=1 /keys/root luks,discard\ndata UUID=2 none\n\nshort\n"

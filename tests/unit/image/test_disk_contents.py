@@ -10,7 +10,6 @@ import zlib
 from pathlib import Path
 
 import pytest
-from disk_builders import DATA, BytesDisk, fat, luks2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_builders import noise
@@ -27,6 +26,7 @@ from pytest_osgates.image.disk.contents import (
     signatures,
 )
 from pytest_osgates.image.disk.source import SourceContent, open_disk
+from tests.disk_builders import DATA, BytesDisk, fat, luks2
 
 MIB = 1 << 20
 
@@ -144,6 +144,11 @@ def test_what_does_not_look_like_a_key() -> None:
 def test_a_fat_is_told_from_a_table(tmp_path: Path) -> None:
     path = fat(tmp_path / "esp", {})
     assert held(path.read_bytes()).kind == "vfat"
+
+
+def test_reading_beyond_the_end_gives_less() -> None:
+    content = SourceContent(BytesDisk(b"0123456789"), 4, 3)
+    assert [content.read(*where) for where in ((0, 9), (2, 9), (3, 1), (99, 5))] == [b"456", b"6", b"", b""]
 
 
 def test_the_payload_lies_where_the_header_says() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from disk_builders import flipped
 from hypothesis import given, settings
 from image_builders import noise
 
 from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.disk.ext4 import Ext4
 from pytest_osgates.vm.errors import ImageError
+from tests.disk_builders import flipped
 
 MIB = 1 << 20
 KINDS: dict[str, tuple[str, ...]] = {

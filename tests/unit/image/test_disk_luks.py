@@ -10,13 +10,13 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from disk_builders import DATA, HEADER, KEYSLOTS, flipped, luks2, metadata, slot
 from hypothesis import given, settings
 
 from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.disk.luks import Header, Kdf, Keyslot, read_luks
 from pytest_osgates.image.disk.source import SourceContent, open_disk
 from pytest_osgates.vm.errors import ImageError
+from tests.disk_builders import DATA, HEADER, KEYSLOTS, flipped, luks2, metadata, slot
 
 PAYLOAD = bytes(1 << 16)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from disk_builders import ESP, LINUX, SECTOR, flipped, gpt, mbr, reseal
 from hypothesis import given, settings
 from image_builders import BytesSource
 
 from pytest_osgates.image.disk.partitions import Table, read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.vm.errors import ImageError
+from tests.disk_builders import ESP, LINUX, SECTOR, flipped, gpt, mbr, reseal
 
 SECTORS = 4096
 

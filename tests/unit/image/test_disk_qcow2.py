@@ -8,13 +8,13 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from disk_builders import flipped
 from hypothesis import given, settings
 from image_builders import BytesSource, noise
 
 from pytest_osgates.image.disk.qcow2 import Qcow2Source
 from pytest_osgates.image.disk.source import first_byte, open_disk
 from pytest_osgates.vm.errors import ImageError
+from tests.disk_builders import flipped
 
 SIZE = 3 << 20
 # Random, zeros, text that compresses, and a tail that ends in no cluster.

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from disk_builders import ESP, fat, gpt, newc
 
 from pytest_osgates.checks.luks import GATE
 from pytest_osgates.checks.luks_model import LuksObservation, LuksPolicy, PlainPartition
@@ -16,6 +15,7 @@ from pytest_osgates.judging import judge
 from pytest_osgates.model import Severity, Verdict
 from pytest_osgates.observers import luks
 from pytest_osgates.vm.errors import ImageError
+from tests.disk_builders import ESP, fat, gpt, newc
 
 MIB = 1 << 20
 LUKS_TYPE = "ca7d7ccb-63ed-4c53-861c-1742536059cc"

@@ -23,10 +23,11 @@ from pytest_osgates.vm.spec import Firmware
 
 NEEDED_MEMORY_MIB = 2048 + 512
 NEEDED_DISK_MIB = 2048
-# What `osgates demo-iso` and reading images need; gates do without.
+# What `osgates demo-iso` and `demo-disk` need; gates do without.
 BUILDERS = (
     *(("mmdebstrap", "mmdebstrap"), ("mksquashfs", "squashfs-tools"), ("xorriso", "xorriso")),
     *(("mcopy", "mtools"), ("mkfs.vfat", "dosfstools"), ("apt-get", "apt")),
+    *(("sfdisk", "fdisk"), ("mke2fs", "e2fsprogs")),
 )
 
 
@@ -98,7 +99,7 @@ def examine(*, fetch: bool) -> Iterator[Line]:
     yield _room("disk, cache", cache_dir)
     for program, package in BUILDERS:
         yield _tried(
-            f"{program} (for demo-iso)",
+            f"{program} (for the demo)",
             lambda program=program, package=package: which(program, remedy=f"apt-get install {package}"),  # type: ignore[misc]
             needed=False,
         )

@@ -29,6 +29,7 @@ from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
 from pytest_osgates.image.disk.partitions import DiskPartition, Table, read_table
 from pytest_osgates.image.disk.source import Disk, SourceContent, first_byte, open_disk
+from pytest_osgates.observers.divergence import text_of
 from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import HostError, ImageError, OsgatesError
 from pytest_osgates.vm.process import run, which
@@ -77,7 +78,11 @@ def observe(path: Path, sha256: str, wanted: Wanted, progress: Progress, patienc
             parts.append(_partition(disk, partition, wanted, patience))
         return LuksObservation(
             disk=DiskSeen(
-                path=str(path), format=disk.format, size=path.stat().st_size, sha256=sha256, capacity=disk.size
+                path=text_of(str(path)),
+                format=disk.format,
+                size=path.stat().st_size,
+                sha256=sha256,
+                capacity=disk.size,
             ),
             table=table.kind,
             partitions=tuple(parts),
@@ -204,7 +209,7 @@ def _copy(header: luks.Header, content: SourceContent) -> Iterator[Path]:
     try:
         path = directory / "header"
         # A segment in use never begins before the metadata end.
-        end = min(segment.start for segment in header.segments if segment.in_use)
+        end = min(luks.MOST, *(segment.start for segment in header.segments if segment.in_use))
         with workdir.temporary("a copy of the LUKS header"), path.open("wb") as file:
             for offset in range(0, end, _PIECE):
                 file.write(content.read(offset, min(_PIECE, end - offset)))

@@ -27,7 +27,9 @@ _CHECKSUMS = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
 _MAX_OBJECTS = 64
 _MAX_SLOT = 31
 _NUMBER = re.compile(r"^[0-9]{1,20}$")
-_UNBOUND_KEYSLOTS_AREA = 128 << 20
+_MAX_KEYSLOTS = 128 << 20
+# Of all metadata together.
+MOST = 2 * SIZES[-1] + _MAX_KEYSLOTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,7 @@ def _metadata(copy: _Copy, size: int, faults: tuple[str, ...]) -> Header:
     root = _parse(copy.json)
     config = root["config"]
     area = config["keyslots_size"].uint64()
-    if config["json_size"].uint64() != copy.size - _BINARY or area % 4096 or area > _UNBOUND_KEYSLOTS_AREA:
+    if config["json_size"].uint64() != copy.size - _BINARY or area % 4096 or area > _MAX_KEYSLOTS:
         config.wrong("the sizes of its areas contradict the header")
     first = 2 * copy.size
     if first + area > size:

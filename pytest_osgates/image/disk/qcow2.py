@@ -1,8 +1,8 @@
 """qcow2, versions 2 and 3, read only: what QEMU's docs/interop/qcow2.txt says.
 
 Refused, each by its name: a backing file or an external data file (the digest of this file would not cover what they
-hold, and a name in an image is not to be opened), encryption by QEMU, extended L2 entries, unknown incompatible
-features, and images marked as corrupt.
+hold, and a name in an image is not to be opened), snapshots (earlier contents, perhaps a memory), encryption by QEMU
+itself, extended L2 entries, unknown incompatible features, and images marked as corrupt.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Qcow2Source:
         head = file.read_at(0, min(512, file.size)).ljust(512, b"\x00")
         if not head.startswith(MAGIC):
             raise damaged(self.name, "it is not a qcow2 image")
-        version, backing, _backing_size, bits, self.size, crypt, l1_size, l1_at = struct.unpack_from(
-            ">IQIIQIIQ", head, 4
+        version, backing, _backing_size, bits, self.size, crypt, l1_size, l1_at, _, _, snapshots = struct.unpack_from(
+            ">IQIIQIIQQII", head, 4
         )
         if version not in (2, 3):
             raise ImageError(f"{self.name} is a qcow2 image of version {version}", remedy=_FLATTEN)
@@ -56,6 +56,8 @@ class Qcow2Source:
             (header_size,) = struct.unpack_from(">I", head, 100)
             compression = head[104] if header_size > 104 else 0
         self._refuse(backing, crypt, features, compression)
+        if snapshots:
+            raise ImageError(f"{self.name} has {snapshots} snapshots, which are not the disk", remedy=_FLATTEN)
         if not 9 <= bits <= 21 or l1_size > _MAX_L1 or self.size > _MAX_SIZE:
             raise damaged(self.name, f"clusters of 2^{bits} bytes, {l1_size} tables, {self.size} bytes in all")
         self._bits = bits
@@ -160,13 +162,19 @@ class Qcow2Source:
         :raise ImageError: the file is malformed.
         """
         end = min(start + size, self.size)
+        begun = None
         while start < end:
             cluster = start // self._cluster
             number = cluster // self._per_table
             if not self._table(number):
-                start = (number + 1) * self._per_table * self._cluster
-                continue
-            last = min((cluster + 1) * self._cluster, end)
-            if not self._is_zero(self._entry(cluster)):
-                yield start, last - start
+                last, there = (number + 1) * self._per_table * self._cluster, False
+            else:
+                last, there = min((cluster + 1) * self._cluster, end), not self._is_zero(self._entry(cluster))
+            if there and begun is None:
+                begun = start
+            elif not there and begun is not None:
+                yield begun, start - begun
+                begun = None
             start = last
+        if begun is not None:
+            yield begun, end - begun

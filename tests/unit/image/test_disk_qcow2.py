@@ -98,6 +98,7 @@ def test_other_kinds_are_refused() -> None:
         (72, b"\x80", "unknown features"),
         (20, struct.pack(">I", 30), "clusters of"),
         (24, struct.pack(">Q", 1 << 50), "bytes in all"),
+        (60, struct.pack(">I", 2), "2 snapshots"),
         (36, struct.pack(">I", 0), "0 tables"),
     ):
         made = bytes(head[:at]) + value + bytes(head[at + len(value) :])

@@ -40,7 +40,7 @@ def judge_volume(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -
         if slot.type == "luks2" and slot.volume and not _owner(volume, slot, policy):
             passphrases += [slot] if slot.number not in policy.recovery_slots else []
     findings += _numbers(where, passphrases, weak, policy)
-    findings += _recovery(where, volume, weak, policy)
+    findings += _recovery(where, volume, policy)
     return [*findings, *_tokens(where, volume, policy)]
 
 
@@ -266,7 +266,7 @@ def _numbers(
     return []
 
 
-def _recovery(where: PartitionSeen, volume: VolumeSeen, weak: set[int], policy: LuksPolicy) -> list[Finding]:
+def _recovery(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> list[Finding]:
     if not policy.recovery:
         return []
     there = {slot.number for slot in volume.keyslots if slot.volume and slot.type == "luks2"}

@@ -47,6 +47,28 @@ class Request:
     time: str = "real"
 
 
+@dataclass(frozen=True)
+class DiskFile:
+    """The file of ``--iso-disk``, by its digest; `size` in bytes."""
+
+    path: Path
+    sha256: str
+    size: int
+    identity: Identity
+
+    @classmethod
+    def read(cls, path: Path) -> DiskFile:
+        """:raise OsgatesError: it cannot be read, or changes meanwhile.
+        :raise OSError: it is no longer there.
+        """
+        known = image_identity(path)
+        return cls(path, image_digest(path), path.stat().st_size, known)
+
+    def facts(self) -> dict[str, Any]:
+        """As it stands in the evidence."""
+        return {"path": str(self.path), "sha256": self.sha256, "size": self.size}
+
+
 def existing_file(text: str, what: str) -> Path:
     """The absolute path of a regular file.
 
@@ -112,6 +134,7 @@ class Run:
         self.evidence = evidence
         self.run_id = run_id
         self.image_identity: Identity | None = None
+        self.disk: DiskFile | None = None
         self.progress = ProgressLog(evidence.root / "progress.jsonl")
 
     @classmethod
@@ -131,9 +154,11 @@ class Run:
                 raise UsageError(f"{profile.source} changed while the run began", remedy="run again")
             run_id = new_run_id()
             size = request.iso.stat().st_size
+            disk = None if request.disk is None else DiskFile.read(request.disk)
         except OSError as error:
             raise ImageError(
-                f"{request.iso} cannot be read: {error.strerror}", remedy="check the path and its permissions"
+                f"{error.filename or request.iso} cannot be read: {error.strerror}",
+                remedy="check the path and its permissions",
             ) from error
         # Asked before anything is written, so that a machine that cannot boot says so at once.
         host = vm_host.select(request.accel, _probe_cache())
@@ -143,18 +168,17 @@ class Run:
         run = cls(request, profile, sha256, size, evidence, run_id)
         run.host = host
         run.image_identity = identity
+        run.disk = disk
         evidence.write("profile.toml", raw)
         return run
 
     def image_changed(self) -> str:
         """How the ISO is no longer the file whose digest stands in the evidence; empty: it is that file."""
-        try:
-            now = image_identity(self.request.iso)
-        except OSError as error:
-            return f"{self.request.iso} is no longer there: {error.strerror}"
-        if now == self.image_identity:
-            return ""
-        return f"{self.request.iso} changed after its SHA-256 was taken: what was observed may be of other bytes"
+        return _changed(self.request.iso, self.image_identity)
+
+    def disk_changed(self) -> str:
+        """The same of the disk; empty as well if there is none."""
+        return "" if self.disk is None else _changed(self.disk.path, self.disk.identity)
 
     @staticmethod
     def _profile(request: Request) -> Profile:
@@ -190,6 +214,7 @@ class Run:
             "schema": 1,
             "run": self.run_id,
             "image": {"path": str(self.request.iso), "sha256": self.image_sha256, "size": self.size},
+            **self._disk_facts(),
             "distro": {"name": self.profile.name, "sha256": self.profile.sha256},
             "mode": mode,
             "accelerator": str(self.host.accelerator.kind),
@@ -197,6 +222,9 @@ class Run:
             "launch": launch,
             "gates": {name: {**entry, **self._from(name)} for name, entry in ledger_json.items()},
         }
+
+    def _disk_facts(self) -> dict[str, Any]:
+        return {} if self.disk is None else {"disk": self.disk.facts()}
 
     def _from(self, gate: str) -> dict[str, Any]:
         """Where a gate came from that is not built in."""
@@ -216,6 +244,7 @@ class Run:
         return {
             "run": self.run_id,
             "image": {"sha256": self.image_sha256, "size": self.size},
+            **self._disk_facts(),
             "versions": {
                 "pytest-osgates": _version.VERSION,
                 "qemu": self.host.qemu.banner,
@@ -278,6 +307,7 @@ class Run:
             "sha256": self.image_sha256,
             "size": self.size,
             "identity": self.image_identity,
+            "disk_file": None if self.disk is None else {**self.disk.facts(), "identity": self.disk.identity},
             "root": str(self.evidence.root),
             "run": self.run_id,
             "pace": self.host.pace,
@@ -308,12 +338,25 @@ class Run:
         )
         run = cls(request, profile, data["sha256"], data["size"], Evidence(Path(data["root"])), data["run"])
         run.image_identity = None if data["identity"] is None else tuple(data["identity"])
+        if (disk := data["disk_file"]) is not None:
+            run.disk = DiskFile(Path(disk["path"]), disk["sha256"], disk["size"], tuple(disk["identity"]))
         # Measured once for all: each worker would measure the others' measuring.
         run.host = replace(run.host, pace=float(data["pace"]))
         if (now := run._outside()) != data["outside"]:
             names = [name for name in {*now, *data["outside"]} if now.get(name) != data["outside"].get(name)]
             raise UsageError(f"the gate {', '.join(sorted(names))} changed while the run began", remedy="run again")
         return run
+
+
+def _changed(path: Path, known: Identity | None) -> str:
+    """How a file is no longer the one that was digested; empty: it is."""
+    try:
+        now = image_identity(path)
+    except OSError as error:
+        return f"{path} is no longer there: {error.strerror}"
+    if now == known:
+        return ""
+    return f"{path} changed after its SHA-256 was taken: what was observed may be of other bytes"
 
 
 def _probe_cache() -> Path | None:

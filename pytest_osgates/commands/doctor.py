@@ -23,10 +23,11 @@ from pytest_osgates.vm.spec import Firmware
 
 NEEDED_MEMORY_MIB = 2048 + 512
 NEEDED_DISK_MIB = 2048
-# What `osgates demo-iso` and reading images need; gates do without.
+# What `osgates demo-iso` and `demo-disk` need; gates do without.
 BUILDERS = (
     *(("mmdebstrap", "mmdebstrap"), ("mksquashfs", "squashfs-tools"), ("xorriso", "xorriso")),
     *(("mcopy", "mtools"), ("mkfs.vfat", "dosfstools"), ("apt-get", "apt")),
+    *(("sfdisk", "fdisk"), ("mke2fs", "e2fsprogs")),
 )
 
 
@@ -82,6 +83,9 @@ def examine(*, fetch: bool) -> Iterator[Line]:
         yield _tried(f"firmware {firmware}", lambda firmware=firmware: _firmware(firmware))  # type: ignore[misc]
     yield _tried("swtpm", host.swtpm_version)
     yield _tried("qemu-img", lambda: which("qemu-img", remedy="apt-get install qemu-utils"), needed=False)
+    yield _tried(
+        "cryptsetup (for luks)", lambda: which("cryptsetup", remedy="apt-get install cryptsetup-bin"), needed=False
+    )
     for name, pin in tools.pins().items():
         yield _tried(f"{name} {pin.version}", lambda name=name: tools.find(name, {}, fetch=fetch).source)  # type: ignore[misc]
     memory = host.memory_available_mib()
@@ -95,7 +99,7 @@ def examine(*, fetch: bool) -> Iterator[Line]:
     yield _room("disk, cache", cache_dir)
     for program, package in BUILDERS:
         yield _tried(
-            f"{program} (for demo-iso)",
+            f"{program} (for the demo)",
             lambda program=program, package=package: which(program, remedy=f"apt-get install {package}"),  # type: ignore[misc]
             needed=False,
         )

@@ -20,6 +20,10 @@ _TOOLS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "dpkg-deb": ("dpkg", ("--version",), r"version ([0-9][^ ]*)"),
     "mkfs.fat": ("dosfstools", ("--help",), r"mkfs\.fat ([0-9.]+)"),
     "mcopy": ("mtools", ("-V",), r"mtools\) ([0-9.]+)"),
+    "cryptsetup": ("cryptsetup-bin", ("--version",), r"cryptsetup ([0-9.]+)"),
+    "sfdisk": ("fdisk", ("--version",), r"sfdisk from util-linux ([0-9.]+)"),
+    "mke2fs": ("e2fsprogs", ("-V",), r"mke2fs ([0-9.]+)"),
+    "qemu-img": ("qemu-utils", ("--version",), r"qemu-img version ([0-9.]+)"),
 }
 
 

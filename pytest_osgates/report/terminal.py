@@ -35,6 +35,8 @@ def header(run: Run, swept: int) -> list[str]:
         for name, section in run.profile.gates.items()
         if section.outside is not None
     ]
+    if run.disk is not None:
+        lines.insert(1, f"osgates: disk {run.disk.path.name}, {run.disk.size / 1e6:.0f} MB, sha256 {run.disk.sha256}")
     if outside:
         lines.insert(2, f"osgates: gates that are not built in: {', '.join(outside)}")
     if swept:

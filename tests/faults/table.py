@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "faults.md"
 KINDS = {
     "input": "What is given to it",
+    "disk": "What is given as an installed disk",
     "profile": "What the distro profile says",
     "guest": "What the guest does",
     "host": "What happens to the host",

@@ -15,7 +15,7 @@ from typing import Protocol
 from pytest_osgates.image.diff.found import Difference, Findings, Layer
 from pytest_osgates.image.diff.ranges import BytesContent, Content, Part
 from pytest_osgates.image.diff.squashfs_walk import shown_time
-from pytest_osgates.image.diff.streams import Method, Stream, method_of
+from pytest_osgates.image.diff.streams import Method, Stream, method_of, stored_size
 from pytest_osgates.vm.errors import ImageError
 
 MAGICS = (b"070701", b"070702")
@@ -40,6 +40,7 @@ _MAX_MEMBERS = 500_000
 _MAX_MEMBER = 8 << 20
 _MAX_KEPT = 32 << 20
 _PIECE = 1 << 20
+_MAX_ARCHIVES = 64
 
 
 class _Reader(Protocol):
@@ -100,8 +101,9 @@ def is_initrd(content: Content) -> bool:
         return False
 
 
-def archives(content: Content) -> list[Archive]:
-    """The archives that `content` is made of.
+def archives(content: Content, *, to_end: bool = False) -> list[Archive]:
+    """The archives that `content` is made of, up to the first that is compressed; `to_end`: those after it, too, as
+    the kernel unpacks them (init/initramfs.c), and nothing may follow that is none.
 
     :raise ImageError: it is malformed.
     """
@@ -124,15 +126,22 @@ def archives(content: Content) -> list[Archive]:
             raise ImageError(f"no archive begins at byte {position}")
         name = f"archive {len(found) + 1}" + (f" ({method.label})" if method else "")
         if method is not None:
-            found.append(Archive(name, whole, method))
-            return found
+            if not to_end:
+                found.append(Archive(name, whole, method))
+                return found
+            size = stored_size(whole, method)
+            found.append(Archive(name, Part(content, position, size), method))
+            position += size
+            if len(found) > _MAX_ARCHIVES:
+                raise ImageError(f"more than {_MAX_ARCHIVES} archives")
+            continue
         reader = _Plain(whole)
         for _ in _members(reader, lambda name, numbers: None):
             pass
         found.append(Archive(name, Part(content, position, reader.position), None))
         position += reader.position
-        if len(found) > 64:
-            raise ImageError("more than 64 archives")
+        if len(found) > _MAX_ARCHIVES:
+            raise ImageError(f"more than {_MAX_ARCHIVES} archives")
     return found
 
 
@@ -173,6 +182,21 @@ def _members(reader: _Reader, keep: Keep) -> Iterator[Member]:
             return
         yield Member(name, numbers, digest.digest())
     raise ImageError(f"more than {_MAX_MEMBERS} members")
+
+
+def members(archive: Archive, most: int) -> Iterator[tuple[Member, bytes | None]]:
+    """The members of an archive, each with its contents if these are not above `most` bytes.
+
+    :raise ImageError: it is malformed, or breaks off.
+    """
+    last = bytearray()
+
+    def keep(name: str, numbers: tuple[int, ...]) -> bytearray | None:
+        last.clear()
+        return last if numbers[6] <= most else None
+
+    for member in _members(archive.stream(), keep):
+        yield member, bytes(last) if member.size <= most else None
 
 
 # What to call for a member whose contents differ: container, path, both contents.
@@ -303,4 +327,4 @@ def _contents(
         inside(container, "/" + key[0].lstrip("/"), contents[0], contents[1])
 
 
-__all__ = ["Archive", "Inside", "Member", "archives", "compare_initrds", "is_initrd"]
+__all__ = ["Archive", "Inside", "Member", "archives", "compare_initrds", "is_initrd", "members"]

@@ -94,6 +94,98 @@ class Stream:
         return b"".join(parts)
 
 
+def stored_size(content: Content, method: Method) -> int:
+    """How many bytes of `content`, from its beginning, are the compressed stream: something else may follow.
+
+    :raise ImageError: it is damaged, or breaks off.
+    """
+    try:
+        match method:
+            case Method.ZSTD:
+                return _zstd_size(content)
+            case Method.LZ4_LEGACY:
+                return _lz4_legacy_size(content)
+            case Method.LZ4:
+                return _consumed(content, lz4.frame.LZ4FrameDecompressor())
+            case Method.BZIP2:
+                return _consumed(content, bz2.BZ2Decompressor())
+            case Method.XZ:
+                return _consumed(content, lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY))
+            case Method.LZMA:
+                return _consumed(content, lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MEMORY))
+            case Method.GZIP:
+                return _zlib_consumed(content)
+    except _FAILURES as error:
+        raise ImageError(f"a compressed stream breaks off: {error}") from error
+
+
+def _consumed(
+    content: Content, stream: lzma.LZMADecompressor | bz2.BZ2Decompressor | lz4.frame.LZ4FrameDecompressor
+) -> int:
+    done, limit = 0, content.size * _RATIO + _SPARE
+    for number, piece in enumerate(_pieces(content)):
+        data = stream.decompress(piece, _READ)
+        while not stream.eof and not stream.needs_input:
+            done += len(data)
+            if done > limit:
+                raise EOFError(f"it has more than {limit} bytes")
+            data = stream.decompress(b"", _READ)
+        if stream.eof:
+            return number * _READ + len(piece) - len(stream.unused_data or b"")
+    raise EOFError("it is cut short")
+
+
+def _zlib_consumed(content: Content) -> int:
+    """Of the first member alone; the kernel takes a second one for another archive."""
+    stream = zlib.decompressobj(31)
+    done, limit = 0, content.size * _RATIO + _SPARE
+    for number, piece in enumerate(_pieces(content)):
+        left = piece
+        while left and not stream.eof:
+            done += len(stream.decompress(left, _READ))
+            if done > limit:
+                raise EOFError(f"it has more than {limit} bytes")
+            left = stream.unconsumed_tail
+        if stream.eof:
+            return number * _READ + len(piece) - len(stream.unused_data)
+    raise EOFError("it is cut short")
+
+
+def _zstd_size(content: Content) -> int:
+    """RFC 8878, 3.1.1: a header, blocks each with its size, a checksum. Nothing has to be uncompressed."""
+    head = content.read(0, 5)
+    if len(head) < 5:
+        raise EOFError("it is cut short")
+    flags = head[4]
+    single = flags >> 5 & 1
+    position = 5 + (0 if single else 1) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
+    while True:
+        raw = content.read(position, 3)
+        if len(raw) < 3:
+            raise EOFError("it is cut short")
+        block = int.from_bytes(raw, "little")
+        kind, size = block >> 1 & 3, block >> 3
+        # A block of one repeated byte stores that alone.
+        position += 3 + (1 if kind == 1 else size)
+        if kind == 3 or position > content.size:
+            raise EOFError("a block of no known kind, or beyond the end")
+        if block & 1:
+            return position + 4 * (flags >> 2 & 1)
+
+
+def _lz4_legacy_size(content: Content) -> int:
+    position = 4
+    while position + 4 <= content.size:
+        size = int.from_bytes(content.read(position, 4), "little")
+        if size == 0x184C2102:
+            position += 4
+        elif 0 < size <= 2 * _LZ4_BLOCK:
+            position += 4 + size
+        else:
+            break
+    return min(position, content.size)
+
+
 def _chunks(content: Content, method: Method) -> Iterator[bytes]:
     """Pieces of bounded size, none of them empty."""
     match method:

@@ -79,6 +79,7 @@ def run(**changes: Any) -> Any:
         "size": 1_234_567_890,
         "evidence": SimpleNamespace(root=Path("/evidence/abababababab/run")),
         "request": SimpleNamespace(iso=Path("/images/p.iso"), accel="auto"),
+        "disk": None,
         "host": SimpleNamespace(
             accelerator=TCG,
             pace=1.52,

@@ -1,0 +1,261 @@
+"""What of a disk can be read without a passphrase: partitions, the space between them, and what boots."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from pytest_osgates import data
+from pytest_osgates.checks.luks_model import (
+    FileSeen,
+    GapSeen,
+    LuksObservation,
+    LuksPolicy,
+    PartitionSeen,
+    PlainPartition,
+)
+from pytest_osgates.checks.luks_slots import RANDOM
+from pytest_osgates.model import Finding, Severity
+
+LUKS = "crypto_LUKS"
+# Where boot loaders for BIOS put what follows the first sector (GRUB's core.img).
+_BOOT_GAP = 1 << 20
+# systemd and cryptsetup-initramfs make a new key at every boot from these: swap, /tmp.
+_FRESH = frozenset({"/dev/urandom", "/dev/random", "/dev/hwrng"})
+_GRUB_KEYS = frozenset({"--key-file", "--password"})
+_NO_KEY = frozenset({"", "-", "none"})
+
+
+def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]:
+    """Partitions, gaps, and the files that are looked at before anybody is asked for a passphrase."""
+    findings: list[Finding] = []
+    used: dict[int, int] = {}
+    if not any(partition.holds == LUKS for partition in seen.partitions):
+        findings.append(
+            Finding(
+                rule="no-encryption",
+                subject="disk",
+                seen=f"{len(seen.partitions)} partitions, none of them LUKS",
+                wanted="LUKS2",
+            )
+        )
+    for partition in seen.partitions:
+        findings += _partition(partition, policy, used)
+        findings += _boot(partition, policy)
+    findings += [finding for gap in seen.gaps if (finding := _gap(gap)) is not None]
+    if policy.initrd == "plain" and not any(part.boot and part.boot.initrds for part in seen.partitions):
+        findings.append(
+            Finding(
+                rule="initrd-missing",
+                subject="initrd",
+                seen="none in any partition that can be read",
+                wanted="the initrd, to look for keys in it",
+                hint='if it lies in the encrypted part, where GRUB reads it: initrd = "encrypted"',
+                severity=Severity.UNPROVEN,
+            )
+        )
+    findings += [
+        Finding(
+            rule="unused-acceptance",
+            subject=f"{entry.type or 'no type'}: {entry.holds}",
+            seen="the profile accepts such a partition in the clear, and there is none",
+            wanted="no acceptance without need",
+            severity=Severity.REMARK,
+        )
+        for number, entry in enumerate(policy.accept_plaintext)
+        if entry.documented and number not in used
+    ]
+    return findings
+
+
+def _partition(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int]) -> list[Finding]:
+    findings = []
+    if partition.also:
+        findings.append(
+            Finding(
+                rule="ambiguous",
+                subject=partition.subject,
+                seen=f"{partition.holds}, and signatures of {', '.join(partition.also)}",
+                wanted="one signature: who looks for another may find another file system",
+                hint="wipefs before it is formatted",
+                severity=Severity.UNPROVEN,
+            )
+        )
+    if partition.holds == LUKS:
+        if partition.volume is None:
+            findings.append(
+                Finding(
+                    rule="header",
+                    subject=partition.subject,
+                    seen=partition.error or "it was not read",
+                    wanted="a LUKS header that can be read",
+                    severity=Severity.UNPROVEN,
+                )
+            )
+        return findings
+    if partition.holds == "empty":
+        return [*findings, _empty(partition)]
+    if partition.holds == "swap":
+        return [
+            *findings,
+            Finding(
+                rule="clear-swap",
+                subject=partition.subject,
+                seen="swap space that is not encrypted",
+                wanted="swap inside the encrypted volume, or none: memory holds keys and passwords",
+            ),
+        ]
+    return [*findings, _plaintext(partition, policy, used)]
+
+
+def _empty(partition: PartitionSeen) -> Finding:
+    return Finding(
+        rule="empty-partition",
+        subject=partition.subject,
+        seen=f"{partition.size} bytes, all zero ({partition.type_name or 'no type'})",
+        wanted="known: nothing can be said of what will be written there",
+        severity=Severity.REMARK,
+    )
+
+
+def _acceptance(partition: PartitionSeen, policy: LuksPolicy) -> tuple[int, PlainPartition] | None:
+    for number, entry in enumerate(policy.accept_plaintext):
+        if entry.type == partition.type and entry.holds == partition.holds:
+            return number, entry
+    return None
+
+
+def _plaintext(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int]) -> Finding:
+    accepted = _acceptance(partition, policy)
+    hint, reason = "", ""
+    if accepted is not None:
+        number, entry = accepted
+        used[number] = used.get(number, 0) + 1
+        if not entry.documented:
+            hint = "the profile's acceptance has no reason: it counts as none"
+        elif used[number] > entry.most:
+            hint = f"the profile accepts {entry.most} of them"
+        else:
+            reason = entry.reason
+    random = partition.holds == "unknown" and (partition.entropy or 0.0) >= RANDOM
+    named = f" ({partition.type_name})" if partition.type else ""
+    return Finding(
+        rule="unknown-partition" if random else "plaintext-partition",
+        subject=partition.subject,
+        seen=f"{partition.holds}{named}, {partition.size} bytes"
+        + ("; random bytes without a header" if random else ""),
+        wanted="LUKS2, or a partition that the profile names with a reason",
+        hint=hint or "see [[gate.luks.accept_plaintext]]",
+        severity=Severity.ACCEPTED if reason else Severity.UNPROVEN if random else Severity.VIOLATION,
+        reason=reason,
+    )
+
+
+def _gap(gap: GapSeen) -> Finding | None:
+    if gap.first is None:
+        return None
+    boot = gap.start + gap.size <= _BOOT_GAP
+    return Finding(
+        rule="boot-gap" if boot else "unpartitioned-data",
+        subject=f"unpartitioned space at {gap.start}",
+        seen=f"bytes at {gap.first} of the disk" + (", where boot loaders for BIOS lie" if boot else ""),
+        wanted="nothing" if boot else "nothing that is not encrypted",
+        hint="" if boot else "make the disk anew: what an earlier installation left can be read",
+        severity=Severity.REMARK if boot else Severity.VIOLATION,
+    )
+
+
+def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
+    """Keys in what boots; and what could not be looked into, where it might be."""
+    accepted = _acceptance(partition, policy)
+    boot = partition.boot
+    if boot is None:
+        may_boot = accepted is not None and accepted[1].boots and partition.holds != "unknown"
+        if partition.holds != "vfat" and not may_boot:
+            return []
+        return [_not_looked_into(partition.subject, partition.error or f"{partition.holds} is not read here")]
+    findings = [_not_looked_into(f"{partition.subject}: {name}", why) for name, why in boot.unread]
+    keys: set[tuple[str, str]] = set()
+    for file in boot.files:
+        if why := _looks_like_key(file):
+            keys.add((file.container, file.path))
+            rule = "key-in-initrd" if file.container else "key-on-esp" if partition.holds == "vfat" else "key-on-boot"
+            findings.append(_key(rule, _place(file), why, policy))
+    for line in boot.crypttab:
+        if line.key not in _NO_KEY | _FRESH and (line.container, line.key) not in keys:
+            name = f"{line.container}!{line.path}: {line.name}"
+            findings.append(_key("crypttab-key", name, f"the key is {line.key}", policy))
+        if "keyscript=" in line.options:
+            name = f"{line.container}!{line.path}: {line.name}"
+            findings.append(_key("keyscript", name, line.options, policy, Severity.UNPROVEN))
+    for name, word in boot.words:
+        findings.append(_key("parameter-key", name, word, policy))
+    return findings
+
+
+def _place(file: FileSeen) -> str:
+    return f"{file.container}!{file.path}" if file.container else file.path
+
+
+def _not_looked_into(subject: str, why: str) -> Finding:
+    return Finding(
+        rule="not-looked-into",
+        subject=subject,
+        seen=why,
+        wanted="every file that can be read before the disk is unlocked",
+        severity=Severity.UNPROVEN,
+    )
+
+
+def _looks_like_key(file: FileSeen) -> str:
+    """Why a file may be a key; empty: it does not look like one."""
+    known = data.load("key_files")
+    path = file.path.lower()
+    base = path.rpartition("/")[2]
+    for entry in known["name"]:
+        pattern = entry["pattern"]
+        if fnmatchcase(path if pattern.startswith("/") else base, pattern):
+            return f"its name fits {pattern} ({entry['source']})"
+    if not file.random:
+        return ""
+    for entry in known["harmless"]:
+        fits = fnmatchcase(path, entry["pattern"]) and entry.get("in_initrd", False) == bool(file.container)
+        if fits and file.size in entry.get("sizes", [file.size]):
+            return ""
+    return f"{file.size} bytes that cannot be told from random ones"
+
+
+def _key(rule: str, subject: str, seen: str, policy: LuksPolicy, severity: Severity = Severity.VIOLATION) -> Finding:
+    entry = next((e for e in policy.accept_keys if fnmatchcase(subject, e.path.replace("[", "[[]"))), None)
+    documented = entry is not None and entry.documented
+    return Finding(
+        rule=rule,
+        subject=subject,
+        seen=seen,
+        wanted="no key where everybody can read it who has the disk",
+        hint="" if entry is None or documented else "the profile's acceptance has no reason: it counts as none",
+        severity=Severity.ACCEPTED if documented else severity,
+        reason=entry.reason if entry is not None and documented else "",
+    )
+
+
+def key_parameters() -> frozenset[str]:
+    """Names of kernel parameters whose value is a key file."""
+    return frozenset(entry["name"] for entry in data.load("key_files")["parameter"])
+
+
+def words_of_keys(line: str) -> list[str]:
+    """What a line of a boot configuration, or a kernel's command line, says of keys: parameters that name a file,
+    and GRUB's ``cryptomount`` if it gets one, or a passphrase (GRUB's manual, cryptomount)."""
+    words = [word.strip("\"'") for word in line.split()]
+    # The kernel takes - and _ in names for the same.
+    known = {name.replace("-", "_") for name in key_parameters()}
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and value and name.replace("-", "_") in known:
+            found.append(word)
+    if "cryptomount" in words:
+        options = {word.partition("=")[0] for word in words[words.index("cryptomount") + 1 :]}
+        if options & _GRUB_KEYS or any(option[:2] in {"-k", "-p"} for option in options):
+            found.append("cryptomount with a key")
+    return found

@@ -1,0 +1,181 @@
+"""Observing an installed disk: a small real one, made by cryptsetup, mkfs.fat and qemu-img."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pytest_osgates.checks.luks import GATE
+from pytest_osgates.checks.luks_model import LuksObservation, LuksPolicy, PlainPartition
+from pytest_osgates.judging import judge
+from pytest_osgates.model import Severity, Verdict
+from pytest_osgates.observers import luks
+from pytest_osgates.vm.errors import ImageError
+from tests.disk_builders import ESP, fat, gpt, newc
+
+MIB = 1 << 20
+LUKS_TYPE = "ca7d7ccb-63ed-4c53-861c-1742536059cc"
+POLICY = LuksPolicy(
+    memory_kib=64, accept_plaintext=(PlainPartition(type="esp", holds="vfat", reason="UEFI reads it"),)
+)
+ARGON = ("--pbkdf", "argon2id", "--pbkdf-memory", "64", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "1")
+CHEAP = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
+
+
+def cryptsetup(*arguments: str) -> None:
+    subprocess.run(["/usr/sbin/cryptsetup", "--batch-mode", *arguments], check=True)
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """LUKS2 with a passphrase and a recovery key; its payload is random, as ciphertext is."""
+    top = tmp_path_factory.mktemp("volume")
+    (top / "key").write_bytes(b"the passphrase")
+    (top / "recovery").write_bytes(b"the recovery key")
+    (top / "token").write_text(json.dumps({"type": "systemd-recovery", "keyslots": ["1"]}))
+    image = top / "image"
+    image.write_bytes(bytes(18 * MIB))
+    key = ("--key-file", str(top / "key"))
+    cryptsetup("luksFormat", "--type", "luks2", "--key-size", "512", *key, *ARGON, str(image))
+    cryptsetup("luksAddKey", *key, *CHEAP, str(image), str(top / "recovery"))
+    cryptsetup("token", "import", "--json-file", str(top / "token"), str(image))
+    raw = bytearray(image.read_bytes())
+    raw[16 * MIB :] = hashlib.shake_128(b"payload").digest(2 * MIB)
+    return bytes(raw)
+
+
+def disk(path: Path, volume: bytes, files: dict[str, bytes]) -> Path:
+    """An ESP with `files`, and the volume."""
+    esp = fat(path.with_suffix(".esp"), files).read_bytes()
+    first, second = MIB // 512, (MIB + len(esp)) // 512
+    table = gpt(
+        second + len(volume) // 512 + 64,
+        (ESP, first, len(esp) // 512, "esp"),
+        (LUKS_TYPE, second, len(volume) // 512, "root"),
+    )
+    table[first * 512 : first * 512 + len(esp)] = esp
+    table[second * 512 : second * 512 + len(volume)] = volume
+    path.write_bytes(table)
+    return path
+
+
+def observe(path: Path, refused: tuple[str, ...] = ("",)) -> LuksObservation:
+    return luks.observe(path, "d" * 64, luks.Wanted(refused), lambda stage, fraction: None)
+
+
+INITRD = newc({"init": b"#!/bin/sh\n"})
+
+
+def test_a_sound_disk_raw_and_qcow2(volume: bytes, tmp_path: Path) -> None:
+    raw = disk(tmp_path / "disk.img", volume, {"initrd": INITRD})
+    qcow2 = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-c", "-O", "qcow2", str(raw), str(qcow2)], check=True)
+    one, other = observe(raw), observe(qcow2)
+    assert judge(GATE, one, POLICY).verdict is Verdict.PASS
+    assert (one.disk.format, other.disk.format) == ("raw", "qcow2")
+    assert (one.partitions, one.gaps) == (other.partitions, other.gaps)
+    assert one.tool.startswith("cryptsetup 2")
+    made = one.partitions[1].volume
+    assert made is not None
+    assert [(guess.keyslot, guess.opened) for guess in made.guesses] == [(0, False), (1, False)]
+    again = LuksObservation.model_validate_json(one.model_dump_json())
+    assert again == one
+
+
+def test_what_opens_it_is_found(volume: bytes, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(volume)
+    for name, content in (("key", b"the passphrase"), ("blank", b""), ("word", b"factory")):
+        (tmp_path / name).write_bytes(content)
+    for name in ("blank", "word"):
+        cryptsetup("luksAddKey", "--key-file", str(tmp_path / "key"), *ARGON, str(image), str(tmp_path / name))
+    seen = observe(disk(tmp_path / "disk", image.read_bytes(), {"initrd": INITRD}), ("", "factory"))
+    made = seen.partitions[1].volume
+    assert made is not None
+    opened = {(guess.keyslot, guess.passphrase) for guess in made.guesses if guess.opened}
+    assert opened == {(2, ""), (3, "factory")}
+    assert all(guess.opened is not None for guess in made.guesses)
+    found = judge(GATE, seen, POLICY.model_copy(update={"refused": ("", "factory")}))
+    assert [finding.key for finding in found.findings if finding.severity is Severity.VIOLATION] == [
+        ("guessable", "partition 2, keyslot 2"),
+        ("guessable", "partition 2, keyslot 3"),
+    ]
+
+
+def test_without_cryptsetup_nothing_is_proven(volume: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = disk(tmp_path / "disk", volume, {"initrd": INITRD})
+    monkeypatch.setattr(luks, "TOOL", "osgates-no-such-program")
+    seen = observe(path)
+    found = judge(GATE, seen, POLICY)
+    assert seen.tool == ""
+    assert found.verdict is Verdict.NOT_PROVEN
+    assert {finding.rule for finding in found.findings if finding.severity is Severity.UNPROVEN} == {"untried"}
+
+
+def test_plain_text_in_the_volume_and_a_stale_header(volume: bytes, tmp_path: Path) -> None:
+    raw = bytearray(volume)
+    raw[17 * MIB : 17 * MIB + 4096] = b"a page of a letter to my lawyer\n" * 128
+    raw[16384 + 5000] ^= 1
+    seen = observe(disk(tmp_path / "disk", bytes(raw), {"initrd": INITRD}))
+    found = judge(GATE, seen, POLICY)
+    assert {finding.rule for finding in found.findings if finding.severity is Severity.VIOLATION} == {
+        "payload",
+        "header-copies",
+    }
+
+
+def test_an_ext4_is_looked_into_where_the_profile_says_that_it_boots(volume: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "initrd").write_bytes(newc({"cryptroot/keyfiles/a.key": b"words"}))
+    image = tmp_path / "boot.img"
+    command = ["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "tree"), str(image), "4M"]
+    subprocess.run(command, check=True, capture_output=True)
+    # In place of the ESP, under its type.
+    path = disk(tmp_path / "disk", volume, {})
+    with path.open("r+b") as file:
+        file.seek(MIB)
+        file.write(image.read_bytes())
+    entry = PlainPartition(type="esp", holds="ext4", reason="kernels")
+    for boots, verdict in ((True, Verdict.FAIL), (False, Verdict.NOT_PROVEN)):
+        accepted = (entry.model_copy(update={"boots": boots}),)
+        policy = POLICY.model_copy(update={"accept_plaintext": accepted})
+        seen = luks.observe(path, "d" * 64, luks.Wanted.of(policy), lambda stage, fraction: None)
+        assert (seen.partitions[0].boot is not None) == boots
+        found = judge(GATE, seen, policy)
+        assert found.verdict is verdict
+        rules = {finding.rule for finding in found.findings}
+        assert ("key-in-initrd" in rules) == boots
+        assert ("initrd-missing" in rules) != boots
+
+
+def test_a_broken_esp_and_a_broken_header_are_not_proven(volume: bytes, tmp_path: Path) -> None:
+    raw = bytearray(volume)
+    raw[5000] ^= 1
+    raw[16384 + 5000] ^= 1
+    path = disk(tmp_path / "disk", bytes(raw), {"initrd": INITRD})
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"INITRD     ")
+    whole[at + 28 : at + 32] = b"\xff\xff\xff\x7f"
+    path.write_bytes(whole)
+    seen = observe(path)
+    assert all(part.error for part in seen.partitions)
+    found = judge(GATE, seen, POLICY)
+    assert found.verdict is Verdict.NOT_PROVEN
+    assert {finding.rule for finding in found.findings if finding.severity is Severity.UNPROVEN} == {
+        "header",
+        "not-looked-into",
+        "initrd-missing",
+    }
+
+
+def test_a_disk_with_a_table_that_contradicts_itself_is_an_error(volume: bytes, tmp_path: Path) -> None:
+    path = disk(tmp_path / "disk", volume, {"initrd": INITRD})
+    raw = bytearray(path.read_bytes())
+    raw[1100] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ImageError, match="checksum"):
+        observe(path)

@@ -25,7 +25,7 @@ def observation(os_run: Run) -> LuksObservation:
     def progress(stage: str, fraction: float | None) -> None:
         os_run.progress.step(Step("luks", stage, fraction or 0.0, 1.0))
 
-    return luks.observe(disk.path, disk.sha256, luks.Wanted.of(policy), progress, os_run.host.patience)
+    return luks.observe(disk.path, disk.sha256, luks.Wanted.of(policy), progress, os_run.host.pace)
 
 
 def test_luks(os_judge: Judge, observation: LuksObservation) -> None:

@@ -24,7 +24,7 @@ def lynis_package(os_run: Run) -> Tool:
 def observation(lynis_package: Tool, os_run: Run, os_gate_state: State, os_shell: GuestShell) -> LynisObservation:
     """One run on the state that the profile names."""
     place = lynis.Place(os_shell, os_gate_state, os_run.evidence, os_run.progress)
-    return lynis.observe(place, lynis_package, os_run.profile.policy("lynis").deadline_s * os_run.host.patience)
+    return lynis.observe(place, lynis_package, os_run.profile.policy("lynis").deadline_s * os_run.host.pace)
 
 
 def test_lynis(os_judge: Judge, observation: LynisObservation) -> None:

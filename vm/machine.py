@@ -182,7 +182,7 @@ class Machine:
         if self.spec.channel is not None:
             ours, channel_fd = pair()
             self._shell = shell = GuestShell(
-                ours, Injection(self.spec.channel).directory, self.check_silent, self.host.patience
+                ours, Injection(self.spec.channel).directory, self.check_silent, self.host.pace
             )
             self._closing.append(shell.close)
             self._kernel_log, log_fd = console("kmsg", self.watcher)
@@ -244,7 +244,7 @@ class Machine:
             if console is not None:
                 console.start()
         try:
-            self.qmp.connect(CONNECT_SECONDS * self.host.patience)
+            self.qmp.connect(CONNECT_SECONDS * self.host.pace)
             # What QEMU draws as long as no firmware has set a video mode.
             self._unlit = self.screen.grab().digest
             self.qmp.execute("cont")

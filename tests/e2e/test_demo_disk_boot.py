@@ -41,7 +41,7 @@ class Talk:
         cryptsetup throws away what was typed before it stopped the echo, which is after it wrote the prompt.
         """
         patterns: list[Any] = [re.compile(text, re.MULTILINE) for text in wanted]
-        patience = self.machine.host.patience
+        patience = self.machine.host.pace
         deadline = time.monotonic() + SECONDS * patience
         again = time.monotonic()
         while time.monotonic() < deadline:

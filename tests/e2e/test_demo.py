@@ -28,7 +28,7 @@ def test_demo_passes_every_gate_on_every_firmware(gates: Gates, demo_iso: Path) 
     assert all(control["caught"] for gate in outcome.verdicts["gates"].values() for control in gate["controls"])
     assert outcome.root is not None
     # Two workers, and no state was made twice.
-    assert {path.name for path in (outcome.root / "machines").iterdir()} == ROWS
+    assert {path.name for path in (outcome.root / "machines").iterdir()} == {*ROWS, "telemetry"}
     _check_boots(outcome.root)
     _check_manifest(outcome.root)
     _check_junit(junit)

@@ -265,7 +265,7 @@ class LuksPolicy(Policy):
             raise ValueError(
                 "neither a passphrase nor a recovery key: nothing would open the disk once the TPM fails"
             )
-        if any(cipher.startswith("cipher_null") for cipher in self.ciphers):
+        if any("cipher_null" in cipher for cipher in self.ciphers):
             raise ValueError("cipher_null does not encrypt")
         if any("\x00" in guess or "\n" in guess or len(guess) > 512 for guess in self.refused):
             raise ValueError("refused: one line each, at most 512 characters")

@@ -19,10 +19,13 @@ from pytest_osgates.model import Finding, Severity
 LUKS = "crypto_LUKS"
 # Where boot loaders for BIOS put what follows the first sector (GRUB's core.img).
 _BOOT_GAP = 1 << 20
+_SECTOR = 512
 # systemd and cryptsetup-initramfs make a new key at every boot from these: swap, /tmp.
 _FRESH = frozenset({"/dev/urandom", "/dev/random", "/dev/hwrng"})
 _GRUB_KEYS = frozenset({"--key-file", "--password"})
 _NO_KEY = frozenset({"", "-", "none"})
+# crypttab(5): what unlocks is a program; keyslots are those of another header than the disk's own.
+_OPTIONS = {"keyscript=": "keyscript", "header=": "other-header"}
 
 
 def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]:
@@ -41,7 +44,7 @@ def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]
     for partition in seen.partitions:
         findings += _partition(partition, policy, used)
         findings += _boot(partition, policy)
-    findings += [finding for gap in seen.gaps if (finding := _gap(gap)) is not None]
+    findings += [finding for gap in seen.gaps if (finding := _gap(gap, seen.table)) is not None]
     if policy.initrd == "plain" and not any(part.boot and part.boot.initrds for part in seen.partitions):
         findings.append(
             Finding(
@@ -150,10 +153,11 @@ def _plaintext(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int
     )
 
 
-def _gap(gap: GapSeen) -> Finding | None:
+def _gap(gap: GapSeen, table: str) -> Finding | None:
     if gap.first is None:
         return None
-    boot = gap.start + gap.size <= _BOOT_GAP
+    # GRUB's begins in the sector after an MBR; on a GPT disk it has a partition.
+    boot = table == "dos" and gap.start + gap.size <= _BOOT_GAP and _SECTOR <= gap.first < 2 * _SECTOR
     return Finding(
         rule="boot-gap" if boot else "unpartitioned-data",
         subject=f"unpartitioned space at {gap.start}",
@@ -179,14 +183,19 @@ def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
         if why := _looks_like_key(file):
             keys.add((file.container, file.path))
             rule = "key-in-initrd" if file.container else "key-on-esp" if partition.holds == "vfat" else "key-on-boot"
-            findings.append(_key(rule, _place(file), why, policy))
+            found = _key(rule, _place(file), why, policy)
+            findings.append(found)
+            if found.severity is Severity.ACCEPTED:
+                # It was taken for no key; a crypttab that names it says that it is one.
+                keys.discard((file.container, file.path))
     for line in boot.crypttab:
         if line.key not in _NO_KEY | _FRESH and (line.container, line.key) not in keys:
             name = f"{line.container}!{line.path}: {line.name}"
             findings.append(_key("crypttab-key", name, f"the key is {line.key}", policy))
-        if "keyscript=" in line.options:
-            name = f"{line.container}!{line.path}: {line.name}"
-            findings.append(_key("keyscript", name, line.options, policy, Severity.UNPROVEN))
+        for option, rule in _OPTIONS.items():
+            if option in line.options:
+                name = f"{line.container}!{line.path}: {line.name}"
+                findings.append(_key(rule, name, line.options, policy, Severity.UNPROVEN))
     for name, word in boot.words:
         findings.append(_key("parameter-key", name, word, policy))
     return findings

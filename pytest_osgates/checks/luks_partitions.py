@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import cache
 
 from pytest_osgates import data
 from pytest_osgates.checks.luks_model import (
@@ -247,21 +248,23 @@ def _key(rule: str, subject: str, seen: str, policy: LuksPolicy, severity: Sever
     )
 
 
-def key_parameters() -> frozenset[str]:
-    """Names of kernel parameters whose value is a key file."""
-    return frozenset(entry["name"] for entry in data.load("key_files")["parameter"])
+@cache
+def _parameters() -> dict[str, str]:
+    """Kernel parameters that name a key, and what their value has to have in it for that. The kernel takes - and _ in
+    names for the same."""
+    return {entry["name"].replace("-", "_"): entry.get("has", "") for entry in data.load("key_files")["parameter"]}
 
 
 def words_of_keys(line: str) -> list[str]:
     """What a line of a boot configuration, or a kernel's command line, says of keys: parameters that name a file,
     and GRUB's ``cryptomount`` if it gets one, or a passphrase (GRUB's manual, cryptomount)."""
-    words = [word.strip("\"'") for word in line.split()]
-    # The kernel takes - and _ in names for the same.
-    known = {name.replace("-", "_") for name in key_parameters()}
+    # GRUB and the kernel take quotes within a word away.
+    words = line.replace('"', "").replace("'", "").split()
     found = []
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and value and name.replace("-", "_") in known:
+        needed = _parameters().get(name.replace("-", "_")) if equals and value else None
+        if needed is not None and needed in value:
             found.append(word)
     if "cryptomount" in words:
         options = {word.partition("=")[0] for word in words[words.index("cryptomount") + 1 :]}

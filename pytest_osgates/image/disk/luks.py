@@ -267,6 +267,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
+    if any("\x00" in key for key in found):
+        # cryptsetup's parser takes it for the end of the key, so that it may be another one.
+        raise ValueError("a key with a NUL")
     return found
 
 

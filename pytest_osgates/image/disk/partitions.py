@@ -64,6 +64,9 @@ def read_table(source: Source) -> Table:
     if raw.startswith(_LUKS) or raw[510:512] != b"\x55\xaa" or _is_boot_sector(raw):
         if area.gpts or raw[4096:4104] == b"EFI PART":
             raise damaged(source.name, "a GPT without a protective MBR: some programs see it, others do not")
+        if raw.startswith(_LUKS) and raw[510:512] == b"\x55\xaa" and not _is_boot_sector(raw):
+            # Half of the header's checksum is not used, and has room for entries; the other half can be tried out.
+            raise damaged(source.name, "a LUKS header that is an MBR as well: some programs see its partitions")
         return Table("none", (DiskPartition(0, "", "", 0, source.size),), ())
     entries = [_mbr_entry(raw, number) for number in range(4)]
     protective = any(kind == PROTECTIVE for kind, _, _ in entries)

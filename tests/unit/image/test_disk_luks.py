@@ -149,6 +149,7 @@ def contradictions() -> dict[str, dict[str, Any] | bytes]:
     return {
         "no JSON": b"{",
         "a key is there twice": b'{"keyslots": {}, "keyslots": {}}',
+        "a key with a NUL": b'{"keyslots": {}, "keyslots\\u0000": {}}',
         "NaN is no number": b'{"keyslots": NaN}',
         "no 'config'": {key: value for key, value in metadata().items() if key != "config"},
         "the sizes of its areas": metadata(config={**config, "json_size": "4096"}),

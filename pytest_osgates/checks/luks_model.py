@@ -40,7 +40,8 @@ class KdfSeen(Model):
 
 
 class KeyslotSeen(Model):
-    """A way to the volume key. Sizes in bits; `cipher` is of the slot's own area; `volume`: it opens the data."""
+    """A way to the volume key. Sizes in bits; `cipher` is of the slot's own area; `volume`: it opens the data.
+    `tried`: also when nobody names its number, as at boot; `wiped`: there are only zeros in its area."""
 
     number: int
     type: str
@@ -49,6 +50,13 @@ class KeyslotSeen(Model):
     cipher_bits: int
     kdf: KdfSeen | None
     volume: bool
+    tried: bool = True
+    wiped: bool = False
+
+    @property
+    def helps(self) -> bool:
+        """Whether who knows its passphrase gets in with it."""
+        return self.volume and self.type == "luks2" and self.tried and not self.wiped
 
 
 class TokenSeen(Model):
@@ -168,11 +176,13 @@ class PartitionSeen(Model):
 
 
 class GapSeen(Model):
-    """Space that belongs to no partition, in bytes; `first`: where in the disk its first byte is that is not zero."""
+    """Space that belongs to no partition, in bytes; `first`: where in the disk its first byte is that is not zero;
+    `holds`: signatures of file systems at its start."""
 
     start: int
     size: int
     first: int | None
+    holds: tuple[str, ...] = ()
 
 
 class DiskSeen(Model):

@@ -21,6 +21,8 @@ LUKS = "crypto_LUKS"
 # Where boot loaders for BIOS put what follows the first sector (GRUB's core.img).
 _BOOT_GAP = 1 << 20
 _SECTOR = 512
+# What is in no format that is known, and in the clear: GRUB's core image, PReP's boot loader.
+_MOST_UNKNOWN = 32 << 20
 # systemd and cryptsetup-initramfs make a new key at every boot from these: swap, /tmp.
 _FRESH = frozenset({"/dev/urandom", "/dev/random", "/dev/hwrng"})
 _GRUB_KEYS = frozenset({"--key-file", "--password"})
@@ -130,6 +132,7 @@ def _acceptance(partition: PartitionSeen, policy: LuksPolicy) -> tuple[int, Plai
 
 def _plaintext(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int]) -> Finding:
     accepted = _acceptance(partition, policy)
+    random = partition.holds == "unknown" and (partition.entropy or 0.0) >= RANDOM
     hint, reason = "", ""
     if accepted is not None:
         number, entry = accepted
@@ -138,9 +141,10 @@ def _plaintext(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int
             hint = "the profile's acceptance has no reason: it counts as none"
         elif used[number] > entry.most:
             hint = f"the profile accepts {entry.most} of them"
+        elif partition.holds == "unknown" and not random and partition.size > _MOST_UNKNOWN:
+            hint = f"what is neither known nor random is accepted up to {_MOST_UNKNOWN} bytes"
         else:
             reason = entry.reason
-    random = partition.holds == "unknown" and (partition.entropy or 0.0) >= RANDOM
     named = f" ({partition.type_name})" if partition.type else ""
     return Finding(
         rule="unknown-partition" if random else "plaintext-partition",
@@ -158,11 +162,13 @@ def _gap(gap: GapSeen, table: str) -> Finding | None:
     if gap.first is None:
         return None
     # GRUB's begins in the sector after an MBR; on a GPT disk it has a partition.
-    boot = table == "dos" and gap.start + gap.size <= _BOOT_GAP and _SECTOR <= gap.first < 2 * _SECTOR
+    first = table == "dos" and gap.start + gap.size <= _BOOT_GAP and _SECTOR <= gap.first < 2 * _SECTOR
+    boot = first and not gap.holds
     return Finding(
         rule="boot-gap" if boot else "unpartitioned-data",
         subject=f"unpartitioned space at {gap.start}",
-        seen=f"bytes at {gap.first} of the disk" + (", where boot loaders for BIOS lie" if boot else ""),
+        seen=f"bytes at {gap.first} of the disk"
+        + (f": {', '.join(gap.holds)}" if gap.holds else ", where boot loaders for BIOS lie" if boot else ""),
         wanted="nothing" if boot else "nothing that is not encrypted",
         hint="" if boot else "make the disk anew: what an earlier installation left can be read",
         severity=Severity.REMARK if boot else Severity.VIOLATION,

@@ -256,12 +256,12 @@ def _numbers(
                 hint="cryptsetup luksKillSlot, or name it in recovery_slots",
             )
         ]
-    if policy.passphrase_slots and not passphrases:
+    if policy.passphrase_slots and not any(slot.helps for slot in passphrases):
         return [
             Finding(
                 rule="no-passphrase",
                 subject=where.subject,
-                seen="no keyslot for a passphrase",
+                seen="no keyslot for a passphrase" + (" that is tried and was not wiped" if passphrases else ""),
                 wanted="one, for when the TPM refuses",
                 hint="systemd-cryptenroll --password",
             )
@@ -272,7 +272,7 @@ def _numbers(
 def _recovery(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> list[Finding]:
     if not policy.recovery:
         return []
-    there = {slot.number for slot in volume.keyslots if slot.volume and slot.type == "luks2"}
+    there = {slot.number for slot in volume.keyslots if slot.helps}
     named = {
         slot.number
         for slot in volume.keyslots

@@ -94,7 +94,7 @@ def read_boot_files(content: Content, find: Finder) -> BootFiles:
     _take_rest(seen, content, fat.size)
     for entry in fat.entries.values():
         name = entry.path.rpartition("/")[2]
-        if entry.is_dir or name.startswith("<"):
+        if entry.is_dir or (name.startswith("<") and not entry.runs):
             continue
         if sum(size for _, size in entry.runs) < entry.size:
             raise ImageError(f"{quoted(entry.path.encode())} is larger than its clusters")

@@ -47,7 +47,8 @@ class Kdf:
 @dataclass(frozen=True, slots=True)
 class Keyslot:
     """One way to the volume key: `key_size` of that in bits; `cipher` and `cipher_bits` of its own area; `volume`:
-    its digest is that of a segment, so that it opens the volume."""
+    its digest is that of a segment, so that it opens the volume; `tried`: also where nobody names it (priority);
+    `start` and `length` of its area in the partition, in bytes."""
 
     number: int
     type: str
@@ -56,6 +57,9 @@ class Keyslot:
     cipher_bits: int
     kdf: Kdf | None
     volume: bool
+    tried: bool = True
+    start: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +344,10 @@ def _keyslots(slots: _Json, first: int, end: int, volume: set[int]) -> tuple[Key
             stripes = slot["af"]["stripes"].number()
             if key_size * stripes > length:
                 area.wrong(f"too small for {stripes} stripes of {key_size} bytes")
-        found.append(Keyslot(number, kind, key_size * 8, cipher, bits, kdf, number in volume))
+        priority = slot.get("priority")
+        tried = priority is None or priority.number() > 0
+        opens = number in volume
+        found.append(Keyslot(number, kind, key_size * 8, cipher, bits, kdf, opens, tried, start, length))
     for (start, length, one), (following, _, other) in pairwise(sorted(areas)):
         if following < start + length:
             slots.wrong(f"the areas of {one} and {other} overlap")

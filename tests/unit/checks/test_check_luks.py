@@ -246,6 +246,20 @@ def test_a_slot_that_the_tpm_opens_is_no_recovery() -> None:
     assert keys(found.findings, *DECISIVE) == [("no-recovery", "partition 2")]
 
 
+@pytest.mark.parametrize("changes", [{"tried": False}, {"wiped": True}])
+def test_a_slot_that_nobody_can_use_does_not_count(changes: dict[str, Any]) -> None:
+    for slots, rule in (
+        ((keyslot(0, **changes), keyslot(1, MINIMAL)), "no-passphrase"),
+        ((keyslot(), keyslot(1, MINIMAL, **changes)), "no-recovery"),
+    ):
+        found = judge(luks.GATE, with_volume(keyslots=slots), LUKS_POLICY)
+        assert keys(found.findings, *DECISIVE) == [(rule, "partition 2")]
+    # Who names its number opens the disk with it nevertheless.
+    weak = (keyslot(), keyslot(1, MINIMAL), keyslot(2, kdf(memory=8), **changes))
+    found = judge(luks.GATE, with_volume(keyslots=weak), LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("keyslot-memory", "partition 2, keyslot 2")]
+
+
 @pytest.mark.parametrize("how", [kdf(memory=32768), KdfSeen(type="pbkdf2", iterations=1_000_000, hash="sha256")])
 def test_a_stretched_key_is_a_passphrase_whatever_its_token_says(how: KdfSeen) -> None:
     seen = with_volume(keyslots=(keyslot(), keyslot(1, how)))
@@ -307,6 +321,10 @@ OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
     ),
     "gap where no boot loader lies": (
         installed(gaps=(GapSeen(start=512, size=MIB - 512, first=4096),), table="dos"),
+        ("unpartitioned-data", "unpartitioned space at 512"), Verdict.FAIL,
+    ),
+    "file system in the gap of boot loaders": (
+        installed(gaps=(GapSeen(start=512, size=MIB - 512, first=512, holds=("xfs",)),), table="dos"),
         ("unpartitioned-data", "unpartitioned space at 512"), Verdict.FAIL,
     ),
     "no initrd": (with_boot(initrds=()), ("initrd-missing", "initrd"), Verdict.NOT_PROVEN),
@@ -416,6 +434,17 @@ def test_acceptances_need_reasons_and_fit_one_kind() -> None:
     assert keys(found.findings, Severity.UNPROVEN) == [("not-looked-into", "partition 3")]
     unused = judge(luks.GATE, installed(), policy(accept_plaintext=(ESP, accepted)))
     assert ("unused-acceptance", f"{boot.type}: ext4") in keys(unused.findings, Severity.REMARK)
+
+
+def test_what_is_not_known_is_accepted_if_it_is_small_or_random() -> None:
+    accepted = PlainPartition(type="bios-boot", holds="unknown", reason="GRUB", boots=False)
+    for size, entropy, verdict in (
+        (MIB, 3.0, Verdict.PASS),
+        (33 * MIB, 8.0, Verdict.PASS),
+        (33 * MIB, 3.0, Verdict.FAIL),
+    ):
+        seen = installed(plain("unknown", "bios-boot", size=size, entropy=entropy))
+        assert judge(luks.GATE, seen, policy(accept_plaintext=(ESP, accepted))).verdict is verdict
 
 
 def test_accepted_keys_need_reasons() -> None:

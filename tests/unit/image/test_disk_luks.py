@@ -30,7 +30,7 @@ def test_a_header() -> None:
     assert (header.version, header.sequence, header.cipher, header.key_size) == (2, 3, "aes-xts-plain64", 512)
     assert header.uuid == "05c0de01-0000-4000-8000-000000000002"
     kdf = Kdf("argon2id", 4, 1048576, 4)
-    assert header.keyslots == (Keyslot(0, "luks2", 512, "aes-xts-plain64", 512, kdf, True),)
+    assert header.keyslots == (Keyslot(0, "luks2", 512, "aes-xts-plain64", 512, kdf, True, True, 32768, 65536),)
     assert [(segment.start, segment.size) for segment in header.segments] == [(DATA, len(PAYLOAD))]
     assert (header.faults, header.spare, header.tokens, header.requirements) == ((), (), (), ())
 
@@ -141,6 +141,13 @@ def test_a_slot_that_opens_nothing() -> None:
         digests={**covering("0"), "1": {"type": "pbkdf2", "keyslots": ["1"], "segments": []}},
     )
     assert [entry.volume for entry in read(luks2(data, PAYLOAD)).keyslots] == [True, False]
+
+
+def test_a_slot_that_is_only_tried_where_its_number_is_said() -> None:
+    slots = {str(number): {**slot(number), "priority": number} for number in range(3)}
+    found = read(luks2(metadata(keyslots=slots, digests=covering("0")), PAYLOAD)).keyslots
+    assert [entry.tried for entry in found] == [False, True, True]
+    assert [entry.start - found[0].start for entry in found] == [0, 65536, 131072]
 
 
 def contradictions() -> dict[str, dict[str, Any] | bytes]:

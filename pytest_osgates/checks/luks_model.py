@@ -103,7 +103,8 @@ class Guess(Model):
 
 class VolumeSeen(Model):
     """A LUKS header. `cipher` and `key_size` (bits) of the data; `faults`: what is wrong with one of its two copies;
-    `spare`: offsets in the partition, outside of all segments, at which there is something."""
+    `spare`: offsets in the partition, outside of all segments, at which there is something; where keyslots may be,
+    something that is not random."""
 
     version: int
     uuid: str

@@ -25,6 +25,7 @@ from pytest_osgates.checks.luks_model import (
     VolumeSeen,
 )
 from pytest_osgates.checks.luks_partitions import words_of_keys
+from pytest_osgates.checks.luks_slots import RANDOM
 from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
 from pytest_osgates.image.disk.partitions import DiskPartition, Table, read_table
@@ -156,7 +157,12 @@ def _volume(
                 entropy=lowest,
             )
         )
-    spare = (first_byte(disk, part.start + start, size) for start, size in header.spare)
+    spare = [first_byte(disk, part.start + start, size) for start, size in header.spare]
+    # cryptsetup fills it with random bytes, and wipes with them the keyslots that it removes.
+    start, size = header.area
+    lowest, blocks = contents.sampled_entropy(disk, part.start + start, size)
+    if blocks and lowest < RANDOM:
+        spare.append(part.start + start)
     return VolumeSeen(
         version=header.version,
         uuid=header.uuid,

@@ -98,7 +98,7 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class Header:
     """A LUKS header. `faults`: what is wrong with one of the copies. `spare`: ranges after the metadata that belong
-    to no segment."""
+    to no segment; `area`: where keyslots may be. Both as (offset, bytes)."""
 
     version: int
     uuid: str
@@ -112,6 +112,7 @@ class Header:
     flags: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     spare: tuple[tuple[int, int], ...] = field(default=())
+    area: tuple[int, int] = (0, 0)
 
 
 def read_luks(content: Content) -> Header:
@@ -321,6 +322,7 @@ def _metadata(copy: _Copy, size: int, faults: tuple[str, ...]) -> Header:
         flags=tuple(entry.text() for entry in flags.list()) if flags is not None else (),
         faults=faults,
         spare=_spare(segments, first + area, size),
+        area=(first, area),
     )
 
 

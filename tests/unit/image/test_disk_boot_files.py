@@ -251,3 +251,10 @@ def test_what_follows_a_file_system_is_said(tmp_path: Path) -> None:
             assert read_boot_files(BytesContent(raw + rest), words_of_keys).unread == []
         seen = read_boot_files(BytesContent(raw + bytes(2 << 20) + b"plain"), words_of_keys)
         assert [name for name, _ in seen.unread] == ["after the file system"]
+
+
+def test_no_name_makes_a_file_invisible(tmp_path: Path) -> None:
+    """The reader's own names for deleted entries and labels begin like this one."""
+    raw = fat(tmp_path / "esp", {"AINITRD": newc({"k": KEY})}).read_bytes()
+    seen = read_boot_files(BytesContent(raw.replace(b"AINITRD ", b"<INITRD ")), words_of_keys)
+    assert [name.lower() for name in seen.initrds] == ["/<initrd"]

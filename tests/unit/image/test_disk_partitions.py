@@ -116,6 +116,8 @@ def test_a_gpt_that_contradicts_itself(said: str) -> None:
     ("said", "disk"),
     [
         ("overlap", mbr((0x83, 1, 50), (0x83, 50, 9))),
+        ("overlap", mbr((0x83, 1, 50), (0, 20, 9))),
+        ("outside the extended", mbr((0x05, 1, 20)) + mbr((0, 1, 25))),
         ("partition 1 has", mbr((0x83, 1, 500))),
         ("begins in the partition table", mbr((0x83, 0, 5))),
         ("outside the disk", mbr((0x05, 10, 500))),
@@ -165,3 +167,11 @@ def test_a_luks_header_that_is_a_table_as_well_is_an_error() -> None:
     disk[446:512] = mbr((0, 0, 0), (0, 0, 0), (0, 0, 0), (0x83, 600, 100))[446:]
     with pytest.raises(ImageError, match="an MBR as well"):
         table(bytes(disk))
+
+
+def test_linux_shows_partitions_of_the_type_0() -> None:
+    found = table(mbr((0x83, 1, 9), (0, 10, 20)) + bytes(99 * SECTOR))
+    assert [(part.number, part.type, part.size) for part in found.partitions] == [
+        (1, "0x83", 9 * SECTOR),
+        (2, "0x00", 20 * SECTOR),
+    ]

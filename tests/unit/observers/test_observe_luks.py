@@ -202,3 +202,12 @@ def test_slots_that_nobody_can_use_and_what_a_gap_holds(volume: bytes, tmp_path:
     assert [gap.holds for gap in seen.gaps if gap.first is not None] == [("xfs",)]
     rules = {finding.rule for finding in judge(GATE, seen, POLICY).findings}
     assert {"no-passphrase", "no-recovery", "unpartitioned-data"} <= rules
+
+
+def test_plain_text_between_the_keyslots(volume: bytes, tmp_path: Path) -> None:
+    raw = bytearray(volume)
+    raw[8 * MIB : 9 * MIB] = b"left by an earlier installation\n" * (MIB // 32)
+    for made, rules in ((volume, set()), (bytes(raw), {"spare-data"})):
+        (tmp_path / "disk.esp").unlink(missing_ok=True)
+        found = judge(GATE, observe(disk(tmp_path / "disk", made, {"initrd": INITRD})), POLICY)
+        assert {finding.rule for finding in found.findings if finding.severity is Severity.VIOLATION} == rules

@@ -428,6 +428,8 @@ def _tokens(tokens: _Json, slots: set[int]) -> tuple[Token, ...]:
             found.append(Token(number, kind, of))
             continue
         # systemd's src/shared/tpm2-util.c, tpm2_parse_luks2_json() and tpm2_make_luks2_json().
+        if _pcrs(token["tpm2-pcrs"]) and _is_open(token.get("tpm2-policy-hash")):
+            token.wrong("it names PCRs, and its policy demands nothing")
         found.append(
             Token(
                 number,
@@ -441,6 +443,14 @@ def _tokens(tokens: _Json, slots: set[int]) -> tuple[Token, ...]:
             )
         )
     return tuple(found)
+
+
+def _is_open(policy: _Json | None) -> bool:
+    """Whether a policy digest, or one of several, is the one that any session has at its beginning: zeros."""
+    if policy is None:
+        return False
+    digests = policy.list() if isinstance(policy.value, list) else [policy]
+    return any(not digest.text().strip("0") for digest in digests)
 
 
 def _pcrs(entry: _Json | None) -> tuple[int, ...]:

@@ -9,12 +9,14 @@ from pytest_osgates.checks.luks_model import (
     NAMES,
     BootFilesSeen,
     FileSeen,
+    GapSeen,
     Guess,
     KdfSeen,
     KeyslotSeen,
     LuksObservation,
     LuksPolicy,
     PartitionSeen,
+    SegmentSeen,
     TokenSeen,
     VolumeSeen,
 )
@@ -89,6 +91,9 @@ def controls(seen: LuksObservation, policy: LuksPolicy) -> tuple[Control[LuksObs
         Control("another file system in the clear", _with_partition("ext4"), "plaintext-partition", _subject()),
         Control("swap in the clear", _with_partition("swap"), "clear-swap", _subject()),
         Control("no partition", _without_partitions, "no-encryption", "disk"),
+        Control(
+            "data in no partition", _with_gap, "unpartitioned-data", f"unpartitioned space at {seen.disk.capacity}"
+        ),
     ]
     if policy.initrd == "plain":
         made.append(
@@ -153,6 +158,18 @@ def _volume_controls(
                 for segment in volume.segments
             ),
         ),
+        control(
+            "stored data that are not encrypted",
+            "payload",
+            f"{part.subject}, segment {_NUMBER}",
+            segments=(*volume.segments, _segment("crypt", cipher)),
+        ),
+        control(
+            "a segment in the clear",
+            "segment",
+            f"{part.subject}, segment {_NUMBER}",
+            segments=(*volume.segments, _segment("linear", "")),
+        ),
         control("a token of an unknown kind", "unknown-token", token_name, tokens=(
             *volume.tokens, TokenSeen(number=_NUMBER, type="osgates-control", keyslots=()))),
     ]  # fmt: skip
@@ -197,6 +214,15 @@ def _with_partition(holds: str) -> Sabotage:
         return seen.model_copy(update={"partitions": (*seen.partitions, extra)})
 
     return sabotage
+
+
+def _with_gap(seen: LuksObservation) -> LuksObservation:
+    end = seen.disk.capacity
+    return seen.model_copy(update={"gaps": (*seen.gaps, GapSeen(start=end, size=1 << 20, first=end))})
+
+
+def _segment(kind: str, cipher: str) -> SegmentSeen:
+    return SegmentSeen(name=str(_NUMBER), type=kind, start=0, size=4096, cipher=cipher, blocks=1, entropy=1.0)
 
 
 def _without_partitions(seen: LuksObservation) -> LuksObservation:

@@ -40,7 +40,8 @@ class KdfSeen(Model):
 
 
 class KeyslotSeen(Model):
-    """A way to the volume key. Sizes in bits; `cipher` is of the slot's own area; `volume`: it opens the data."""
+    """A way to the volume key. Sizes in bits; `cipher` is of the slot's own area; `volume`: it opens the data.
+    `tried`: also when nobody names its number, as at boot; `wiped`: there are only zeros in its area."""
 
     number: int
     type: str
@@ -49,6 +50,13 @@ class KeyslotSeen(Model):
     cipher_bits: int
     kdf: KdfSeen | None
     volume: bool
+    tried: bool = True
+    wiped: bool = False
+
+    @property
+    def helps(self) -> bool:
+        """Whether who knows its passphrase gets in with it."""
+        return self.volume and self.type == "luks2" and self.tried and not self.wiped
 
 
 class TokenSeen(Model):
@@ -95,7 +103,8 @@ class Guess(Model):
 
 class VolumeSeen(Model):
     """A LUKS header. `cipher` and `key_size` (bits) of the data; `faults`: what is wrong with one of its two copies;
-    `spare`: offsets in the partition, outside of all segments, at which there is something."""
+    `spare`: offsets in the partition, outside of all segments, at which there is something; where keyslots may be,
+    something that is not random."""
 
     version: int
     uuid: str
@@ -168,11 +177,13 @@ class PartitionSeen(Model):
 
 
 class GapSeen(Model):
-    """Space that belongs to no partition, in bytes; `first`: where in the disk its first byte is that is not zero."""
+    """Space that belongs to no partition, in bytes; `first`: where in the disk its first byte is that is not zero;
+    `holds`: signatures of file systems at its start."""
 
     start: int
     size: int
     first: int | None
+    holds: tuple[str, ...] = ()
 
 
 class DiskSeen(Model):
@@ -265,7 +276,7 @@ class LuksPolicy(Policy):
             raise ValueError(
                 "neither a passphrase nor a recovery key: nothing would open the disk once the TPM fails"
             )
-        if any(cipher.startswith("cipher_null") for cipher in self.ciphers):
+        if any("cipher_null" in cipher for cipher in self.ciphers):
             raise ValueError("cipher_null does not encrypt")
         if any("\x00" in guess or "\n" in guess or len(guess) > 512 for guess in self.refused):
             raise ValueError("refused: one line each, at most 512 characters")

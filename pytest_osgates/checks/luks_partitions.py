@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import cache
 
 from pytest_osgates import data
 from pytest_osgates.checks.luks_model import (
@@ -19,10 +20,15 @@ from pytest_osgates.model import Finding, Severity
 LUKS = "crypto_LUKS"
 # Where boot loaders for BIOS put what follows the first sector (GRUB's core.img).
 _BOOT_GAP = 1 << 20
+_SECTOR = 512
+# What is in no format that is known, and in the clear: GRUB's core image, PReP's boot loader.
+_MOST_UNKNOWN = 32 << 20
 # systemd and cryptsetup-initramfs make a new key at every boot from these: swap, /tmp.
 _FRESH = frozenset({"/dev/urandom", "/dev/random", "/dev/hwrng"})
 _GRUB_KEYS = frozenset({"--key-file", "--password"})
 _NO_KEY = frozenset({"", "-", "none"})
+# crypttab(5): what unlocks is a program; keyslots are those of another header than the disk's own.
+_OPTIONS = {"keyscript=": "keyscript", "header=": "other-header"}
 
 
 def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]:
@@ -41,7 +47,7 @@ def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]
     for partition in seen.partitions:
         findings += _partition(partition, policy, used)
         findings += _boot(partition, policy)
-    findings += [finding for gap in seen.gaps if (finding := _gap(gap)) is not None]
+    findings += [finding for gap in seen.gaps if (finding := _gap(gap, seen.table)) is not None]
     if policy.initrd == "plain" and not any(part.boot and part.boot.initrds for part in seen.partitions):
         findings.append(
             Finding(
@@ -126,6 +132,7 @@ def _acceptance(partition: PartitionSeen, policy: LuksPolicy) -> tuple[int, Plai
 
 def _plaintext(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int]) -> Finding:
     accepted = _acceptance(partition, policy)
+    random = partition.holds == "unknown" and (partition.entropy or 0.0) >= RANDOM
     hint, reason = "", ""
     if accepted is not None:
         number, entry = accepted
@@ -134,9 +141,10 @@ def _plaintext(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int
             hint = "the profile's acceptance has no reason: it counts as none"
         elif used[number] > entry.most:
             hint = f"the profile accepts {entry.most} of them"
+        elif partition.holds == "unknown" and not random and partition.size > _MOST_UNKNOWN:
+            hint = f"what is neither known nor random is accepted up to {_MOST_UNKNOWN} bytes"
         else:
             reason = entry.reason
-    random = partition.holds == "unknown" and (partition.entropy or 0.0) >= RANDOM
     named = f" ({partition.type_name})" if partition.type else ""
     return Finding(
         rule="unknown-partition" if random else "plaintext-partition",
@@ -150,14 +158,17 @@ def _plaintext(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int
     )
 
 
-def _gap(gap: GapSeen) -> Finding | None:
+def _gap(gap: GapSeen, table: str) -> Finding | None:
     if gap.first is None:
         return None
-    boot = gap.start + gap.size <= _BOOT_GAP
+    # GRUB's begins in the sector after an MBR; on a GPT disk it has a partition.
+    first = table == "dos" and gap.start + gap.size <= _BOOT_GAP and _SECTOR <= gap.first < 2 * _SECTOR
+    boot = first and not gap.holds
     return Finding(
         rule="boot-gap" if boot else "unpartitioned-data",
         subject=f"unpartitioned space at {gap.start}",
-        seen=f"bytes at {gap.first} of the disk" + (", where boot loaders for BIOS lie" if boot else ""),
+        seen=f"bytes at {gap.first} of the disk"
+        + (f": {', '.join(gap.holds)}" if gap.holds else ", where boot loaders for BIOS lie" if boot else ""),
         wanted="nothing" if boot else "nothing that is not encrypted",
         hint="" if boot else "make the disk anew: what an earlier installation left can be read",
         severity=Severity.REMARK if boot else Severity.VIOLATION,
@@ -179,14 +190,19 @@ def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
         if why := _looks_like_key(file):
             keys.add((file.container, file.path))
             rule = "key-in-initrd" if file.container else "key-on-esp" if partition.holds == "vfat" else "key-on-boot"
-            findings.append(_key(rule, _place(file), why, policy))
+            found = _key(rule, _place(file), why, policy)
+            findings.append(found)
+            if found.severity is Severity.ACCEPTED:
+                # It was taken for no key; a crypttab that names it says that it is one.
+                keys.discard((file.container, file.path))
     for line in boot.crypttab:
         if line.key not in _NO_KEY | _FRESH and (line.container, line.key) not in keys:
             name = f"{line.container}!{line.path}: {line.name}"
             findings.append(_key("crypttab-key", name, f"the key is {line.key}", policy))
-        if "keyscript=" in line.options:
-            name = f"{line.container}!{line.path}: {line.name}"
-            findings.append(_key("keyscript", name, line.options, policy, Severity.UNPROVEN))
+        for option, rule in _OPTIONS.items():
+            if option in line.options:
+                name = f"{line.container}!{line.path}: {line.name}"
+                findings.append(_key(rule, name, line.options, policy, Severity.UNPROVEN))
     for name, word in boot.words:
         findings.append(_key("parameter-key", name, word, policy))
     return findings
@@ -238,21 +254,23 @@ def _key(rule: str, subject: str, seen: str, policy: LuksPolicy, severity: Sever
     )
 
 
-def key_parameters() -> frozenset[str]:
-    """Names of kernel parameters whose value is a key file."""
-    return frozenset(entry["name"] for entry in data.load("key_files")["parameter"])
+@cache
+def _parameters() -> dict[str, str]:
+    """Kernel parameters that name a key, and what their value has to have in it for that. The kernel takes - and _ in
+    names for the same."""
+    return {entry["name"].replace("-", "_"): entry.get("has", "") for entry in data.load("key_files")["parameter"]}
 
 
 def words_of_keys(line: str) -> list[str]:
     """What a line of a boot configuration, or a kernel's command line, says of keys: parameters that name a file,
     and GRUB's ``cryptomount`` if it gets one, or a passphrase (GRUB's manual, cryptomount)."""
-    words = [word.strip("\"'") for word in line.split()]
-    # The kernel takes - and _ in names for the same.
-    known = {name.replace("-", "_") for name in key_parameters()}
+    # GRUB and the kernel take quotes within a word away.
+    words = line.replace('"', "").replace("'", "").split()
     found = []
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and value and name.replace("-", "_") in known:
+        needed = _parameters().get(name.replace("-", "_")) if equals and value else None
+        if needed is not None and needed in value:
             found.append(word)
     if "cryptomount" in words:
         options = {word.partition("=")[0] for word in words[words.index("cryptomount") + 1 :]}

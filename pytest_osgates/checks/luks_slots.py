@@ -11,9 +11,11 @@ from pytest_osgates.model import Finding, Severity
 RANDOM = 7.5
 RECOVERY = "systemd-recovery"
 TPM = "systemd-tpm2"
-# Their keys have 256 random bits, so that systemd does not stretch them (cryptsetup_set_minimal_pbkdf()).
+# Their keys have 256 random bits, so that systemd does not stretch them (cryptsetup_set_minimal_pbkdf()): a slot that
+# was stretched has another key, whatever its token says (cryptsetup luksChangeKey lets the token stay).
 _STRONG_KEYS = frozenset({RECOVERY, TPM, "systemd-fido2", "systemd-pkcs11"})
-_WEAK_BANKS = frozenset({"sha1"})
+_UNSTRETCHED = 1000
+_STRONG_BANKS = frozenset({"sha256", "sha384", "sha512"})
 _HINT_KDF = "cryptsetup luksConvertKey --pbkdf argon2id, or where the disk is made: luksFormat --pbkdf argon2id"
 
 
@@ -81,7 +83,7 @@ def _data(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> list[
             continue
         if segment.cipher not in policy.ciphers:
             findings.append(Finding(rule="cipher", subject=subject, seen=segment.cipher, wanted=wanted))
-        if segment.integrity and set(segment.holds) <= {"DM_integrity"} and segment.blocks:
+        if segment.integrity and set(segment.holds) == {"DM_integrity"} and segment.blocks:
             # dm-integrity keeps a superblock and a journal of its own between the encrypted sectors.
             findings.append(
                 Finding(
@@ -170,7 +172,8 @@ def _slot(where: PartitionSeen, volume: VolumeSeen, slot: KeyslotSeen, policy: L
             )
         )
     owner = _owner(volume, slot, policy)
-    findings += _kdf(subject, slot, policy) if owner is None else [_strong_key(subject, slot, owner)]
+    believed = owner is not None and slot.kdf.type == "pbkdf2" and slot.kdf.iterations <= _UNSTRETCHED
+    findings += [_strong_key(subject, slot, owner)] if owner and believed else _kdf(subject, slot, policy)
     return [*findings, *_guesses(subject, volume, slot, policy)]
 
 
@@ -253,12 +256,12 @@ def _numbers(
                 hint="cryptsetup luksKillSlot, or name it in recovery_slots",
             )
         ]
-    if policy.passphrase_slots and not passphrases:
+    if policy.passphrase_slots and not any(slot.helps for slot in passphrases):
         return [
             Finding(
                 rule="no-passphrase",
                 subject=where.subject,
-                seen="no keyslot for a passphrase",
+                seen="no keyslot for a passphrase" + (" that is tried and was not wiped" if passphrases else ""),
                 wanted="one, for when the TPM refuses",
                 hint="systemd-cryptenroll --password",
             )
@@ -269,13 +272,30 @@ def _numbers(
 def _recovery(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> list[Finding]:
     if not policy.recovery:
         return []
-    there = {slot.number for slot in volume.keyslots if slot.volume and slot.type == "luks2"}
-    named = there & set(policy.recovery_slots)
+    there = {slot.number for slot in volume.keyslots if slot.helps}
+    named = {
+        slot.number
+        for slot in volume.keyslots
+        if slot.number in there & set(policy.recovery_slots)
+        # What a TPM opens is no help once that refuses.
+        and all(token.type == RECOVERY for token in _claims(volume, slot))
+    }
     by_token = {
         slot.number
         for slot in volume.keyslots
         if slot.number in there and (owner := _owner(volume, slot, policy)) is not None and owner.type == RECOVERY
     }
+    more = sorted(by_token - named)
+    if len(more) > 1:
+        return [
+            Finding(
+                rule="extra-slot",
+                subject=where.subject,
+                seen=f"{len(more)} keyslots for recovery keys: {', '.join(map(str, more))}",
+                wanted="one: nobody who installs it is shown two",
+                hint="cryptsetup luksKillSlot, or name them in recovery_slots",
+            )
+        ]
     if named | by_token:
         return []
     return [
@@ -358,10 +378,13 @@ def _tpm(subject: str, token: TokenSeen, policy: LuksPolicy) -> list[Finding]:
                 hint=f"systemd-cryptenroll --wipe-slot=tpm2 --tpm2-pcrs={'+'.join(map(str, policy.pcrs))}",
             )
         )
-    if bound and token.bank in _WEAK_BANKS:
+    if bound and token.bank not in _STRONG_BANKS:
         findings.append(
             Finding(
-                rule="tpm-bank", subject=subject, seen=f"the bank {token.bank}", wanted="sha256, sha384 or sha512"
+                rule="tpm-bank",
+                subject=subject,
+                seen=f"the bank {token.bank}" if token.bank else "no bank: it is chosen anew at each boot",
+                wanted="sha256, sha384 or sha512",
             )
         )
     return findings

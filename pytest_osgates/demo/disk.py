@@ -266,7 +266,8 @@ def tpm_token(pcrs: tuple[int, ...], slot: int) -> dict[str, object]:
         "tpm2-pcrs": list(pcrs),
         "tpm2-pcr-bank": "sha256",
         "tpm2-primary-alg": "ecc",
-        "tpm2-policy-hash": "00" * 32,
+        # A policy that demands nothing is the digest that any session begins with.
+        "tpm2-policy-hash": known_bytes("policy", 32).hex() if pcrs else "00" * 32,
         "tpm2-pin": False,
     }
 

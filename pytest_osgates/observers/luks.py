@@ -25,6 +25,7 @@ from pytest_osgates.checks.luks_model import (
     VolumeSeen,
 )
 from pytest_osgates.checks.luks_partitions import words_of_keys
+from pytest_osgates.checks.luks_slots import RANDOM
 from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
 from pytest_osgates.image.disk.partitions import DiskPartition, Table, read_table
@@ -93,7 +94,8 @@ def observe(path: Path, sha256: str, wanted: Wanted, progress: Progress, patienc
 
 def _gaps(disk: Disk, table: Table) -> Iterator[GapSeen]:
     for start, size in table.gaps:
-        yield GapSeen(start=start, size=size, first=first_byte(disk, start, size))
+        holds = contents.signatures(SourceContent(disk, start, size))
+        yield GapSeen(start=start, size=size, first=first_byte(disk, start, size), holds=holds)
 
 
 def _partition(disk: Disk, part: DiskPartition, wanted: Wanted, patience: float) -> PartitionSeen:
@@ -155,14 +157,19 @@ def _volume(
                 entropy=lowest,
             )
         )
-    spare = (first_byte(disk, part.start + start, size) for start, size in header.spare)
+    spare = [first_byte(disk, part.start + start, size) for start, size in header.spare]
+    # cryptsetup fills it with random bytes, and wipes with them the keyslots that it removes.
+    start, size = header.area
+    lowest, blocks = contents.sampled_entropy(disk, part.start + start, size)
+    if blocks and lowest < RANDOM:
+        spare.append(part.start + start)
     return VolumeSeen(
         version=header.version,
         uuid=header.uuid,
         sequence=header.sequence,
         cipher=header.cipher,
         key_size=header.key_size,
-        keyslots=tuple(_keyslot(slot) for slot in header.keyslots),
+        keyslots=tuple(_keyslot(disk, part.start, slot) for slot in header.keyslots),
         tokens=tuple(TokenSeen.model_validate(token, from_attributes=True) for token in header.tokens),
         segments=tuple(segments),
         requirements=header.requirements,
@@ -173,7 +180,7 @@ def _volume(
     )
 
 
-def _keyslot(slot: luks.Keyslot) -> KeyslotSeen:
+def _keyslot(disk: Disk, start: int, slot: luks.Keyslot) -> KeyslotSeen:
     return KeyslotSeen(
         number=slot.number,
         type=slot.type,
@@ -182,6 +189,8 @@ def _keyslot(slot: luks.Keyslot) -> KeyslotSeen:
         cipher_bits=slot.cipher_bits,
         kdf=None if slot.kdf is None else KdfSeen.model_validate(slot.kdf, from_attributes=True),
         volume=slot.volume,
+        tried=slot.tried,
+        wiped=first_byte(disk, start + slot.start, slot.length) is None,
     )
 
 

@@ -184,6 +184,46 @@ def _members(reader: _Reader, keep: Keep) -> Iterator[Member]:
     raise ImageError(f"more than {_MAX_MEMBERS} members")
 
 
+class _Ahead:
+    """A stream that can be asked whether anything but zeros is left."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._left = b""
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        data, self._left = self._left[:size], self._left[size:]
+        if len(data) < size:
+            data += self._reader.read(size - len(data))
+        self.position += len(data)
+        return data
+
+    def more(self) -> bool:
+        while not (rest := self._left.lstrip(b"\x00")):
+            self.position += len(self._left)
+            self._left = self._reader.read(_PIECE)
+            if not self._left:
+                return False
+        self.position += len(self._left) - len(rest)
+        self._left = rest
+        return True
+
+
+def _all_members(archive: Archive, keep: Keep) -> Iterator[Member]:
+    """Members of `archive`. In one compressed stream several can stand one after another, which the kernel unpacks
+    all (init/initramfs.c, flush_buffer()); those that are not compressed are archives of their own.
+
+    :raise ImageError: it is malformed, or breaks off.
+    """
+    reader = _Ahead(archive.stream())
+    for _ in range(_MAX_ARCHIVES):
+        yield from _members(reader, keep)
+        if archive.method is None or not reader.more():
+            return
+    raise ImageError(f"more than {_MAX_ARCHIVES} archives in one compressed stream")
+
+
 def members(archive: Archive, most: int) -> Iterator[tuple[Member, bytes | None]]:
     """The members of an archive, each with its contents if these are not above `most` bytes.
 
@@ -195,7 +235,7 @@ def members(archive: Archive, most: int) -> Iterator[tuple[Member, bytes | None]
         last.clear()
         return last if numbers[6] <= most else None
 
-    for member in _members(archive.stream(), keep):
+    for member in _all_members(archive, keep):
         yield member, bytes(last) if member.size <= most else None
 
 
@@ -235,7 +275,7 @@ def _compare_archives(one: Archive, other: Archive, container: str, out: Finding
             add("archive", "gzip header: flags and system", x[8:10].hex(), y[8:10].hex())
     sides: list[dict[tuple[str, int], Member]] = []
     for archive in (one, other):
-        sides.append(_numbered(_members(archive.stream(), lambda name, numbers: None)))
+        sides.append(_numbered(_all_members(archive, lambda name, numbers: None)))
     left, right = sides
     out.nodes += len(left)
     changed: set[tuple[str, int]] = set()
@@ -320,7 +360,7 @@ def _contents(
             counts[name] = counts.get(name, 0) + 1
             return side.setdefault((name, counts[name]), bytearray()) if (name, counts[name]) in wanted else None
 
-        for _ in _members(archive.stream(), keep):
+        for _ in _all_members(archive, keep):
             pass
     for key in sorted(wanted):
         contents = [BytesContent(bytes(side[key])) for side in kept]

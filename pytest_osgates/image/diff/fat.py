@@ -139,6 +139,12 @@ class Fat:
     extents: Extents = field(default_factory=lambda: Extents(0))
 
     @property
+    def size(self) -> int:
+        """Of all sectors that the boot sector counts, in bytes."""
+        count: int = struct.unpack_from("<H", self.boot, 19)[0] or struct.unpack_from("<I", self.boot, 32)[0]
+        return count * self.sector
+
+    @property
     def end(self) -> int:
         return self.data_at + (len(self.table) - 2) * self.cluster
 

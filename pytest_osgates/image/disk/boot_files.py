@@ -14,7 +14,7 @@ from pytest_osgates.image.diff.cpio import archives, is_initrd, members
 from pytest_osgates.image.diff.fat import RunContent, is_fat, read_fat
 from pytest_osgates.image.diff.found import quoted
 from pytest_osgates.image.diff.pe import read_pe
-from pytest_osgates.image.diff.ranges import Content
+from pytest_osgates.image.diff.ranges import Content, Part
 from pytest_osgates.image.diff.streams import method_of
 from pytest_osgates.image.disk.contents import looks_random, signatures
 from pytest_osgates.image.disk.ext4 import Ext4
@@ -25,7 +25,12 @@ MOST = 8 << 20
 _SAMPLE = 64 << 10
 # Formats whose files look random for the most part, by their first bytes: PNG, JPEG, GIF, zip, DER.
 _KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x30\x82")
-_MOST_TEXT = 1 << 20
+_MOST_TEXT = 16 << 20
+_MOST_CONFIG = 1 << 20
+# A detached LUKS header has 16 MiB.
+_MOST_MEMBER = 32 << 20
+_PIECE = 1 << 20
+_LUKS = b"LUKS\xba\xbe"
 _MOST_FILES = 200_000
 _MOST_CRYPTTAB = 500
 _MOST_WORDS = 500
@@ -33,8 +38,8 @@ _MOST_WORDS = 500
 
 @dataclass(frozen=True, slots=True)
 class PlainFile:
-    """A regular file: `container` is what it lies in (empty: the file system itself); `random`: its bytes could be a
-    key."""
+    """A regular file, or a symbolic link of an initrd; `container` is what it lies in (empty: the file system);
+    `random`: its bytes could be a key."""
 
     container: str
     path: str
@@ -83,11 +88,13 @@ def read_boot_files(content: Content, find: Finder) -> BootFiles:
                 seen.unread.append((file.path, f"{file.size} bytes, more than the file system has"))
                 continue
             _look(seen, "", file.path, file, find)
+        _take_rest(seen, content, Ext4(content).end)
         return seen
     fat = read_fat(content)
+    _take_rest(seen, content, fat.size)
     for entry in fat.entries.values():
         name = entry.path.rpartition("/")[2]
-        if entry.is_dir or name.startswith("<"):
+        if entry.is_dir or (name.startswith("<") and not entry.runs):
             continue
         if sum(size for _, size in entry.runs) < entry.size:
             raise ImageError(f"{quoted(entry.path.encode())} is larger than its clusters")
@@ -99,18 +106,41 @@ def _look(seen: BootFiles, container: str, path: str, content: Content, find: Fi
     """Take in one file, and what is in it."""
     _add(seen, container, path, content.size, content.read(0, _SAMPLE))
     name = f"{container}!{path}" if container else path
-    head = content.read(0, 512)
+    head = content.read(0, 520)
     try:
         if head.startswith(b"MZ"):
             _look_into_program(seen, name, content, find)
-        elif is_initrd(content):
-            _look_into_initrd(seen, name, content)
-        elif method_of(head) or signatures(content):
+        elif _unpacks(content):
+            _look_into_initrd(seen, name, content, find)
+        elif method_of(head) or signatures(content) or head[512:520] == b"EFI PART":
             seen.unread.append((name, "an archive or file system that this version does not look into"))
         elif content.size <= _MOST_TEXT:
             _take_words(seen, name, content.read(0, content.size), find)
+        else:
+            seen.unread.append((name, f"{content.size} bytes of no known kind"))
     except ImageError as error:
         seen.unread.append((name, error.what))
+
+
+def _take_rest(seen: BootFiles, content: Content, end: int) -> None:
+    """A partition may be larger than the file system in it."""
+    for offset in range(end, content.size, _PIECE):
+        piece = content.read(offset, _PIECE)
+        if piece.count(0) != len(piece):
+            seen.unread.append(("after the file system", f"something after its end at {end} of the partition"))
+            return
+
+
+def _unpacks(content: Content) -> bool:
+    """Whether the kernel takes it for an initrd: it skips zeros before the first archive."""
+    if content.read(0, 4) != bytes(4):
+        return is_initrd(content)
+    for offset in range(0, content.size, _PIECE):
+        rest = content.read(offset, _PIECE).lstrip(b"\x00")
+        if rest:
+            first = min(offset + _PIECE, content.size) - len(rest)
+            return is_initrd(Part(content, first, content.size - first))
+    return False
 
 
 def _add(seen: BootFiles, container: str, path: str, size: int, data: bytes) -> None:
@@ -126,26 +156,56 @@ def _look_into_program(seen: BootFiles, name: str, content: Content, find: Finde
     for label, part in read_pe(content).sections.items():
         section = label.rstrip("'")
         if section in (".initrd", ".ucode"):
-            _look_into_initrd(seen, f"{name}!{label}", part)
-        elif section == ".cmdline" and part.size <= _MOST_TEXT:
-            _take_words(seen, f"{name}!{label}", part.read(0, part.size).rstrip(b"\x00"), find)
+            _look_into_initrd(seen, f"{name}!{label}", part, find)
+        elif section in (".cmdline", "mods"):
+            # `mods` is GRUB's: modules, its first configuration, and a file system in memory.
+            if part.size > _MOST_TEXT:
+                raise ImageError(f"the section {label} has {part.size} bytes")
+            _take_words(seen, f"{name}!{label}", part.read(0, part.size), find)
 
 
-def _look_into_initrd(seen: BootFiles, name: str, content: Content) -> None:
+def _look_into_initrd(seen: BootFiles, name: str, content: Content, find: Finder) -> None:
     seen.initrds.append(name)
     for archive in archives(content, to_end=True):
-        for member, data in members(archive, MOST):
-            if not stat.S_ISREG(member.numbers[1]):
+        for member, data in members(archive, _MOST_MEMBER):
+            mode = member.numbers[1]
+            if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
                 continue
+            if "\x00" in member.name:
+                raise ImageError("a name with a NUL, which the kernel cuts short")
             path = "/" + quoted(member.name.removeprefix("./").lstrip("/").encode("utf-8", "surrogateescape"))
+            tells = path.endswith("/crypttab") or _has_parameters(path)
+            if stat.S_ISLNK(mode):
+                # Its name counts: a key may be found by that. What it points to has a name of its own.
+                seen.files.append(PlainFile(name, path, member.size, False))
+                if tells:
+                    seen.unread.append((f"{name}!{path}", "a symbolic link"))
+                continue
             _add(seen, name, path, member.size, (data or b"")[:_SAMPLE])
-            if path.endswith("/crypttab"):
+            if data and data.startswith(_LUKS):
+                seen.unread.append((f"{name}!{path}", "a LUKS header of its own: its keyslots may open the disk"))
+            elif tells and member.numbers[4] > 1 and not member.size:
+                seen.unread.append((f"{name}!{path}", "a hard link: its bytes have another name"))
+            elif path.endswith("/crypttab"):
                 _take_crypttab(seen, name, path, data)
+            elif tells:
+                _take_parameters(seen, name, path, data, find)
+
+
+def _has_parameters(path: str) -> bool:
+    """Where dracut.cmdline(7) and initramfs-tools(7) keep kernel parameters in an initrd."""
+    return path.endswith("/cmdline") or "/cmdline.d/" in path or "/conf/conf.d/" in path
+
+
+def _take_parameters(seen: BootFiles, container: str, path: str, data: bytes | None, find: Finder) -> None:
+    if data is None or len(data) > _MOST_CONFIG:
+        raise ImageError(f"{path} has more than {_MOST_CONFIG} bytes")
+    _take_words(seen, f"{container}!{path}", data, find)
 
 
 def _take_crypttab(seen: BootFiles, container: str, path: str, data: bytes | None) -> None:
-    if data is None or len(data) > _MOST_TEXT:
-        raise ImageError(f"{path} has more than {_MOST_TEXT} bytes")
+    if data is None or len(data) > _MOST_CONFIG:
+        raise ImageError(f"{path} has more than {_MOST_CONFIG} bytes")
     for line in data.decode("utf-8", "replace").splitlines():
         fields = line.split()
         if not fields or fields[0].startswith("#"):
@@ -157,9 +217,11 @@ def _take_crypttab(seen: BootFiles, container: str, path: str, data: bytes | Non
 
 
 def _take_words(seen: BootFiles, name: str, raw: bytes, find: Finder) -> None:
-    """What the lines of a text say of keys; a file with a NUL is no text."""
-    if b"\x00" in raw:
-        return
+    """What the lines of a text say of keys. A NUL ends one, too: whoever reads it goes on after it, or need not have
+    come so far."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raw = raw.decode("utf-16", "replace").encode("utf-8", "replace")
+    raw = raw.replace(b"\\\r\n", b" ").replace(b"\\\n", b" ").replace(b"\x00", b"\n")
     for line in raw.decode("utf-8", "replace").splitlines():
         for text in find(line):
             if len(seen.words) >= _MOST_WORDS:

@@ -60,7 +60,7 @@ _MAGICS: tuple[tuple[str, int, bytes], ...] = (
 _HEAD = 0x11000
 _SAMPLE = 4096
 _SECTOR = 512
-_SAMPLES = 256
+_SAMPLES = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,11 @@ class Ext4:
         if self._wide and not 64 <= descriptor <= 1024:
             raise ImageError(f"group descriptors of {descriptor} bytes")
         self._table = (first + 1) * self._block
+        (blocks,) = struct.unpack_from("<I", raw, 4)
+        if self._wide:
+            blocks |= struct.unpack_from("<I", raw, 0x150)[0] << 32
+        # Where the file system says that it ends, in bytes.
+        self.end = blocks * self._block
         self._blocks = -(-content.size // self._block)
         # Nodes of trees that may still be read, over all files: one block can be a node of many.
         self._left = _MAX_NODES

@@ -47,7 +47,8 @@ class Kdf:
 @dataclass(frozen=True, slots=True)
 class Keyslot:
     """One way to the volume key: `key_size` of that in bits; `cipher` and `cipher_bits` of its own area; `volume`:
-    its digest is that of a segment, so that it opens the volume."""
+    its digest is that of a segment, so that it opens the volume; `tried`: also where nobody names it (priority);
+    `start` and `length` of its area in the partition, in bytes."""
 
     number: int
     type: str
@@ -56,6 +57,9 @@ class Keyslot:
     cipher_bits: int
     kdf: Kdf | None
     volume: bool
+    tried: bool = True
+    start: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class Header:
     """A LUKS header. `faults`: what is wrong with one of the copies. `spare`: ranges after the metadata that belong
-    to no segment."""
+    to no segment; `area`: where keyslots may be. Both as (offset, bytes)."""
 
     version: int
     uuid: str
@@ -108,6 +112,7 @@ class Header:
     flags: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     spare: tuple[tuple[int, int], ...] = field(default=())
+    area: tuple[int, int] = (0, 0)
 
 
 def read_luks(content: Content) -> Header:
@@ -267,6 +272,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
+    if any("\x00" in key for key in found):
+        # cryptsetup's parser takes it for the end of the key, so that it may be another one.
+        raise ValueError("a key with a NUL")
     return found
 
 
@@ -314,6 +322,7 @@ def _metadata(copy: _Copy, size: int, faults: tuple[str, ...]) -> Header:
         flags=tuple(entry.text() for entry in flags.list()) if flags is not None else (),
         faults=faults,
         spare=_spare(segments, first + area, size),
+        area=(first, area),
     )
 
 
@@ -337,7 +346,10 @@ def _keyslots(slots: _Json, first: int, end: int, volume: set[int]) -> tuple[Key
             stripes = slot["af"]["stripes"].number()
             if key_size * stripes > length:
                 area.wrong(f"too small for {stripes} stripes of {key_size} bytes")
-        found.append(Keyslot(number, kind, key_size * 8, cipher, bits, kdf, number in volume))
+        priority = slot.get("priority")
+        tried = priority is None or priority.number() > 0
+        opens = number in volume
+        found.append(Keyslot(number, kind, key_size * 8, cipher, bits, kdf, opens, tried, start, length))
     for (start, length, one), (following, _, other) in pairwise(sorted(areas)):
         if following < start + length:
             slots.wrong(f"the areas of {one} and {other} overlap")
@@ -416,6 +428,8 @@ def _tokens(tokens: _Json, slots: set[int]) -> tuple[Token, ...]:
             found.append(Token(number, kind, of))
             continue
         # systemd's src/shared/tpm2-util.c, tpm2_parse_luks2_json() and tpm2_make_luks2_json().
+        if _pcrs(token["tpm2-pcrs"]) and _is_open(token.get("tpm2-policy-hash")):
+            token.wrong("it names PCRs, and its policy demands nothing")
         found.append(
             Token(
                 number,
@@ -429,6 +443,14 @@ def _tokens(tokens: _Json, slots: set[int]) -> tuple[Token, ...]:
             )
         )
     return tuple(found)
+
+
+def _is_open(policy: _Json | None) -> bool:
+    """Whether a policy digest, or one of several, is the one that any session has at its beginning: zeros."""
+    if policy is None:
+        return False
+    digests = policy.list() if isinstance(policy.value, list) else [policy]
+    return any(not digest.text().strip("0") for digest in digests)
 
 
 def _pcrs(entry: _Json | None) -> tuple[int, ...]:

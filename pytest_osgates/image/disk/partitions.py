@@ -64,6 +64,9 @@ def read_table(source: Source) -> Table:
     if raw.startswith(_LUKS) or raw[510:512] != b"\x55\xaa" or _is_boot_sector(raw):
         if area.gpts or raw[4096:4104] == b"EFI PART":
             raise damaged(source.name, "a GPT without a protective MBR: some programs see it, others do not")
+        if raw.startswith(_LUKS) and raw[510:512] == b"\x55\xaa" and not _is_boot_sector(raw):
+            # Half of the header's checksum is not used, and has room for entries; the other half can be tried out.
+            raise damaged(source.name, "a LUKS header that is an MBR as well: some programs see its partitions")
         return Table("none", (DiskPartition(0, "", "", 0, source.size),), ())
     entries = [_mbr_entry(raw, number) for number in range(4)]
     protective = any(kind == PROTECTIVE for kind, _, _ in entries)
@@ -107,7 +110,8 @@ def _mbr_entry(raw: bytes, number: int) -> tuple[int, int, int]:
 def _mbr_partitions(source: Source, entries: list[tuple[int, int, int]], taken: Extents) -> Iterator[DiskPartition]:
     logical = 5
     for number, (kind, start, size) in enumerate(entries, 1):
-        if not kind:
+        # Linux takes an entry of the type 0 for a partition if it has a size.
+        if not kind and not size:
             continue
         if kind not in _EXTENDED:
             if start < LBA:
@@ -135,7 +139,7 @@ def _logical_partitions(source: Source, base: int, size: int, taken: Extents, fi
         (kind, start, length), (link, next_at, _) = _mbr_entry(raw, 0), _mbr_entry(raw, 1)
         if any(raw[478:510]) or kind in _EXTENDED or link not in (0, *_EXTENDED):
             raise damaged(source.name, f"the table of logical partitions at byte {at} has other entries than two")
-        if kind:
+        if kind or length:
             if start < LBA or at + start + length > base + size:
                 raise damaged(source.name, f"partition {first} lies outside the extended partition")
             yield DiskPartition(first, f"{kind:#04x}", "", at + start, length)
@@ -194,5 +198,5 @@ def _check_hybrid(source: Source, entries: list[tuple[int, int, int]], partition
     """Whoever reads the MBR must see no other partitions than whoever reads the GPT."""
     known = {(partition.start, partition.size) for partition in partitions}
     for number, (kind, start, size) in enumerate(entries, 1):
-        if kind not in (0, PROTECTIVE) and (start, size) not in known:
+        if (kind or size) and kind != PROTECTIVE and (start, size) not in known:
             raise damaged(source.name, f"partition {number} of its MBR is not in its GPT")

@@ -35,6 +35,7 @@ from pytest_osgates.checks.luks_model import (
     FileSeen,
     GapSeen,
     Guess,
+    KdfSeen,
     KeyslotSeen,
     LuksObservation,
     LuksPolicy,
@@ -238,6 +239,42 @@ def test_a_named_recovery_slot_counts_and_must_be_strong() -> None:
     assert keys(judge(luks.GATE, lost, named).findings, *DECISIVE) == [("no-recovery", "partition 2")]
 
 
+def test_a_slot_that_the_tpm_opens_is_no_recovery() -> None:
+    slots = (keyslot(), keyslot(2, MINIMAL))
+    seen = with_volume(keyslots=slots, tokens=(tpm(),))
+    found = judge(luks.GATE, seen, policy(recovery_slots=(2,)))
+    assert keys(found.findings, *DECISIVE) == [("no-recovery", "partition 2")]
+
+
+@pytest.mark.parametrize("changes", [{"tried": False}, {"wiped": True}])
+def test_a_slot_that_nobody_can_use_does_not_count(changes: dict[str, Any]) -> None:
+    for slots, rule in (
+        ((keyslot(0, **changes), keyslot(1, MINIMAL)), "no-passphrase"),
+        ((keyslot(), keyslot(1, MINIMAL, **changes)), "no-recovery"),
+    ):
+        found = judge(luks.GATE, with_volume(keyslots=slots), LUKS_POLICY)
+        assert keys(found.findings, *DECISIVE) == [(rule, "partition 2")]
+    # Who names its number opens the disk with it nevertheless.
+    weak = (keyslot(), keyslot(1, MINIMAL), keyslot(2, kdf(memory=8), **changes))
+    found = judge(luks.GATE, with_volume(keyslots=weak), LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("keyslot-memory", "partition 2, keyslot 2")]
+
+
+@pytest.mark.parametrize("how", [kdf(memory=32768), KdfSeen(type="pbkdf2", iterations=1_000_000, hash="sha256")])
+def test_a_stretched_key_is_a_passphrase_whatever_its_token_says(how: KdfSeen) -> None:
+    seen = with_volume(keyslots=(keyslot(), keyslot(1, how)))
+    found = judge(luks.GATE, seen, LUKS_POLICY)
+    assert {subject for _, subject in keys(found.findings, *DECISIVE)} == {"partition 2, keyslot 1"}
+    assert judge(luks.GATE, with_volume(keyslots=(keyslot(), keyslot(1))), LUKS_POLICY).verdict is Verdict.PASS
+
+
+def test_a_second_recovery_key_is_one_too_many() -> None:
+    tokens = (RECOVERY, TokenSeen(number=1, type="systemd-recovery", keyslots=(2,)))
+    seen = with_volume(keyslots=(keyslot(), keyslot(1, MINIMAL), keyslot(2, MINIMAL)), tokens=tokens)
+    found = judge(luks.GATE, seen, LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("extra-slot", "partition 2")]
+
+
 def test_what_the_profile_says_of_the_tpm() -> None:
     assert judge(luks.GATE, with_tpm(), policy(tpm="required")).verdict is Verdict.PASS
     assert judge(luks.GATE, with_tpm(pcrs=(), signed_pcrs=(7,)), LUKS_POLICY).verdict is Verdict.PASS
@@ -251,6 +288,11 @@ def test_what_the_profile_says_of_the_tpm() -> None:
     assert keys(unknown.findings, *DECISIVE) == [("tpm-pcrlock", "partition 2, token 1")]
     assert unknown.verdict is Verdict.NOT_PROVEN
     assert judge(luks.GATE, with_tpm(pcrs=(4, 7, 9)), policy(pcrs=(4, 7, 8))).verdict is Verdict.FAIL
+    # systemd then takes what the TPM has, SHA-1 too.
+    for bank in ("", "sha1", "sm3_256"):
+        assert keys(judge(luks.GATE, with_tpm(bank=bank), LUKS_POLICY).findings, *DECISIVE) == [
+            ("tpm-bank", "partition 2, token 1")
+        ]
 
 
 OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
@@ -273,6 +315,18 @@ OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
         installed(gaps=(GapSeen(start=2 * MIB, size=MIB, first=2 * MIB + 9),)),
         ("unpartitioned-data", f"unpartitioned space at {2 * MIB}"), Verdict.FAIL,
     ),
+    "gap before a GPT's first partition": (
+        installed(gaps=(GapSeen(start=17408, size=MIB - 17408, first=20480),)),
+        ("unpartitioned-data", "unpartitioned space at 17408"), Verdict.FAIL,
+    ),
+    "gap where no boot loader lies": (
+        installed(gaps=(GapSeen(start=512, size=MIB - 512, first=4096),), table="dos"),
+        ("unpartitioned-data", "unpartitioned space at 512"), Verdict.FAIL,
+    ),
+    "file system in the gap of boot loaders": (
+        installed(gaps=(GapSeen(start=512, size=MIB - 512, first=512, holds=("xfs",)),), table="dos"),
+        ("unpartitioned-data", "unpartitioned space at 512"), Verdict.FAIL,
+    ),
     "no initrd": (with_boot(initrds=()), ("initrd-missing", "initrd"), Verdict.NOT_PROVEN),
     "unread": (
         with_boot(unread=(("/x.gz", "an archive"),)), ("not-looked-into", "partition 1: /x.gz"), Verdict.NOT_PROVEN,
@@ -294,6 +348,10 @@ OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
         with_boot(**line("none", "luks,keyscript=/bin/get")),
         ("keyscript", "/initrd!/etc/crypttab: root"), Verdict.NOT_PROVEN,
     ),
+    "another header": (
+        with_boot(**line("none", "luks,header=/header.img")),
+        ("other-header", "/initrd!/etc/crypttab: root"), Verdict.NOT_PROVEN,
+    ),
     "parameter": (
         with_boot(words=(("/grub.cfg", "rd.luks.key=/k"),)), ("parameter-key", "/grub.cfg"), Verdict.FAIL,
     ),
@@ -312,7 +370,7 @@ def test_what_lies_open_is_one_finding(name: str) -> None:
     "seen",
     [
         installed(plain("empty", "swap")),
-        installed(gaps=(GapSeen(start=512, size=MIB - 512, first=512),)),
+        installed(gaps=(GapSeen(start=512, size=MIB - 512, first=512),), table="dos"),
         with_boot(**files(file("/loader/random-seed", size=32, random=True))),
         with_boot(**line("none")),
         with_boot(**line("/dev/urandom", "swap,cipher=aes-xts-plain64")),
@@ -325,6 +383,14 @@ def test_what_lies_open_is_one_finding(name: str) -> None:
 )
 def test_what_says_nothing_against_it(seen: LuksObservation) -> None:
     assert judge(luks.GATE, seen, LUKS_POLICY).verdict is Verdict.PASS
+
+
+def test_a_line_that_names_an_accepted_file_says_that_it_is_a_key() -> None:
+    accepted = PlainKey(path="/initrd!/etc/noise", reason="a seed")
+    key = file("/etc/noise", "/initrd", random=True)
+    assert judge(luks.GATE, with_boot(**files(key)), policy(accept_keys=(accepted,))).verdict is Verdict.PASS
+    found = judge(luks.GATE, with_boot(**files(key), **line("/etc/noise")), policy(accept_keys=(accepted,)))
+    assert keys(found.findings, *DECISIVE) == [("crypttab-key", "/initrd!/etc/crypttab: root")]
 
 
 def test_a_key_file_and_the_line_that_names_it_are_one_finding() -> None:
@@ -349,8 +415,10 @@ def test_an_empty_volume_proves_nothing() -> None:
 def test_an_authenticated_volume_need_not_look_random() -> None:
     fields = {"integrity": "hmac(sha256)", "holds": ("DM_integrity",), "entropy": 3.0}
     assert judge(luks.GATE, with_volume(segments=(segment(**fields),)), LUKS_POLICY).verdict is Verdict.PASS
-    other = segment(**{**fields, "holds": ("DM_integrity", "ext4")})
-    assert judge(luks.GATE, with_volume(segments=(other,)), LUKS_POLICY).verdict is Verdict.FAIL
+    # Without dm-integrity's superblock the data are not what the header says.
+    for holds in (("DM_integrity", "ext4"), ()):
+        other = segment(**{**fields, "holds": holds})
+        assert judge(luks.GATE, with_volume(segments=(other,)), LUKS_POLICY).verdict is Verdict.FAIL
 
 
 def test_acceptances_need_reasons_and_fit_one_kind() -> None:
@@ -368,6 +436,17 @@ def test_acceptances_need_reasons_and_fit_one_kind() -> None:
     assert ("unused-acceptance", f"{boot.type}: ext4") in keys(unused.findings, Severity.REMARK)
 
 
+def test_what_is_not_known_is_accepted_if_it_is_small_or_random() -> None:
+    accepted = PlainPartition(type="bios-boot", holds="unknown", reason="GRUB", boots=False)
+    for size, entropy, verdict in (
+        (MIB, 3.0, Verdict.PASS),
+        (33 * MIB, 8.0, Verdict.PASS),
+        (33 * MIB, 3.0, Verdict.FAIL),
+    ):
+        seen = installed(plain("unknown", "bios-boot", size=size, entropy=entropy))
+        assert judge(luks.GATE, seen, policy(accept_plaintext=(ESP, accepted))).verdict is verdict
+
+
 def test_accepted_keys_need_reasons() -> None:
     seen = with_boot(**files(file("/etc/x.key", "/initrd")))
     for reason, verdict in (("a public key", Verdict.PASS), ("", Verdict.FAIL)):
@@ -379,6 +458,7 @@ def test_accepted_keys_need_reasons() -> None:
     "changes",
     [
         {"ciphers": ("cipher_null-ecb",)},
+        {"ciphers": ("capi:ecb(cipher_null)-plain",)},
         {"ciphers": ()},
         {"passphrase_slots": 0, "recovery": False},
         {"pcrs": (24,)},

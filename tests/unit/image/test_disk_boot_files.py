@@ -15,11 +15,12 @@ import zstandard
 from hypothesis import given, settings
 from image_builders import noise
 
+from pytest_osgates.checks.luks_partitions import words_of_keys
 from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.diff.streams import method_of, stored_size
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
 from pytest_osgates.vm.errors import ImageError
-from tests.disk_builders import fat, flipped, newc, pe
+from tests.disk_builders import fat, flipped, luks2, newc, pe
 
 KEY = noise(700)[-64:]
 CRYPTTAB = b"# name device key options\nroot UUID=1 /keys/root luks,discard\ndata UUID=2 none\n\nshort\n"
@@ -154,3 +155,106 @@ def test_mutated_initrds_never_break_it(how: str, flips: list[tuple[int, int]]) 
     boot_files._look(seen, "", "/initrd", BytesContent(flipped(packed, flips)), keys_in)
     # Whatever became of it, the file itself was seen.
     assert seen.files[0].path == "/initrd"
+
+
+def keys_of(tmp_path: Path, initrd: bytes) -> BootFiles:
+    seen = read_boot_files(BytesContent(fat(tmp_path / "esp", {"initrd": initrd}).read_bytes()), words_of_keys)
+    assert seen.initrds == ["/initrd"]
+    return seen
+
+
+@pytest.mark.parametrize("how", [how for how in COMPRESSIONS if how != "plain"])
+def test_every_archive_of_one_compressed_stream_is_looked_into(how: str, tmp_path: Path) -> None:
+    """The kernel goes on after the first one's trailer, and skips zeros before the next."""
+    two = newc({"init": b"#!/bin/sh\n"}) + bytes(400) + newc({"etc/inner": KEY, "etc/crypttab": CRYPTTAB})
+    seen = keys_of(tmp_path, COMPRESSIONS[how](two))
+    assert names(seen, random=True) == {"/initrd!/etc/inner"}
+    assert len(seen.crypttab) == 3
+    assert seen.unread == []
+
+
+def test_junk_after_an_archive_in_a_compressed_stream_is_said(tmp_path: Path) -> None:
+    seen = keys_of(tmp_path, gzip.compress(newc({"init": b"x"}) + b"junk" * 99))
+    assert [name for name, _ in seen.unread] == ["/initrd"]
+
+
+@pytest.mark.parametrize("zeros", [4, 512, 3 << 19])
+def test_zeros_before_an_initrd_hide_nothing(zeros: int, tmp_path: Path) -> None:
+    for packed in (newc({"k": KEY}), gzip.compress(newc({"k": KEY}))):
+        (tmp_path / "esp").unlink(missing_ok=True)
+        assert names(keys_of(tmp_path, bytes(zeros) + packed), random=True) == {"/initrd!/k"}
+
+
+def test_a_link_may_be_the_name_of_a_key(tmp_path: Path) -> None:
+    links = newc({"etc/cryptsetup-keys.d/root.key": b"/usr/words", "etc/crypttab": b"/usr/tab"}, 0o120777)
+    seen = keys_of(tmp_path, links + newc({"usr/words": b"correct horse", "usr/tab": CRYPTTAB}))
+    assert "/initrd!/etc/cryptsetup-keys.d/root.key" in names(seen)
+    assert [name for name, _ in seen.unread] == ["/initrd!/etc/crypttab"]
+
+
+def test_a_crypttab_that_is_a_hard_link_is_not_empty(tmp_path: Path) -> None:
+    """cpio(1) writes the bytes once, with the last name."""
+    raw = bytearray(newc({"etc/crypttab": b"", "usr/tab": CRYPTTAB}))
+    for at in (raw.index(b"070701"), raw.index(b"070701", 100)):
+        raw[at + 6 + 32 : at + 6 + 40] = b"00000002"
+    assert [name for name, _ in keys_of(tmp_path, bytes(raw)).unread] == ["/initrd!/etc/crypttab"]
+
+
+def test_a_name_with_a_nul_is_another_one_for_the_kernel(tmp_path: Path) -> None:
+    assert [name for name, _ in keys_of(tmp_path, newc({"etc/crypttab\0x": CRYPTTAB})).unread] == ["/initrd"]
+
+
+def test_a_header_in_an_initrd_has_keyslots_of_its_own(tmp_path: Path) -> None:
+    seen = keys_of(tmp_path, gzip.compress(newc({"small.img": luks2(), "large.img": luks2(payload=bytes(16 << 20))})))
+    assert [name for name, _ in seen.unread] == ["/initrd!/small.img", "/initrd!/large.img"]
+
+
+def test_parameters_inside_an_initrd_name_keys(tmp_path: Path) -> None:
+    line = b"rd.luks.key=/words rd.luks.uuid=1\n"
+    seen = keys_of(tmp_path, newc({"etc/cmdline.d/90crypt.conf": line, "etc/cmdline": line, "usr/cmdlines": line}))
+    assert [name for name, _ in seen.words] == ["/initrd!/etc/cmdline.d/90crypt.conf", "/initrd!/etc/cmdline"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"set x=1\0\nlinux /x rd.luks.key=/k\n",
+        b"linux /x rd.luks.key=/k\0more\n",
+        "linux /x rd.luks.key=/k\n".encode("utf-16"),
+        b"linux /x rd.luks.'key'=/k\n",
+        b"cryptomount -u 1 \\\n -k /k\n",
+        b"# " + b"-" * (1 << 20) + b"\nlinux /x rd.luks.key=/k\n",
+        b"options systemd.set_credential=cryptsetup.passphrase:words\n",
+        b"options rd.luks.options=1=header=/header.img\n",
+    ],
+)
+def test_no_way_of_writing_hides_a_key(text: bytes, tmp_path: Path) -> None:
+    program = pe({".cmdline": text, "mods": b"\x7fELF\0" + text, ".text": b"rd.luks.key=/no"})
+    image = fat(tmp_path / "esp", {"grub/grub.cfg": text, "a.efi": program}, mib=8)
+    seen = read_boot_files(BytesContent(image.read_bytes()), words_of_keys)
+    wanted = {"/grub/grub.cfg", "/a.efi!.cmdline"} | (set() if text.startswith(b"\xff\xfe") else {"/a.efi!mods"})
+    assert {name for name, _ in seen.words} == wanted
+
+
+def test_images_of_disks_and_large_files_of_no_kind_are_said(tmp_path: Path) -> None:
+    disk = bytes(510) + b"\x55\xaaEFI PART" + bytes(2 << 20)
+    image = fat(tmp_path / "esp", {"a.confext.raw": disk, "large": b"x" * (17 << 20)}, mib=32)
+    seen = read_boot_files(BytesContent(image.read_bytes()), words_of_keys)
+    assert {name for name, _ in seen.unread} == {"/a.confext.raw", "/large"}
+
+
+def test_what_follows_a_file_system_is_said(tmp_path: Path) -> None:
+    ext = tmp_path / "ext4"
+    subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", str(ext), "8M"], check=True, capture_output=True)
+    for raw in (fat(tmp_path / "esp", {"a": b"b"}).read_bytes(), ext.read_bytes()):
+        for rest in (b"", bytes(3 << 20)):
+            assert read_boot_files(BytesContent(raw + rest), words_of_keys).unread == []
+        seen = read_boot_files(BytesContent(raw + bytes(2 << 20) + b"plain"), words_of_keys)
+        assert [name for name, _ in seen.unread] == ["after the file system"]
+
+
+def test_no_name_makes_a_file_invisible(tmp_path: Path) -> None:
+    """The reader's own names for deleted entries and labels begin like this one."""
+    raw = fat(tmp_path / "esp", {"AINITRD": newc({"k": KEY})}).read_bytes()
+    seen = read_boot_files(BytesContent(raw.replace(b"AINITRD ", b"<INITRD ")), words_of_keys)
+    assert [name.lower() for name in seen.initrds] == ["/<initrd"]

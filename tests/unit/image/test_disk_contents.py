@@ -154,3 +154,13 @@ def test_reading_beyond_the_end_gives_less() -> None:
 def test_the_payload_lies_where_the_header_says() -> None:
     raw = luks2(payload=noise(MIB))
     assert sampled_entropy(BytesDisk(raw), DATA, MIB) == pytest.approx((8.0, 256), abs=0.1)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5003, 0.9])
+def test_plain_text_in_one_place_is_found(place: float) -> None:
+    """What an earlier installation left in one piece, if that is a five hundredth of what was written."""
+    raw = bytearray(hashlib.shake_128(b"payload").digest(16 << 20))
+    length, at = len(raw) // 500, int(len(raw) * place)
+    assert sampled_entropy(BytesDisk(bytes(raw)), 0, len(raw))[0] > 7.9
+    raw[at : at + length] = (b"left in the clear\n" * length)[:length]
+    assert sampled_entropy(BytesDisk(bytes(raw)), 0, len(raw))[0] < 7.5

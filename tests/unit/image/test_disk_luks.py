@@ -30,7 +30,7 @@ def test_a_header() -> None:
     assert (header.version, header.sequence, header.cipher, header.key_size) == (2, 3, "aes-xts-plain64", 512)
     assert header.uuid == "05c0de01-0000-4000-8000-000000000002"
     kdf = Kdf("argon2id", 4, 1048576, 4)
-    assert header.keyslots == (Keyslot(0, "luks2", 512, "aes-xts-plain64", 512, kdf, True),)
+    assert header.keyslots == (Keyslot(0, "luks2", 512, "aes-xts-plain64", 512, kdf, True, True, 32768, 65536),)
     assert [(segment.start, segment.size) for segment in header.segments] == [(DATA, len(PAYLOAD))]
     assert (header.faults, header.spare, header.tokens, header.requirements) == ((), (), (), ())
 
@@ -54,7 +54,7 @@ def test_what_cryptsetup_made(tmp_path: Path) -> None:
         "tpm2-blob": "AAAA",
         "tpm2-pcrs": [7, 4],
         "tpm2-pcr-bank": "sha256",
-        "tpm2-policy-hash": "00",
+        "tpm2-policy-hash": "ab" * 32,
         "tpm2-pin": True,
         "tpm2_pubkey_pcrs": [11],
     }
@@ -143,12 +143,23 @@ def test_a_slot_that_opens_nothing() -> None:
     assert [entry.volume for entry in read(luks2(data, PAYLOAD)).keyslots] == [True, False]
 
 
+def test_a_slot_that_is_only_tried_where_its_number_is_said() -> None:
+    slots = {str(number): {**slot(number), "priority": number} for number in range(3)}
+    found = read(luks2(metadata(keyslots=slots, digests=covering("0")), PAYLOAD)).keyslots
+    assert [entry.tried for entry in found] == [False, True, True]
+    assert [entry.start - found[0].start for entry in found] == [0, 65536, 131072]
+
+
+TPM2 = {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [7]}
+
+
 def contradictions() -> dict[str, dict[str, Any] | bytes]:
     config = metadata()["config"]
     area = slot()["area"]
     return {
         "no JSON": b"{",
         "a key is there twice": b'{"keyslots": {}, "keyslots": {}}',
+        "a key with a NUL": b'{"keyslots": {}, "keyslots\\u0000": {}}',
         "NaN is no number": b'{"keyslots": NaN}',
         "no 'config'": {key: value for key, value in metadata().items() if key != "config"},
         "the sizes of its areas": metadata(config={**config, "json_size": "4096"}),
@@ -168,6 +179,8 @@ def contradictions() -> dict[str, dict[str, Any] | bytes]:
         "none that is in use": metadata(segments=segments((DATA, "dynamic"), flags=["backup-final"])),
         "a keyslot that is not there": metadata(tokens={"0": {"type": "x", "keyslots": ["9"]}}),
         "PCRs 0 to 23": metadata(tokens={"0": {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [24]}}),
+        "its policy demands nothing": metadata(tokens={"0": {**TPM2, "tpm2-policy-hash": "00" * 32}}),
+        "0: it names PCRs": metadata(tokens={"0": {**TPM2, "tpm2-policy-hash": ["ab" * 32, "00" * 32]}}),
         "no 'tpm2-pcrs'": metadata(tokens={"0": {"type": "systemd-tpm2", "keyslots": ["0"]}}),
     }
 
@@ -219,7 +232,7 @@ def test_whatever_stands_in_the_metadata(data: st.DataObject) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(flips=st.lists(st.tuples(st.integers(0, 2 * HEADER), st.integers(0, 255)), min_size=1, max_size=4))
+@given(flips=st.lists(st.tuples(st.integers(0, 2 * HEADER - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_mutations_are_noticed(flips: list[tuple[int, int]]) -> None:
     """What a flipped byte leaves is the same header, with a fault for the copy that it was in; or an error."""
     good = luks2(payload=PAYLOAD)
@@ -229,4 +242,12 @@ def test_mutations_are_noticed(flips: list[tuple[int, int]]) -> None:
     except ImageError:
         return
     assert header.keyslots == read(good).keyslots
-    assert header.faults or raw == good or raw[:6] != good[:6] or raw[:512] != good[:512]
+    # SHA-256 leaves half of the room for a checksum, which nothing covers.
+    rooms = (slice(480, 512), slice(HEADER + 480, HEADER + 512))
+    assert header.faults or raw == good or any(raw[room] != good[room] for room in rooms)
+
+
+@pytest.mark.parametrize("digest", ["ab" * 32, ["ab" * 32, "00" * 31 + "01"]])
+def test_a_policy_that_demands_something(digest: object) -> None:
+    data = metadata(tokens={"0": {**TPM2, "tpm2-policy-hash": digest}})
+    assert read(luks2(data, PAYLOAD)).tokens[0].pcrs == (7,)

@@ -10,12 +10,12 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from image_builders import BytesSource
+from image_builders import BytesSource, noise
 
 from pytest_osgates.image.disk.partitions import Table, read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.vm.errors import ImageError
-from tests.disk_builders import ESP, LINUX, SECTOR, flipped, gpt, mbr, reseal
+from tests.disk_builders import ESP, LINUX, SECTOR, flipped, gpt, luks2, mbr, reseal
 
 SECTORS = 4096
 
@@ -116,6 +116,8 @@ def test_a_gpt_that_contradicts_itself(said: str) -> None:
     ("said", "disk"),
     [
         ("overlap", mbr((0x83, 1, 50), (0x83, 50, 9))),
+        ("overlap", mbr((0x83, 1, 50), (0, 20, 9))),
+        ("outside the extended", mbr((0x05, 1, 20)) + mbr((0, 1, 25))),
         ("partition 1 has", mbr((0x83, 1, 500))),
         ("begins in the partition table", mbr((0x83, 0, 5))),
         ("outside the disk", mbr((0x05, 10, 500))),
@@ -155,3 +157,21 @@ def test_no_mbr_leads_outside_or_overlaps(flips: list[tuple[int, int]]) -> None:
     taken = sorted([(part.start, part.end) for part in found.partitions] + [(a, a + b) for a, b in found.gaps])
     assert all(0 <= start < end <= len(disk) for start, end in taken)
     assert all(one[1] <= other[0] for one, other in pairwise(taken))
+
+
+def test_a_luks_header_that_is_a_table_as_well_is_an_error() -> None:
+    """Of the checksum's 64 bytes SHA-256 needs 32: the last entry and the mark of an MBR fit behind. Of what is
+    before them only the marks of two entries matter, which a label or a salt can make 0."""
+    disk = bytearray(luks2(payload=noise(1 << 16)))
+    assert table(bytes(disk)).kind == "none"
+    disk[446:512] = mbr((0, 0, 0), (0, 0, 0), (0, 0, 0), (0x83, 600, 100))[446:]
+    with pytest.raises(ImageError, match="an MBR as well"):
+        table(bytes(disk))
+
+
+def test_linux_shows_partitions_of_the_type_0() -> None:
+    found = table(mbr((0x83, 1, 9), (0, 10, 20)) + bytes(99 * SECTOR))
+    assert [(part.number, part.type, part.size) for part in found.partitions] == [
+        (1, "0x83", 9 * SECTOR),
+        (2, "0x00", 20 * SECTOR),
+    ]

@@ -11,6 +11,8 @@ import pytest
 
 from pytest_osgates.checks.luks import GATE
 from pytest_osgates.checks.luks_model import LuksObservation, LuksPolicy, PlainPartition
+from pytest_osgates.image.diff.ranges import BytesContent
+from pytest_osgates.image.disk.luks import read_luks
 from pytest_osgates.judging import judge
 from pytest_osgates.model import Severity, Verdict
 from pytest_osgates.observers import luks
@@ -179,3 +181,33 @@ def test_a_disk_with_a_table_that_contradicts_itself_is_an_error(volume: bytes, 
     path.write_bytes(raw)
     with pytest.raises(ImageError, match="checksum"):
         observe(path)
+
+
+def test_slots_that_nobody_can_use_and_what_a_gap_holds(volume: bytes, tmp_path: Path) -> None:
+    image = tmp_path / "volume"
+    raw = bytearray(volume)
+    image.write_bytes(raw)
+    cryptsetup("config", "--priority", "ignore", "--key-slot", "1", str(image))
+    raw = bytearray(image.read_bytes())
+    area = read_luks(BytesContent(bytes(raw))).keyslots[0]
+    raw[area.start : area.start + area.length] = bytes(area.length)
+    path = disk(tmp_path / "disk", bytes(raw), {"initrd": INITRD})
+    with path.open("r+b") as file:
+        file.seek(34 * 512)
+        file.write(b"XFSB")
+    seen = observe(path)
+    made = seen.partitions[1].volume
+    assert made is not None
+    assert [(slot.tried, slot.wiped) for slot in made.keyslots] == [(True, True), (False, False)]
+    assert [gap.holds for gap in seen.gaps if gap.first is not None] == [("xfs",)]
+    rules = {finding.rule for finding in judge(GATE, seen, POLICY).findings}
+    assert {"no-passphrase", "no-recovery", "unpartitioned-data"} <= rules
+
+
+def test_plain_text_between_the_keyslots(volume: bytes, tmp_path: Path) -> None:
+    raw = bytearray(volume)
+    raw[8 * MIB : 9 * MIB] = b"left by an earlier installation\n" * (MIB // 32)
+    for made, rules in ((volume, set()), (bytes(raw), {"spare-data"})):
+        (tmp_path / "disk.esp").unlink(missing_ok=True)
+        found = judge(GATE, observe(disk(tmp_path / "disk", made, {"initrd": INITRD})), POLICY)
+        assert {finding.rule for finding in found.findings if finding.severity is Severity.VIOLATION} == rules

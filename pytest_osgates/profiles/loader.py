@@ -41,7 +41,7 @@ _WORDS = re.compile(r"'([^']*)'")
 def built_in() -> dict[str, Path]:
     """Names and files of the profiles that come along."""
     folder = Path(str(files("pytest_osgates.profiles")))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
 
 
 def find(name: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_osgates.debian import DebStore, LockedPackage
 from pytest_osgates.debian.control import packages_index, stanzas
 from pytest_osgates.demo.definition import Definition, tree_tar
-from pytest_osgates.demo.tools import check_can_bootstrap, environment, feed, with_umask
+from pytest_osgates.demo.tools import check_can_bootstrap, environment, feed, with_own_mounts, with_umask
 from pytest_osgates.vm.errors import HostError
 from pytest_osgates.vm.process import run
 
@@ -86,7 +86,7 @@ def build_root(
     tar = scratch / "root.tar"
     argv = bootstrap_arguments(definition, packages, repository, overlay, customize, out, tar)
     run(
-        with_umask(argv),
+        with_own_mounts(with_umask(argv)),
         timeout=_BOOTSTRAP_SECONDS,
         env=environment(definition.source_date_epoch, scratch),
         on_poll=on_poll,

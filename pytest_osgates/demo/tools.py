@@ -74,6 +74,19 @@ def with_umask(argv: Sequence[str]) -> list[str]:
     return ["sh", "-c", 'umask 022 && exec "$@"', "sh", *argv]
 
 
+def with_own_mounts(argv: Sequence[str]) -> list[str]:
+    """`argv` in a mount namespace of its own, for root.
+
+    As root, mmdebstrap mounts /proc, /sys and /dev of this host in the new root; killed, it leaves them there, and
+    whoever then deletes its scratch directory deletes what is mounted. In a namespace of its own they end with it.
+    Where root may not make one (unshare(2): EPERM, as in a container), it may not mount either.
+    """
+    probe = ["unshare", "--mount", "--", "true"]
+    if os.geteuid() != 0 or run(probe, timeout=30, check=False).returncode != 0:
+        return list(argv)
+    return [*probe[:-1], *argv]
+
+
 def feed(
     argv: Sequence[str], source: Path, *, timeout: float, env: dict[str, str], on_poll: Callable[[float], None]
 ) -> None:

@@ -13,7 +13,7 @@ from pytest_osgates.demo import load_definition, tools
 from pytest_osgates.demo.build import scratch_beside, tool_changes
 from pytest_osgates.demo.media import volume_date, xorriso_arguments
 from pytest_osgates.demo.root import as_root_of_its_own, bootstrap_arguments, squash_arguments
-from pytest_osgates.demo.tools import environment, feed, subordinate_ids, with_umask
+from pytest_osgates.demo.tools import environment, feed, subordinate_ids, with_own_mounts, with_umask
 from pytest_osgates.vm.errors import CommandFailed, HostError, HostTimeout, MissingTool, UsageError
 from pytest_osgates.vm.process import run
 
@@ -59,6 +59,18 @@ def test_the_umask_is_fixed_for_the_child_only() -> None:
         assert os.umask(0o077) == 0o077
     finally:
         os.umask(old)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's mmdebstrap has a namespace already")
+def test_what_root_s_builder_mounts_ends_with_it(tmp_path: Path) -> None:
+    if with_own_mounts(["true"]) == ["true"]:
+        pytest.skip("this root may not make mount namespaces, and so not mount either")
+    (tmp_path / "there").mkdir()
+    script = f"mount -t tmpfs none '{tmp_path}/there' && touch '{tmp_path}/there/file' && kill -KILL $$"
+    done = run(with_own_mounts(["sh", "-c", script]), timeout=20, check=False)
+    assert done.returncode == -9
+    assert not (tmp_path / "there").is_mount()
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_a_file_is_fed_to_a_program(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import resource
@@ -196,7 +197,9 @@ def plugin() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--lynis"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lynis", action="store_true", help="the gate lynis, instead of the others")
+    if parser.parse_args().lynis:
         lynis()
     else:
         plugin()

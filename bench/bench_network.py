@@ -10,9 +10,9 @@ work the second one says more. None lost: the sinkhole's own count is compared w
 
 from __future__ import annotations
 
+import argparse
 import resource
 import struct
-import sys
 import tempfile
 import threading
 import time
@@ -195,4 +195,6 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("sinkhole", "analysis", "long"), default="sinkhole")
+    main(parser.parse_args().what)

@@ -314,12 +314,13 @@ def _remarks(seen: TelemetryObservation) -> list[Finding]:
                 severity=Severity.REMARK,
             )
         )
-    if seen.timers:
+    if seen.timers or seen.timers is None:
+        due = "due within the window, or within as long again: " + ", ".join((seen.timers or ())[:10])
         findings.append(
             Finding(
                 rule="timers",
-                subject=f"{len(seen.timers)} timers",
-                seen="due within the window, or within as long again: " + ", ".join(seen.timers[:10]),
+                subject="not listed" if seen.timers is None else f"{len(seen.timers)} timers",
+                seen="systemctl list-timers gave no answer" if seen.timers is None else due,
                 wanted="a window in which what is of interest happens",
                 severity=Severity.REMARK,
             )

@@ -237,7 +237,7 @@ class TelemetryObservation(Observation):
     powered_off: bool = True
     stopped_early: str = ""
     tunnels: tuple[str, ...] = ()
-    timers: tuple[str, ...] = ()
+    timers: tuple[str, ...] | None = ()
     vpn: tuple[VpnSeen, ...] = ()
     resolver: tuple[ResolverSeen, ...] = ()
 

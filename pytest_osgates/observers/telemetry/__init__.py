@@ -63,7 +63,7 @@ class Watch:
     owners: list[dict[tuple[str, int], str]] = field(default_factory=list)
     tails: list[_Tail] = field(default_factory=list)
     stopped_early: str = ""
-    timers: tuple[str, ...] = ()
+    timers: tuple[str, ...] | None = ()
     tunnels: dict[str, None] = field(default_factory=dict)
     warp: float = 1.0
 
@@ -177,8 +177,8 @@ def _has_address(events: Path) -> bool:
     return granted or b'"address": "2001:db8:' in text
 
 
-def _timers(watch: Watch) -> tuple[str, ...]:
-    """Timers that are due within the window, or within as long again: ``UNIT in SECONDS s``."""
+def _timers(watch: Watch) -> tuple[str, ...] | None:
+    """Timers that are due within the window, or within as long again: ``UNIT in SECONDS s``; None: nobody told."""
     try:
         shell = watch.machine.shell
         done = shell.run(
@@ -194,8 +194,8 @@ def _timers(watch: Watch) -> tuple[str, ...]:
                 if 0 <= seconds <= 2 * watch.window_s:
                     due.append((seconds, one_line(unit, 100)))
         return tuple(f"{unit} in {seconds:.0f} s" for seconds, unit in sorted(due)[:50])
-    except (GuestError, ValueError, TypeError, AttributeError):
-        return ()
+    except (GuestError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 _TUNNELS = r"""

@@ -407,3 +407,13 @@ def test_vendors_by_longest_suffix_and_narrowest_range() -> None:
     assert vendors.of_address("192.0.2.1") is None
     assert vendors.of_address("no address") is None
     assert vendors.registered("a.b.example.co.uk") == "example.co.uk"
+
+
+@pytest.mark.parametrize(
+    ("timers", "expected"),
+    [((), []), (("a.timer in 7 s",), [("timers", "1 timers")]), (None, [("timers", "not listed")])],
+)
+def test_timers_are_remarked_upon(timers: tuple[str, ...] | None, expected: list[tuple[str, str]]) -> None:
+    seen = clean().model_copy(update={"timers": timers})
+    assert keys(GATE.judge(seen, POLICY), Severity.REMARK) == expected
+    assert judge(GATE, seen, POLICY).verdict is Verdict.PASS

@@ -119,6 +119,8 @@ class FakeMachine:
     def run(self, command: str, *, timeout: float = 60.0, max_output: int = 0) -> ShellResult:
         if "/sys/class/net" in command:
             return ShellResult(command, 0, self.interfaces, b"")
+        if "list-timers" in command:
+            return ShellResult(command, 0, b"1000\n[]", b"")
         match = re.match(r"set -- (\S+) (\S+) (\S+)\n", command)
         if match is None:
             return ShellResult(command, 1, b"", b"")
@@ -459,3 +461,25 @@ def test_the_links_interface_is_the_real_one() -> None:
     for name in ("probe", "stats", "stop"):
         assert callable(getattr(SinkholeLink, name))
     assert Settings().resolver == bytes((10, 0, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b'1000\n[{"unit": "a.timer", "next": 1007000000}]', ("a.timer in 7 s",)),
+        (
+            b'1000\n[{"unit": "b.timer", "next": 1011000000}, {"unit": "c.timer", "next": 1001000000}]',
+            ("c.timer in 1 s",),
+        ),
+        (b'1000\n[{"unit": "d.timer", "next": null}, {"unit": "e.timer", "next": 999000000}]', ()),
+        (b"1000\n[]", ()),
+        (b"1000\n", None),
+        (b"1000\n[7]", None),
+        (b"1000\n" + b"[" * 100_000, None),
+        (b"never\n[{}]", ()),
+        (b'never\n[{"unit": "f.timer", "next": 1}]', None),
+    ],
+)
+def test_timers_are_listed_or_not_known(said: bytes, expected: tuple[str, ...] | None) -> None:
+    watch = cast("telemetry.Watch", SimpleNamespace(machine=SimpleNamespace(shell=shell({"": said})), window_s=5.0))
+    assert telemetry._timers(watch) == expected

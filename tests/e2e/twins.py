@@ -1,0 +1,116 @@
+"""Contacts at known times, planted in one image: a run in real time and its accelerated twin must see the same."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_osgates.vm.capture.pcap import PcapFile
+from pytest_osgates.vm.network import dns
+
+DOMAIN = "twin.example"
+FIRST = f"start.{DOMAIN}"
+# Seconds between two contacts of a loop that sleeps, and of timers that count from when they last ran.
+SLEEPS = (241,)
+REPEATED = (607, 1811, 3607)
+# Seconds after the first contact at which one more is made.
+ONCE = (300, 1020, 1740, 5400, 43_200, 86_000)
+
+# One datagram to the resolver; nothing waits for what it says.
+SEND = r"""
+use strict; use Socket;
+my ($name) = @ARGV;
+my $labels = join('', map { pack('C/a*', $_) } split(/\./, $name));
+my $query = pack('nnnnnn', 4711, 0x0100, 1, 0, 0, 0) . $labels . pack('Cnn', 0, 1, 1);
+socket(my $s, PF_INET, SOCK_DGRAM, 17) or die;
+send($s, $query, 0, sockaddr_in(53, inet_aton('10.0.2.3'))) or die;
+"""
+_SHARE = "usr/share/osgates-fault"
+_SEND = f"/usr/bin/perl /{_SHARE}/send.pl"
+_SERVICE = "[Unit]\nDescription=Planted contact {name}\n\n[Service]\nType={kind}\n{work}\n"
+_TIMER = "[Unit]\nDescription=Starts {name}\n\n[Timer]\n{when}\nAccuracySec=1us\n"
+
+
+@dataclass(frozen=True)
+class Contact:
+    """A name asked for, seconds after the first contact by the clock of the capture."""
+
+    name: str
+    at: float
+
+
+def plant(directory: Path) -> Path:
+    """A fault that makes the contacts; they begin when the network is up."""
+    units = directory / "tree/etc/systemd/system"
+    (directory / "tree" / _SHARE).mkdir(parents=True)
+    units.mkdir(parents=True)
+    (directory / "tree" / _SHARE / "send.pl").write_text(SEND)
+    loop = "; ".join(("while :", f"do sleep {SLEEPS[0]}", f"{_SEND} sleep-{SLEEPS[0]}.{DOMAIN}", "done"))
+    services = {f"sleep-{SLEEPS[0]}": ("exec", f"ExecStart=/bin/sh -c '{loop}'")}
+    timers = {f"sleep-{SLEEPS[0]}": "OnActiveSec=1us"}
+    for seconds in REPEATED:
+        name = f"repeated-{seconds}"
+        services[name] = ("oneshot", f"ExecStart={_SEND} {name}.{DOMAIN}")
+        timers[name] = f"OnActiveSec={seconds}s\nOnUnitActiveSec={seconds}s"
+    for seconds in ONCE:
+        name = f"once-{seconds}"
+        services[name] = ("oneshot", f"ExecStart={_SEND} {name}.{DOMAIN}")
+        timers[name] = f"OnActiveSec={seconds}s"
+    for name, (kind, work) in services.items():
+        (units / f"osgates-twin-{name}.service").write_text(_SERVICE.format(name=name, kind=kind, work=work))
+        (units / f"osgates-twin-{name}.timer").write_text(_TIMER.format(name=name, when=timers[name]))
+    started = " ".join(f"osgates-twin-{name}.timer" for name in timers)
+    # An address first: a datagram without one is lost, and the times of all others are told from it.
+    ready = "until ip -4 -o addr show scope global | grep -q .; do sleep 1; done"
+    (units / "osgates-twin.service").write_text(
+        _SERVICE.format(
+            name="start",
+            kind="oneshot",
+            work=f"ExecStart=/bin/sh -c '{ready}'\nExecStart={_SEND} {FIRST}\n"
+            f"ExecStart=/usr/bin/systemctl start --no-block {started}",
+        )
+    )
+    # A job that waits would keep the boot from being done: a timer starts it.
+    (units / "osgates-twin.timer").write_text(_TIMER.format(name="start", when="OnActiveSec=1s"))
+    (directory / "fault.toml").write_text(
+        'title = "Contacts at known times"\n'
+        f'expects = {{ gate = "telemetry", rule = "contact", subject = "{FIRST}" }}\n\n'
+        '[symlinks]\n"etc/systemd/system/multi-user.target.wants/osgates-twin.timer" = "../osgates-twin.timer"\n'
+    )
+    return directory
+
+
+def expected(seconds: float) -> list[Contact]:
+    """What is planted in the first `seconds` after the first contact, in the order of time."""
+    contacts = [Contact(FIRST, 0.0)]
+    for kind, steps in (("sleep", SLEEPS), ("repeated", REPEATED)):
+        for step in steps:
+            contacts += [Contact(f"{kind}-{step}.{DOMAIN}", float(at)) for at in range(step, int(seconds) + 1, step)]
+    contacts += [Contact(f"once-{at}.{DOMAIN}", float(at)) for at in ONCE if at <= seconds]
+    return sorted(contacts, key=lambda contact: contact.at)
+
+
+def contacts(capture: Path) -> list[Contact]:
+    """What a capture holds of them."""
+    found = []
+    with PcapFile(capture) as file:
+        for record in file.records():
+            frame = record.frame
+            if len(frame) < 54 or frame[12:14] != b"\x08\x00" or frame[23] != 17:
+                continue
+            head = 14 + (frame[14] & 15) * 4
+            if struct.unpack_from("!H", frame, head + 2)[0] != 53:
+                continue
+            name = dns.parse_question(frame[head + 8 :]).name
+            if name.endswith("." + DOMAIN):
+                found.append(Contact(name, record.at))
+    begun = next(contact.at for contact in found if contact.name == FIRST)
+    return [Contact(contact.name, contact.at - begun) for contact in found]
+
+
+def window(evidence: Path) -> tuple[float, float]:
+    """Seconds of the guest between first and last canary, and how many times as fast as real they went."""
+    timing = json.loads((evidence / "observations/telemetry.json").read_text())["timing"]
+    return float(timing["idle_s"]), float(timing["warp"])

@@ -15,6 +15,7 @@ from pytest_osgates.observers.telemetry import declared
 from pytest_osgates.run import Run
 from pytest_osgates.states import Booted, boot
 from pytest_osgates.vm.errors import OsgatesError
+from pytest_osgates.vm.network.settings import TlsAnswer
 from pytest_osgates.vm.spec import AccelKind
 
 pytestmark = pytest.mark.telemetry
@@ -42,7 +43,7 @@ def watched(os_run: Run, state: State, window_s: float) -> Iterator[Booted]:
     with ExitStack() as stack:
         try:
             vpn, resolver = declared.vpn_of(policy, beside), declared.resolver_of(policy, beside)
-            network = telemetry.settings_for(window_s, policy.cards, vpn, resolver)
+            network = telemetry.settings_for(window_s, policy.cards, vpn, resolver, TlsAnswer(policy.tls))
             rtc = ""
             if os_run.request.time == "accelerated":
                 if os_run.host.accelerator.kind is not AccelKind.TCG or state is not State.LIVE:

@@ -15,6 +15,7 @@ from pytest_osgates.checks.telemetry.seen import (
     Phase,
     QuerySeen,
     TelemetryObservation,
+    Unvalidated,
 )
 from pytest_osgates.model import Control, Severity
 
@@ -103,6 +104,11 @@ def _tunnel(seen: TelemetryObservation) -> TelemetryObservation:
     return seen.model_copy(update={"tunnels": (*seen.tunnels, "osgates-control")})
 
 
+def _unvalidated(seen: TelemetryObservation) -> TelemetryObservation:
+    entry = Unvalidated(name=_NAMES[0], address=_ADDRESSES[0], port=443)
+    return seen.model_copy(update={"unvalidated": (*seen.unvalidated, entry)})
+
+
 def _slow(seen: TelemetryObservation) -> TelemetryObservation:
     changes = {"mode": "accelerated", "latency_s": 5.0}
     return seen.model_copy(update={"timing": seen.timing.model_copy(update=changes)})
@@ -173,6 +179,7 @@ def controls(seen: TelemetryObservation, policy: TelemetryPolicy) -> tuple[Contr
         Control("an identifier in DHCP", _fact("dhcp", client_id="ff00"), "dhcp-client-id", "ff00"),
         Control("a UUID in DHCP", _fact("dhcp", other="97: 0c0ffe"), "dhcp-option", "97: 0c0ffe"),
         Control("an identifier in DHCPv6", _fact("dhcpv6", duid="0004aa"), "dhcpv6-duid", "0004aa"),
+        Control("a client that believes any certificate", _unvalidated, "tls-unvalidated", _NAMES[0]),
         Control("a name over mDNS", _fact("mdns", told=_LOCAL), "mdns-name", _LOCAL),
     ]
     for card in seen.cards[:1]:

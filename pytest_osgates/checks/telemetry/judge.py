@@ -27,6 +27,7 @@ def judge(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
     findings = [contact_finding(contact, seen, policy, used) for contact in group(seen)]
     findings += _foreign(seen)
     findings += _unparsed(seen)
+    findings += _unvalidated(seen, policy)
     findings += identifiers(seen, policy)
     findings += proof(seen, policy)
     findings += _unused(policy, used)
@@ -300,6 +301,32 @@ def _unparsed(seen: TelemetryObservation) -> list[Finding]:
         for card in seen.cards
         if card.unparsed
     ]
+
+
+def _unvalidated(seen: TelemetryObservation, policy: TelemetryPolicy) -> list[Finding]:
+    findings = [
+        Finding(
+            rule="tls-unvalidated",
+            subject=entry.name or entry.address,
+            seen=f"TLS with {entry.address} port {entry.port} went on with a certificate that nobody vouches for",
+            wanted="clients that refuse it: whoever is in between reads and changes what they send",
+            hint="that program does not validate certificates",
+            severity=Severity.VIOLATION,
+        )
+        for entry in seen.unvalidated
+    ]
+    if policy.tls != seen.tls:
+        findings.append(
+            Finding(
+                rule="tls-answer",
+                subject=seen.tls,
+                seen=f"TLS clients met {seen.tls!r}",
+                wanted=f"tls = {policy.tls!r}, as the profile has it",
+                hint="run the gate again",
+                severity=Severity.UNPROVEN,
+            )
+        )
+    return findings
 
 
 def _remarks(seen: TelemetryObservation) -> list[Finding]:

@@ -107,7 +107,8 @@ class TelemetryPolicy(Policy):
     ``idle_s``: how long the machine must have been watched after its boot, guest seconds. ``names``: how its programs
     look names up: ``dns``, then canaries must be seen asking; ``none``: this system looks up no names (with
     ``names_reason``). ``random_mac``: the card's own MAC address must not be used. ``cards``: how many network cards.
-    ``vpn``, ``resolver``: what the sinkhole plays, with keys given for the test.
+    ``vpn``, ``resolver``: what the sinkhole plays, with keys given for the test. ``tls``: what a TLS client meets, an
+    alert or a server whose certificate nobody vouches for.
     """
 
     idle_s: float = Field(default=1800.0, ge=5.0, le=30 * 86400.0)
@@ -119,6 +120,7 @@ class TelemetryPolicy(Policy):
     allow_identifier: tuple[AllowedIdentifier, ...] = ()
     vpn: DeclaredVpn | None = None
     resolver: DeclaredResolver | None = None
+    tls: Literal["alert", "complete"] = "alert"
 
     @model_validator(mode="after")
     def _reason(self) -> TelemetryPolicy:

@@ -224,6 +224,14 @@ class Timing(Model):
     latency_s: float | None = None
 
 
+class Unvalidated(Model):
+    """A TLS connection that the guest went on with although nobody vouches for the server's certificate."""
+
+    name: str
+    address: str
+    port: int
+
+
 class TelemetryObservation(Observation):
     """Everything that left the machine from power-on to power-off, or tried to."""
 
@@ -240,6 +248,8 @@ class TelemetryObservation(Observation):
     timers: tuple[str, ...] | None = ()
     vpn: tuple[VpnSeen, ...] = ()
     resolver: tuple[ResolverSeen, ...] = ()
+    tls: str = "alert"
+    unvalidated: tuple[Unvalidated, ...] = ()
 
     @property
     def considered(self) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from pytest_osgates.vm.guest.injection import Injection
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.network.client import SinkholeLink
 from pytest_osgates.vm.network.declared import Resolver, Vpn
-from pytest_osgates.vm.network.settings import Settings
+from pytest_osgates.vm.network.settings import Settings, TlsAnswer
 from pytest_osgates.vm.spec import card_mac
 from pytest_osgates.vm.text import one_line
 
@@ -69,12 +69,18 @@ class Watch:
 
 
 def settings_for(
-    window_s: float, cards: int, vpn: Vpn | None = None, secure: Resolver | None = None
+    window_s: float,
+    cards: int,
+    vpn: Vpn | None = None,
+    secure: Resolver | None = None,
+    tls: TlsAnswer = TlsAnswer.ALERT,
 ) -> tuple[Settings, ...]:
     """The sinkholes of a watched machine. Leases are renewed within the window: that may start something."""
     lease = max(60, int(window_s * 0.8))
     return tuple(
-        Settings(subnet=2 + index, mac=f"52:55:0a:00:{2 + index:02x}:02", lease_s=lease, vpn=vpn, secure=secure)
+        Settings(
+            subnet=2 + index, mac=f"52:55:0a:00:{2 + index:02x}:02", lease_s=lease, vpn=vpn, secure=secure, tls=tls
+        )
         for index in range(cards)
     )
 
@@ -376,7 +382,14 @@ def _observation(watch: Watch, *, final: bool, powered_off: bool) -> TelemetryOb
         tunnels=tuple(watch.tunnels),
         vpn=tuple(built.vpn),
         resolver=tuple(built.resolver),
+        tls=_tls(machine.sinkholes),
+        unvalidated=tuple(built.unvalidated),
     )
+
+
+def _tls(links: Sequence[SinkholeLink]) -> str:
+    """What TLS clients met on every card."""
+    return " and ".join(sorted({link.settings.tls.value for link in links}))
 
 
 def _inside(outer: Card, machine: Machine, link: SinkholeLink) -> Card:

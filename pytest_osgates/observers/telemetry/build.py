@@ -21,6 +21,7 @@ from pytest_osgates.checks.telemetry.seen import (
     Phase,
     QuerySeen,
     ResolverSeen,
+    Unvalidated,
     VpnSeen,
 )
 from pytest_osgates.checks.telemetry.ways import ENCRYPTED
@@ -35,6 +36,7 @@ from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.network.wire import text_of
 
 MAX_EVENTS = 256 << 20
+MAX_UNVALIDATED = 50
 MAX_FLOWS = 5_000
 # A canary's name is asked for by its own look-up, for either kind of address, and again where an answer is slow.
 MAX_ASKED = 32
@@ -72,6 +74,7 @@ class EventsSeen:
     secure: list[SecureQuery] = field(default_factory=list)
     # Which name an address was given for, in answers that no capture shows.
     answers: dict[str, str] = field(default_factory=dict)
+    unvalidated: dict[Unvalidated, None] = field(default_factory=dict)
 
 
 def read_events(path: Path) -> EventsSeen:
@@ -99,6 +102,9 @@ def read_events(path: Path) -> EventsSeen:
                     seen.queries.add(str(event["query"]))
                 elif kind == "dhcp" and event.get("granted"):
                     seen.lease = str(event["granted"])
+                elif kind == "tls-accepted" and len(seen.unvalidated) < MAX_UNVALIDATED:
+                    who = Unvalidated(name=str(event["sni"]), address=str(event["dst"]), port=int(event["dport"]))
+                    seen.unvalidated[who] = None
                 elif kind == "address":
                     seen.addresses.add(str(event["address"]))
     except OSError as error:
@@ -117,6 +123,7 @@ class Built:
     canaries: list[CanarySeen] = field(default_factory=list)
     vpn: list[VpnSeen] = field(default_factory=list)
     resolver: list[ResolverSeen] = field(default_factory=list)
+    unvalidated: dict[Unvalidated, None] = field(default_factory=dict)
     idle_s: float = 0.0
     boot_s: float = 0.0
     latency: float | None = None
@@ -131,6 +138,8 @@ def build(
     # Where there is a tunnel, canaries go through it; one that does not is no less a mark.
     marks = _marks(first, planted)
     logs = {card.index: read_events(card.events) for card in cards}
+    for log in logs.values():
+        built.unvalidated.update(log.unvalidated)
     answers = {address: name for log in logs.values() for address, name in log.answers.items()}
     edges = sorted(at for moment, at in marks.items() if moment in {"start", "end"})
     complete = {"start", "end"} <= marks.keys()

@@ -15,7 +15,7 @@ from telemetry_samples import EUI, MAC, POLICY, canary, card, clean, fact, flow,
 from pytest_osgates.checks import vendors
 from pytest_osgates.checks.telemetry import GATE, TelemetryPolicy
 from pytest_osgates.checks.telemetry.identifiers import eui64
-from pytest_osgates.checks.telemetry.seen import Moment, Phase, TelemetryObservation
+from pytest_osgates.checks.telemetry.seen import Moment, Phase, TelemetryObservation, Unvalidated
 from pytest_osgates.judging import judge
 from pytest_osgates.model import Severity, Verdict
 
@@ -417,3 +417,25 @@ def test_timers_are_remarked_upon(timers: tuple[str, ...] | None, expected: list
     seen = clean().model_copy(update={"timers": timers})
     assert keys(GATE.judge(seen, POLICY), Severity.REMARK) == expected
     assert judge(GATE, seen, POLICY).verdict is Verdict.PASS
+
+
+def test_a_client_that_believes_any_certificate_fails() -> None:
+    policy = POLICY.model_copy(update={"tls": "complete"})
+    seen = clean().model_copy(update={"tls": "complete"})
+    assert judge(GATE, seen, policy).verdict is Verdict.PASS
+    entry = Unvalidated(name="updates.example.org", address="203.0.113.7", port=443)
+    assert _found(seen.model_copy(update={"unvalidated": (entry,)}), policy) == [
+        ("tls-unvalidated", "updates.example.org")
+    ]
+    nameless = entry.model_copy(update={"name": ""})
+    assert _found(seen.model_copy(update={"unvalidated": (nameless,)}), policy) == [
+        ("tls-unvalidated", "203.0.113.7")
+    ]
+
+
+@pytest.mark.parametrize(("wanted", "was"), [("complete", "alert"), ("alert", "complete"), ("complete", "")])
+def test_tls_that_was_answered_otherwise_proves_nothing(wanted: str, was: str) -> None:
+    policy = POLICY.model_copy(update={"tls": wanted})
+    seen = clean().model_copy(update={"tls": was})
+    assert _found(seen, policy) == [("tls-answer", was)]
+    assert judge(GATE, seen, policy).verdict is Verdict.NOT_PROVEN

@@ -22,6 +22,7 @@ from pytest_osgates.judging import judge
 from pytest_osgates.model import State, Verdict
 from pytest_osgates.observers import telemetry
 from pytest_osgates.observers.telemetry.attribution import Journal, socket_owners
+from pytest_osgates.observers.telemetry.build import read_events
 from pytest_osgates.observers.telemetry.canary import Canary, plant
 from pytest_osgates.progress import ProgressLog
 from pytest_osgates.vm import clock
@@ -30,7 +31,7 @@ from pytest_osgates.vm.guest.channel import GuestShell, ShellResult
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.network import arp, dns, wire
 from pytest_osgates.vm.network.client import SinkholeLink
-from pytest_osgates.vm.network.settings import Settings
+from pytest_osgates.vm.network.settings import Settings, TlsAnswer
 
 NONCE = "0123456789abcdef"
 POLICY = TelemetryPolicy(idle_s=5)
@@ -483,3 +484,22 @@ def test_the_links_interface_is_the_real_one() -> None:
 def test_timers_are_listed_or_not_known(said: bytes, expected: tuple[str, ...] | None) -> None:
     watch = cast("telemetry.Watch", SimpleNamespace(machine=SimpleNamespace(shell=shell({"": said})), window_s=5.0))
     assert telemetry._timers(watch) == expected
+
+
+def test_completed_handshakes_are_read_from_the_log(tmp_path: Path) -> None:
+    event = {"event": "tls-accepted", "sni": "a.example", "dst": "203.0.113.7", "dport": 443}
+    lines = [event, event, {**event, "event": "tls-refused", "sni": "b.example"}]
+    lines += [{**event, "sni": f"{number}.example"} for number in range(100)]
+    path = tmp_path / "events"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seen = list(read_events(path).unvalidated)
+    assert (seen[0].name, seen[0].address, seen[0].port) == ("a.example", "203.0.113.7", 443)
+    assert [entry.name for entry in seen[1:3]] == ["0.example", "1.example"]
+    assert len(seen) == 50
+
+
+def test_what_tls_met_is_in_the_observation(tmp_path: Path) -> None:
+    machine = FakeMachine(tmp_path, _nothing)
+    assert telemetry.observe(_watch(machine)).tls == "alert"
+    settings = telemetry.settings_for(60.0, 2, None, None, TlsAnswer.COMPLETE)
+    assert {entry.tls for entry in settings} == {TlsAnswer.COMPLETE}

@@ -18,14 +18,24 @@ REPEATED = (607, 1811, 3607)
 # Seconds after the first contact at which one more is made.
 ONCE = (300, 1020, 1740, 5400, 43_200, 86_000)
 
-# One datagram to the resolver; nothing waits for what it says.
+# One datagram to the resolver a contact; nothing waits for what it says. With times behind it, the program first says
+# that it starts, then starts what it is told, and stays: no program's start is between a time and its contact then.
 SEND = r"""
-use strict; use Socket;
-my ($name) = @ARGV;
-my $labels = join('', map { pack('C/a*', $_) } split(/\./, $name));
-my $query = pack('nnnnnn', 4711, 0x0100, 1, 0, 0, 0) . $labels . pack('Cnn', 0, 1, 1);
+use strict; use Socket; use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC sleep);
+my ($name, $start, @times) = @ARGV;
 socket(my $s, PF_INET, SOCK_DGRAM, 17) or die;
-send($s, $query, 0, sockaddr_in(53, inet_aton('10.0.2.3'))) or die;
+sub ask {
+    my $labels = join('', map { pack('C/a*', $_) } split(/\./, $_[0]));
+    my $query = pack('nnnnnn', 4711, 0x0100, 1, 0, 0, 0) . $labels . pack('Cnn', 0, 1, 1);
+    send($s, $query, 0, sockaddr_in(53, inet_aton('10.0.2.3'))) or warn "$_[0]: $!";
+}
+ask($name);
+my $begun = clock_gettime(CLOCK_MONOTONIC);
+system($start) if defined $start;
+for my $at (@times) {
+    while ((my $left = $begun + $at - clock_gettime(CLOCK_MONOTONIC)) > 0) { sleep($left); }
+    ask("once-$at.twin.example");
+}
 """
 _SHARE = "usr/share/osgates-fault"
 _SEND = f"/usr/bin/perl /{_SHARE}/send.pl"
@@ -48,28 +58,22 @@ def plant(directory: Path) -> Path:
     units.mkdir(parents=True)
     (directory / "tree" / _SHARE / "send.pl").write_text(SEND)
     loop = "; ".join(("while :", f"do sleep {SLEEPS[0]}", f"{_SEND} sleep-{SLEEPS[0]}.{DOMAIN}", "done"))
-    services = {f"sleep-{SLEEPS[0]}": ("exec", f"ExecStart=/bin/sh -c '{loop}'")}
-    timers = {f"sleep-{SLEEPS[0]}": "OnActiveSec=1us"}
-    for seconds in REPEATED:
-        name = f"repeated-{seconds}"
-        services[name] = ("oneshot", f"ExecStart={_SEND} {name}.{DOMAIN}")
-        timers[name] = f"OnActiveSec={seconds}s\nOnUnitActiveSec={seconds}s"
-    for seconds in ONCE:
-        name = f"once-{seconds}"
-        services[name] = ("oneshot", f"ExecStart={_SEND} {name}.{DOMAIN}")
-        timers[name] = f"OnActiveSec={seconds}s"
-    for name, (kind, work) in services.items():
-        (units / f"osgates-twin-{name}.service").write_text(_SERVICE.format(name=name, kind=kind, work=work))
-        (units / f"osgates-twin-{name}.timer").write_text(_TIMER.format(name=name, when=timers[name]))
-    started = " ".join(f"osgates-twin-{name}.timer" for name in timers)
+    (directory / "tree" / _SHARE / "loop.sh").write_text(loop + "\n")
+    names = [f"repeated-{seconds}" for seconds in REPEATED]
+    for name, seconds in zip(names, REPEATED, strict=True):
+        work = f"ExecStart={_SEND} {name}.{DOMAIN}"
+        when = f"OnActiveSec={seconds}s\nOnUnitActiveSec={seconds}s"
+        (units / f"osgates-twin-{name}.service").write_text(_SERVICE.format(name=name, kind="oneshot", work=work))
+        (units / f"osgates-twin-{name}.timer").write_text(_TIMER.format(name=name, when=when))
+    timers = " ".join(f"osgates-twin-{name}.timer" for name in names)
+    start = f"sh /{_SHARE}/loop.sh & systemctl start --no-block {timers}"
     # An address first: a datagram without one is lost, and the times of all others are told from it.
     ready = "until ip -4 -o addr show scope global | grep -q .; do sleep 1; done"
     (units / "osgates-twin.service").write_text(
         _SERVICE.format(
             name="start",
-            kind="oneshot",
-            work=f"ExecStart=/bin/sh -c '{ready}'\nExecStart={_SEND} {FIRST}\n"
-            f"ExecStart=/usr/bin/systemctl start --no-block {started}",
+            kind="exec",
+            work=f"ExecStartPre=/bin/sh -c '{ready}'\nExecStart={_SEND} {FIRST} '{start}' {' '.join(map(str, ONCE))}",
         )
     )
     # A job that waits would keep the boot from being done: a timer starts it.

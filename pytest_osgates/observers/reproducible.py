@@ -263,7 +263,9 @@ def varied_command(command: Sequence[str], variations: Sequence[str]) -> tuple[l
         argv = [*_WITH_UMASK, "0077", *argv]
     if "hostname" in variations:
         unshare = which("unshare", remedy='install util-linux, or take "hostname" out of the profile\'s variations')
-        argv = [unshare, "--user", "--map-root-user", "--uts", *_WITH_HOST_NAME, "another-host-name", *argv]
+        # Root needs no user namespace, in which it could give files to nobody but itself, as builders of images must.
+        alone = ["--uts"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--uts"]
+        argv = [unshare, *alone, *_WITH_HOST_NAME, "another-host-name", *argv]
     if "timezone" in variations:
         # reprotest's choice: as far from UTC as there is.
         env["TZ"] = "GMT+12"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -187,6 +188,36 @@ def test_a_host_name_is_an_argument_of_a_constant_script() -> None:
     assert argv[-2:] == ["make", "$(rm -rf /)"]
     assert "rm -rf" not in " ".join(argv[:-1])
     assert env == {}
+
+
+@pytest.mark.parametrize("as_root", [True, False])
+def test_another_host_name_for_the_build_alone(
+    iso: Path, evidence: Evidence, monkeypatch: pytest.MonkeyPatch, as_root: bool
+) -> None:
+    if os.geteuid() != 0 and as_root:
+        pytest.skip("needs root")
+    probe = ["unshare", *([] if as_root else ["--user", "--map-root-user"]), "--uts", "true"]
+    if subprocess.run(probe, check=False, capture_output=True).returncode != 0:
+        pytest.skip("this host lets this user make no such namespace")
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if as_root else 1000)
+    before = os.uname().nodename
+    script = f"cp {shlex.quote(str(iso))} a.iso; uname -n; : >owned; chown 65534 owned && echo given || echo kept"
+    wanted = Wanted(command=f"sh -c {shlex.quote(script)}", output="*.iso", deadline_s=60, variations=("hostname",))
+    found = seen(iso, wanted, evidence)
+    first, second = ((evidence.root / build.log).read_text().split() for build in found.builds)
+    assert (first[0], second[0]) == (before, "another-host-name")
+    assert os.uname().nodename == before
+    if as_root:
+        assert second[-1] == "given"
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
+def test_a_later_clock_for_the_build_alone(iso: Path, evidence: Evidence) -> None:
+    script = f"cp {shlex.quote(str(iso))} a.iso; date +%s"
+    wanted = Wanted(command=f"sh -c {shlex.quote(script)}", output="*.iso", deadline_s=60, variations=("clock",))
+    found = seen(iso, wanted, evidence)
+    first, second = (int((evidence.root / build.log).read_text().split()[-1]) for build in found.builds)
+    assert 398 * 86400 <= second - first < 398 * 86400 + 60
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="./run chaos", description=__doc__)
     parser.add_argument("count", type=int, nargs="?", default=50)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--first", type=int, default=0, help="go on with this number of the same seed")
     parser.add_argument("--quick", action="store_true", help="a guest that is ready within seconds, not the demo")
     options = parser.parse_args()
     heed_interruptions()
@@ -288,7 +289,7 @@ def main() -> int:
     digest = hashlib.sha256(iso.read_bytes()).hexdigest()
     done: Counter[str] = Counter()
     bad = 0
-    for number in range(options.count):
+    for number in range(options.first, options.first + options.count):
         line, wrong = one(number, options.seed, whole=not options.quick)
         done[ENDED if line.endswith(ENDED) else line[4:30].strip()] += 1
         bad += bool(wrong)

@@ -46,7 +46,17 @@ def test_a_whole_run_with_a_score_passes_and_its_controls_are_caught() -> None:
     assert judgement.verdict is Verdict.PASS
     assert all(control.caught for control in judgement.controls)
     assert len(judgement.controls) == len(lynis.CONTROLS)
-    assert judgement.considered == 300
+    tests = Story().seen().log.tests
+    assert sum(test.outcome == "run" for test in tests) == 300
+    assert judgement.considered == len(tests) > 300
+
+
+def test_a_run_of_skipped_tests_alone_is_none() -> None:
+    seen = Story().seen()
+    skipped = tuple(test for test in seen.log.tests if test.outcome == "skipped")
+    nothing = seen.model_copy(update={"log": seen.log.model_copy(update={"tests": skipped})})
+    assert nothing.considered == 0
+    assert judge(GATE, nothing, policy()).verdict is not Verdict.PASS
 
 
 def test_the_demonstrated_score_is_compared_in_points_not_in_rounded_percent() -> None:

@@ -19,7 +19,7 @@ from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk_variants import DiskFile, ExtraPartition, Variant, load_disk_file
 from pytest_osgates.demo.fault import change_parameters, image_epoch
 from pytest_osgates.demo.tools import environment, need
-from pytest_osgates.demo.unlock import unlock_members
+from pytest_osgates.demo.unlock import TpmUnlock, unlock_members
 from pytest_osgates.image.iso9660 import IsoImage
 from pytest_osgates.image.rootfs import open_root
 from pytest_osgates.vm.errors import ImageError
@@ -55,9 +55,10 @@ class BuiltDisk:
 
 
 def build_demo_disk(
-    iso: Path, output: Path, progress: ProgressCallback, variant: str | Variant | None = None
+    iso: Path, output: Path, progress: ProgressCallback, variant: str | Variant | None = None, *, tpm: bool = False
 ) -> BuiltDisk:
-    """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so.
+    """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so. With `tpm`, its
+    first boot enrols the machine's TPM.
 
     A name that ends in ``.qcow2`` gets that format, any other a raw image.
 
@@ -68,6 +69,7 @@ def build_demo_disk(
     spec = load_disk_file()
     weak = spec.named(variant) if isinstance(variant, str) else variant
     need(*TOOLS)
+    shell = weak is not None and weak.shell
     output = output.absolute()
     with scratch_beside(output) as scratch:
         epoch = image_epoch(iso)
@@ -78,7 +80,7 @@ def build_demo_disk(
         volume = maker.volume(medium)
         progress("writing the disk", 0.8)
         with open_root(iso) as root:
-            members = unlock_members(root, spec.luks.uuid, maker.env)
+            members = unlock_members(root, spec.luks.uuid, maker.env, _tpm(spec, weak) if tpm else None, shell=shell)
         disk = maker.disk(maker.esp(esp, members), volume)
         if output.suffix == ".qcow2":
             packed = scratch / "disk.qcow2"
@@ -89,6 +91,10 @@ def build_demo_disk(
         disk.replace(output)
     progress("done", 1.0)
     return BuiltDisk(output, digest, size, maker.passphrase)
+
+
+def _tpm(spec: DiskFile, weak: Variant | None) -> TpmUnlock:
+    return TpmUnlock(spec.pcrs if weak is None or weak.enrol is None else weak.enrol)
 
 
 def _take_files(iso: Path, scratch: Path) -> tuple[Path, Path]:

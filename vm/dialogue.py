@@ -74,6 +74,13 @@ class Dialogue:
         self._came_at = time.monotonic()
         self._heard: dict[str, Heard] = {}
         self.ever: dict[str, Heard] = {}
+        # Lines with something in them, since something was typed.
+        self.lines = 0
+
+    @property
+    def lost(self) -> int:
+        """Bytes that came faster than they could be looked at: whatever was in them was not seen."""
+        return self._console.dropped
 
     def say(self, text: str) -> None:
         """Type `text` and Enter. From now on counts what comes after it.
@@ -82,6 +89,7 @@ class Dialogue:
         """
         self._take(0.0)
         self._heard.clear()
+        self.lines = 0
         self._line = ""
         self._settled = False
         self._console.send(text.encode() + b"\r")
@@ -129,6 +137,7 @@ class Dialogue:
 
     def _look(self, line: str) -> None:
         text = strip_escapes(line[: 2 * LONGEST_LINE])
+        self.lines += bool(text.strip())
         for sign in self._signs:
             if sign.name not in self._heard and sign.regex.search(text):
                 found = Heard(sign.name, one_line(text, 300))

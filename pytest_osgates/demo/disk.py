@@ -21,6 +21,7 @@ from pytest_osgates.demo.fault import change_parameters, image_epoch
 from pytest_osgates.demo.tools import environment, need
 from pytest_osgates.demo.unlock import TpmUnlock, unlock_members
 from pytest_osgates.image.iso9660 import IsoImage
+from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.image.rootfs import open_root
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.process import run
@@ -276,26 +277,3 @@ def tpm_token(pcrs: tuple[int, ...], slot: int) -> dict[str, object]:
         "tpm2-policy-hash": known_bytes("policy", 32).hex() if pcrs else "00" * 32,
         "tpm2-pin": False,
     }
-
-
-def appended_archive(position: int, members: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """A cpio archive (newc) to be put behind an initrd of `position` bytes: the kernel unpacks one after another.
-
-    `members`: permissions and contents by path; directories are made for them.
-    """
-    made = bytearray(-position % 4)
-    names = {parent for name in members for parent in _parents(name)}
-    entries: list[tuple[str, int, bytes]] = [(name, 0o40755, b"") for name in sorted(names)]
-    entries += [(name, 0o100000 | mode, content) for name, (mode, content) in members.items()]
-    entries.append(("TRAILER!!!", 0, b""))
-    for number, (name, mode, content) in enumerate(entries, 1):
-        raw = name.encode() + b"\x00"
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(raw), 0)
-        made += b"070701" + b"".join(b"%08X" % field for field in fields) + raw
-        made += bytes(-(110 + len(raw)) % 4) + content + bytes(-len(content) % 4)
-    return bytes(made)
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split("/")[:-1]
-    return ["/".join(parts[: count + 1]) for count in range(len(parts))]

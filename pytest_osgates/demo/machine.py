@@ -12,9 +12,10 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk import BuiltDisk, build_demo_disk
 from pytest_osgates.demo.disk_variants import Variant
@@ -78,8 +79,11 @@ def build_demo_machine(
         if directory.exists():
             directory.rmdir()
         shutil.move(home.directory, directory)
+    made = Home.at(directory)
+    # The first boot wrote to it.
+    disk = replace(disk, path=made.disk, sha256=sha256_of(made.disk), size=made.disk.stat().st_size)
     progress("done", 1.0)
-    return BuiltMachine(Home.at(directory), disk, token)
+    return BuiltMachine(made, disk, token)
 
 
 def tpm_token(disk: Path) -> Token:

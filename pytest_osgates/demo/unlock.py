@@ -177,7 +177,7 @@ def _modules(root: RootView) -> dict[str, bytes]:
     kernels = root.list_dir("/usr/lib/modules") or ()
     if len(kernels) != 1:
         raise ImageError(f"the live root has {len(kernels)} kernels, not one")
-    found: dict[str, Path] = {}
+    found = {}
     for name in _MODULES:
         path = f"/usr/lib/modules/{kernels[0]}/{name}"
         stored = root.read(path, _MAX_MODULE)

@@ -8,11 +8,12 @@ import pytest
 
 from pytest_osgates.checks.registry import GATES
 from pytest_osgates.cli import main
-from pytest_osgates.demo.disk import appended_archive, build_demo_disk, known_bytes, tpm_token
+from pytest_osgates.demo.disk import build_demo_disk, known_bytes, tpm_token
 from pytest_osgates.demo.disk_variants import load_disk_file, variant_names
 from pytest_osgates.image.diff.cpio import archives, members
 from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.disk.contents import looks_random
+from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.vm.errors import UsageError
 
 
@@ -20,7 +21,7 @@ def test_variants_are_named_once_and_expect_rules_of_the_gate() -> None:
     names = variant_names()
     assert len(set(names)) == len(names) >= 12
     source = "".join(path.read_text() for path in Path(__file__).parents[3].glob("pytest_osgates/checks/luks*.py"))
-    for variant in load_disk_file().variant:
+    for variant in map(load_disk_file().named, names):
         assert variant.expects.gate in GATES
         assert variant.expects.verdict == "FAIL"
         # Rules of one kind are made from a word: keyslot-memory, keyslot-time.

@@ -1,0 +1,257 @@
+"""The gate `tpm`, one row: copies of disk, variables and TPM, changed while the machine is off, then booted.
+
+No boot that is judged has the guest channel: its OEM strings are measured into PCR 1, and whoever is let in by it
+proves nothing. What is seen comes from the serial console alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_osgates.checks.tpm_model import (
+    Answer,
+    BootSeen,
+    Change,
+    Outcome,
+    Tamper,
+    TpmObservation,
+    TpmPolicy,
+    TpmSlot,
+    Try,
+    tamper_of,
+)
+from pytest_osgates.image.disk import contents, luks
+from pytest_osgates.image.disk.partitions import read_table
+from pytest_osgates.image.disk.source import SourceContent, open_disk
+from pytest_osgates.model import State
+from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Phrases, Talk
+from pytest_osgates.observers.tpm_tamper import Workshop
+from pytest_osgates.vm import workdir
+from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.home import Home, kept
+from pytest_osgates.vm.host import Host
+from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.spec import MachineSpec
+from pytest_osgates.vm.text import printable, strip_escapes
+
+TYPE = "systemd-tpm2"
+CONSOLE_LINES = 200
+_LINE = 300
+Role = Literal["untampered", "tampered", "undone"]
+# In these the prompt is still there.
+_STILL_ASKED = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `spec` without home and TPM, `records` makes a directory for one boot's, `say` tells how far it is."""
+
+    case: str
+    policy: TpmPolicy
+    phrases: Phrases
+    spec: Callable[[str, Home, bool], MachineSpec]
+    host: Host
+    records: Callable[[str], Path]
+    say: Callable[[str], None]
+
+
+def passphrase(policy: TpmPolicy) -> str:
+    """What opens the installed disk.
+
+    :raise UsageError: nobody says, or it is one that is typed as a wrong one.
+    """
+    text = policy.passphrase or os.environ.get(policy.passphrase_env, "")
+    if not text:
+        raise UsageError(
+            f"the passphrase of the installed disk is not known: the variable {policy.passphrase_env} is not set",
+            remedy=f"set {policy.passphrase_env}, or write passphrase into [gate.tpm] of the distro profile",
+        )
+    if text in (PROBE_TEXT, *policy.wrong) or not text.isprintable():
+        raise UsageError(
+            "the passphrase of the installed disk is typed as a wrong one as well, or is not one line of text",
+            remedy="correct passphrase and wrong in [gate.tpm] of the distro profile",
+        )
+    return text
+
+
+def slots(disk: Path) -> tuple[TpmSlot, ...]:
+    """How a TPM opens this disk, by the tokens in its LUKS2 headers.
+
+    :raise ImageError: the disk cannot be read.
+    """
+    found = []
+    with open_disk(disk) as source:
+        for part in read_table(source).partitions:
+            content = SourceContent(source, part.start, part.size)
+            kind = contents.identify(source, content, part.start, part.size)
+            if contents.LUKS not in (kind.kind, *kind.also):
+                continue
+            for token in luks.read_luks(content).tokens:
+                if token.type == TYPE:
+                    found.append(
+                        TpmSlot(
+                            subject=f"partition {part.number}, token {token.number}",
+                            pcrs=token.pcrs,
+                            signed_pcrs=token.signed_pcrs,
+                            bank=token.bank,
+                            pin=token.pin,
+                            pcrlock=token.pcrlock,
+                        )
+                    )
+    return tuple(found)
+
+
+def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
+    """Everything of one row that the gate judges. `original` stays what it is.
+
+    :raise OsgatesError: it could not be observed: copies, tamper, or a machine of ours failed.
+    """
+    tamper = tamper_of(row.case)
+    state = State.INSTALLED if tamper is None else State.TAMPERED
+    deadline = row.policy.deadline_s * row.host.pace
+    known = {"disk": disk_sha256, **original.digests()}
+    found = slots(original.disk)
+    changes: tuple[Change, ...] = ()
+    with kept(original), _scratch() as scratch:
+        home = original.copy(scratch / "machine")
+        boots = _Boots(row, home, deadline)
+        if tamper is None:
+            row.say("booting, untampered")
+            seen: tuple[BootSeen, ...] = (boots.untouched("untampered", with_tpm=True),)
+        else:
+            row.say(f"tampering: {tamper.title}")
+            workshop = Workshop(
+                original=original,
+                home=home,
+                firmware=row.spec("x", home, True).firmware,
+                parameter=row.policy.parameter,
+                scratch=scratch,
+                log=row.records("tamper") / "swtpm.log",
+                patience=row.host.pace,
+            )
+            changes = workshop.apply(tamper)
+            seen = _tampered(row, boots, workshop, tamper)
+    return TpmObservation(
+        case=row.case,
+        state=state,
+        tamper="" if tamper is None else tamper.name,
+        changes=changes,
+        slots=found,
+        boots=seen,
+        digests=known,
+        accelerator=str(row.host.accelerator.kind),
+        deadline_s=deadline,
+        pace=row.host.pace,
+    )
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    path = workdir.make("tpm")
+    try:
+        yield path
+    finally:
+        workdir.remove(path)
+
+
+def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tuple[BootSeen, ...]:
+    """Boots until every guess was refused and the passphrase was tried, then one with the tamper undone."""
+    with_tpm = "machine" not in tamper.changes
+    pending = dict(row.phrases.guesses)
+    found: list[BootSeen] = []
+    # Each boot gets on by one guess at least, or is the last one.
+    for number in range(1, len(pending) + 2):
+        row.say(f"booting, tampered ({number})")
+        boot = boots.asked(pending, with_tpm=with_tpm)
+        found.append(boot)
+        if boot.outcome is not Outcome.ASKED or not _goes_on(boot):
+            return tuple(found)
+        for attempt in boot.tries:
+            pending.pop(attempt.what, None)
+        if boot.tries[-1].what == "right":
+            break
+    if tamper.undo and found[-1].tries[-1].answer is Answer.OPENED:
+        row.say("undoing the tamper")
+        workshop.undo(tamper)
+        found.append(boots.untouched("undone", with_tpm=True))
+    return tuple(found)
+
+
+def _goes_on(boot: BootSeen) -> bool:
+    """Whether there is anything to learn from what follows."""
+    return bool(boot.tries) and all(
+        attempt.answer in (*_STILL_ASKED, Answer.LOCKED)
+        or (attempt.what == "right" and attempt.answer is Answer.OPENED)
+        for attempt in boot.tries
+    )
+
+
+class _Boots:
+    """Powers the row's machine on, as often as it takes."""
+
+    def __init__(self, row: Row, home: Home, deadline: float) -> None:
+        self._row = row
+        self._home = home
+        self._deadline = deadline
+
+    def untouched(self, role: Role, *, with_tpm: bool) -> BootSeen:
+        """Nothing is typed."""
+        with self._machine(role, with_tpm=with_tpm) as (machine, talk):
+            outcome, line = talk.outcome()
+            return self._seen(role, machine, talk, outcome, line, ())
+
+    def asked(self, guesses: dict[str, str], *, with_tpm: bool) -> BootSeen:
+        """`guesses` are typed as long as it asks, then the passphrase."""
+        with self._machine("tampered", with_tpm=with_tpm) as (machine, talk):
+            outcome, line = talk.outcome()
+            tries: list[Try] = []
+            if outcome is Outcome.ASKED:
+                for what, text in guesses.items():
+                    self._row.say(f"typing a wrong passphrase ({what})")
+                    tries.append(talk.guess(what, text))
+                    if tries[-1].answer not in _STILL_ASKED:
+                        break
+                else:
+                    self._row.say("typing the passphrase")
+                    tries.append(talk.unlock(self._row.phrases.right))
+            return self._seen("tampered", machine, talk, outcome, line, tuple(tries))
+
+    @contextmanager
+    def _machine(self, role: Role, *, with_tpm: bool) -> Iterator[tuple[Machine, Talk]]:
+        row = self._row
+        spec = row.spec(f"tpm-{role}", self._home, with_tpm)
+        with Machine(spec, row.host, row.records(role)) as machine:
+
+            def alive() -> None:
+                # A panic ends it as well: pvpanic says so.
+                machine.check_guest()
+
+            def left() -> float:
+                return self._deadline - machine.elapsed
+
+            yield machine, Talk(machine.serial, row.policy, alive, left, row.host.pace)
+
+    def _seen(
+        self, role: Role, machine: Machine, talk: Talk, outcome: Outcome, line: str, tries: tuple[Try, ...]
+    ) -> BootSeen:
+        secret = self._row.phrases.right
+        lines = strip_escapes(machine.serial.tail(1 << 16)).replace(secret, "(the passphrase)").splitlines()
+        return BootSeen(
+            role=role,
+            outcome=outcome,
+            line=line.replace(secret, "(the passphrase)"),
+            at=round(machine.elapsed, 1),
+            tries=tuple(
+                attempt.model_copy(update={"line": attempt.line.replace(secret, "(the passphrase)")})
+                for attempt in tries
+            ),
+            reasons=talk.reasons,
+            lost=talk.lost,
+            records=f"machines/{machine.records.name}",
+            console=tuple(printable(text, _LINE) for text in lines[-CONSOLE_LINES:]),
+        )

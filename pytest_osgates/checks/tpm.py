@@ -263,6 +263,10 @@ Sabotage = Callable[[TpmObservation], TpmObservation]
 def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObservation], ...]:
     """What a weak disk would have shown instead."""
     case = seen.case
+    try:
+        tamper = tamper_of(case)
+    except KeyError:
+        return ()
     made = [
         Control("a shell that nobody logged in to", _outcome(Outcome.SHELL), "shell", case),
         Control("nothing was seen", _outcome(Outcome.TIMEOUT), "timeout", case, _UNPROVEN),
@@ -279,7 +283,6 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         )
         for slot in seen.slots[:1]
     ]
-    tamper = None if not seen.tamper else tamper_of(case)
     if tamper is None:
         return (*made, Control("it asks", _outcome(Outcome.ASKED), "asked", case))
     made += [

@@ -105,11 +105,11 @@ class Workshop:
         return self._files(
             _MENUS,
             lambda text: _KERNEL_LINE.sub(lambda match: match[1] + added + match[2], text),
-            "a boot menu with a kernel's command line (grub.cfg, loader/entries/*.conf)",
+            "boot menu with a kernel's command line (grub.cfg, loader/entries/*.conf)",
         )
 
     def extend_initrd(self) -> tuple[Change, ...]:
-        return self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "an initrd (initr*)")
+        return self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "initrd (initr*)")
 
     def _files(self, named: re.Pattern[str], change: Callable[[bytes], bytes], what: str) -> tuple[Change, ...]:
         found = change_files(self.original.disk, self.home.disk, named, change, self.scratch)

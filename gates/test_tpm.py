@@ -7,7 +7,7 @@ import pytest
 from pytest_osgates.checks.tpm_model import TpmObservation, TpmPolicy
 from pytest_osgates.fixtures.gate import Judge, NotProven
 from pytest_osgates.observers import tpm
-from pytest_osgates.observers.tpm_talk import Phrases
+from pytest_osgates.observers.tpm_talk import Login, Phrases
 from pytest_osgates.progress import Step
 from pytest_osgates.run import Run
 from pytest_osgates.vm.home import Home
@@ -32,6 +32,12 @@ def observation(os_run: Run, os_case: str) -> TpmObservation:
             '  -> write firmware = ["uefi-secureboot"] into [machine] of the distro profile'
         )
     policy: TpmPolicy = os_run.profile.policy("tpm")
+    login = os_run.profile.login if policy.reason == "journal" else None
+    if policy.reason == "journal" and login is None:
+        raise NotProven(
+            "nobody may read the journal\n"
+            '  -> write [login] into the distro profile, or reason = "console" into [gate.tpm]'
+        )
 
     def spec(name: str, home: Home, with_tpm: bool) -> MachineSpec:
         return MachineSpec(
@@ -58,6 +64,7 @@ def observation(os_run: Run, os_case: str) -> TpmObservation:
         host=os_run.host,
         records=records,
         say=say,
+        login=None if login is None else Login(login.user, login.password, login.become),
     )
     return tpm.observe(Home.beside(disk.path), row, disk.sha256)
 

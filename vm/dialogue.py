@@ -82,6 +82,10 @@ class Dialogue:
         """Bytes that came faster than they could be looked at: whatever was in them was not seen."""
         return self._console.dropped
 
+    def heard(self, name: str) -> Heard | None:
+        """Whether `name` has been shown since something was typed."""
+        return self._heard.get(name)
+
     def say(self, text: str) -> None:
         """Type `text` and Enter. From now on counts what comes after it.
 

@@ -29,7 +29,7 @@ from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import SourceContent, open_disk
 from pytest_osgates.model import State
-from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Phrases, Talk
+from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk
 from pytest_osgates.observers.tpm_tamper import Workshop
 from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import UsageError
@@ -49,7 +49,8 @@ _STILL_ASKED = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN})
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `spec` without home and TPM, `records` makes a directory for one boot's, `say` tells how far it is."""
+    """One row: `spec` makes a machine of a name, a home and whether it has a TPM, `records` a directory for one
+    boot's, `say` tells how far it is; `login`: by whom the journal is read."""
 
     case: str
     policy: TpmPolicy
@@ -58,6 +59,7 @@ class Row:
     host: Host
     records: Callable[[str], Path]
     say: Callable[[str], None]
+    login: Login | None = None
 
 
 def passphrase(policy: TpmPolicy) -> str:
@@ -144,6 +146,7 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
         slots=found,
         boots=seen,
         digests=known,
+        reason_from=row.policy.reason,
         accelerator=str(row.host.accelerator.kind),
         deadline_s=deadline,
         pace=row.host.pace,
@@ -219,6 +222,9 @@ class _Boots:
                 else:
                     self._row.say("typing the passphrase")
                     tries.append(talk.unlock(self._row.phrases.right))
+                    if tries[-1].answer is Answer.OPENED and self._row.login is not None:
+                        self._row.say("reading the journal")
+                        talk.ask_journal(self._row.login)
             return self._seen("tampered", machine, talk, outcome, line, tuple(tries))
 
     @contextmanager

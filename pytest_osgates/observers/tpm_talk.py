@@ -28,6 +28,25 @@ _TRIES = 3
 CORNER_SECONDS = 20.0
 
 
+# What the journal is asked, and how its end is told from the echo of the command.
+_JOURNAL = "journalctl --boot --no-pager --output=cat | grep -i -e tpm -e unseal | tail -n 200"
+_JOURNAL_END = "echo osgates-journal-$((6*7))"
+_LOGIN_SIGNS = (
+    Sign("end", re.compile(r"^osgates-journal-42$")),
+    Sign("incorrect", re.compile(r"[Ll]ogin incorrect|Permission denied|[Ss]orry, try again")),
+    Sign("secret", re.compile(r"[Pp]assword[^\r\n]{0,40}: ?$")),
+)
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who may read the journal; `become`: what starts a shell as root, empty for root itself."""
+
+    user: str
+    password: str = field(default="", repr=False)
+    become: str = ""
+
+
 @dataclass(frozen=True)
 class Phrases:
     """What is typed: `guesses` by name, and the passphrase."""
@@ -52,7 +71,7 @@ def signs(policy: TpmPolicy) -> tuple[Sign, ...]:
         rows.insert(place, Sign("login", re.compile(policy.login)))
     place = next(number for number, sign in enumerate(rows) if sign.name == "prompt")
     rows[place:place] = [Sign("prompt", re.compile(text)) for text in policy.prompts]
-    return (_PROBE_ANSWER, *rows)
+    return (_PROBE_ANSWER, *_LOGIN_SIGNS, *rows)
 
 
 class Talk:
@@ -67,6 +86,7 @@ class Talk:
         self._settle = policy.settle_s * patience
         self._dialogue = Dialogue(console, signs(policy), alive)
         self._gone = ""
+        self._journal: tuple[str, ...] | None = None
 
     @property
     def lost(self) -> int:
@@ -76,6 +96,8 @@ class Talk:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the TPM did not unlock the disk, in the guest's words."""
+        if self._journal is not None:
+            return self._journal
         heard = self._dialogue.ever.get("reason")
         return () if heard is None else (heard.line,)
 
@@ -117,6 +139,24 @@ class Talk:
         else:
             answer, line = _RIGHT[heard.name], heard.line
         return Try(what="right", answer=answer, line=line, seconds=round(time.monotonic() - begun, 1))
+
+    def ask_journal(self, login: Login) -> None:
+        """Once the login is there: from here on it is the journal that must say why."""
+        self._journal = ()
+        if not self._say(login.user):
+            return
+        heard = self._wait(("incorrect", "secret", "shell"), self._settle)
+        if heard is not None and heard.name == "secret" and self._say(login.password):
+            heard = self._wait(("incorrect", "secret", "shell"), self._settle)
+        if heard is None or heard.name != "shell":
+            return
+        if not self._say(f"{login.become or 'sh'} -c '{_JOURNAL}'; {_JOURNAL_END}"):
+            return
+        heard = self._wait(("end", "incorrect", "secret"), self._settle)
+        if heard is not None and heard.name == "secret" and self._say(login.password):
+            self._wait(("end", "incorrect"), self._settle)
+        if (found := self._dialogue.heard("reason")) is not None:
+            self._journal = (found.line,)
 
     # -- parts ----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_osgates.checks.tpm_model import Answer, Outcome, TpmPolicy
 from pytest_osgates.observers import tpm_talk
-from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Phrases, Talk, signs
+from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
 from pytest_osgates.vm import dialogue
 from pytest_osgates.vm.errors import GuestFailed, MachineDied
 from tests.unit.tpm_samples import PASSPHRASE, TPM_POLICY
@@ -142,7 +142,7 @@ def test_a_prompt_that_the_profile_knows(clock: Clock) -> None:
     assert talk_to(Console(clock, b"Open sesame? "), policy).outcome()[0] is Outcome.ASKED
     assert talk_to(Console(clock, b"ready.\r\n"), policy).outcome()[0] is Outcome.UNLOCKED
     assert talk_to(Console(clock, LOGIN), policy, seconds=30).outcome()[0] is Outcome.TIMEOUT
-    assert next(sign for sign in signs(policy) if sign.name != "shell").name == "login"
+    assert [sign.regex.pattern for sign in signs(policy) if sign.name == "login"] == [r"^ready\.$"]
 
 
 def test_an_unfinished_line_is_not_yet_what_it_says(clock: Clock) -> None:
@@ -311,6 +311,49 @@ def test_a_flood_neither_hangs_nor_hides(clock: Clock) -> None:
     talk = talk_to(Flood(clock, b""), seconds=5.0)
     assert talk.outcome()[0] is Outcome.TIMEOUT
     assert talk.lost > 0
+
+
+JOURNAL = b"\r\nTPM2 operation failed, falling back to traditional unlocking\r\nosgates-journal-42\r\n# "
+
+
+def journal_guest(*, password: bytes = b"# ", shown: bytes = JOURNAL, become: bytes = b"") -> Guest:
+    asked = [become]
+
+    def guest(text: str) -> bytes:
+        if text == PASSPHRASE:
+            return LOGIN
+        if text == "tester":
+            return b"\r\nPassword: "
+        if text == "word":
+            return b"\r\n" + (shown if asked[0] == b"done" else password)
+        assert "journalctl --boot" in text
+        if asked[0]:
+            asked[0] = b"done"
+            return text.encode() + b"\r\n[sudo] password for tester: "
+        return text.encode() + shown
+
+    return guest
+
+
+@pytest.mark.parametrize(
+    ("guest", "told"),
+    [
+        (journal_guest(), True),
+        (journal_guest(become=b"sudo"), True),
+        (journal_guest(shown=b"\r\nosgates-journal-42\r\n# "), False),
+        (journal_guest(shown=b""), False),
+        (journal_guest(password=b"Login incorrect\r\n\r\nhost login: "), False),
+    ],
+)
+def test_the_journal_is_asked_by_who_logs_in(clock: Clock, guest: Guest, told: bool) -> None:
+    """What the console said before does not count then."""
+    talk = talk_to(Console(clock, ASKS, guest))
+    talk.outcome()
+    assert talk.unlock(PASSPHRASE).answer is Answer.OPENED
+    talk.ask_journal(Login("tester", "word", "sudo sh"))
+    assert bool(talk.reasons) is told
+    if told:
+        assert "falling back" in talk.reasons[0]
 
 
 def test_phrases() -> None:

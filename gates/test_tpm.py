@@ -53,8 +53,8 @@ def observation(os_run: Run, os_case: str) -> TpmObservation:
     def records(role: str) -> Path:
         return os_run.evidence.machine(f"tpm-{os_case}-{role}")
 
-    def say(stage: str) -> None:
-        os_run.progress.step(Step(f"tpm-{os_case}", stage, 0.0))
+    def say(stage: str, seconds: float) -> None:
+        os_run.progress.step(Step(f"tpm-{os_case}", stage, seconds, policy.deadline_s * os_run.host.pace))
 
     row = tpm.Row(
         case=os_case,

@@ -23,6 +23,7 @@ from pytest_osgates.model import Control, Finding, Gate, Severity, State
 
 RIGHT = "right"
 _UNPROVEN = Severity.UNPROVEN
+_ROUNDING = 0.1
 _PROMPT = "the prompt for the passphrase"
 _WHERE = {"console": "the serial console", "journal": "the journal"}
 
@@ -174,7 +175,16 @@ def _fallback(
     if any(boot.outcome is not Outcome.ASKED for boot in boots):
         return
     tries = [attempt for boot in boots for attempt in boot.tries]
+    opening = max((attempt.seconds for attempt in tries if attempt.what == RIGHT), default=0.0)
     decided = {attempt.what for attempt in tries if attempt.answer is not Answer.TIMEOUT}
+    # Whoever asks again without a word may be opening the disk all the while, as long as the passphrase takes.
+    hasty = [
+        attempt for attempt in tries if attempt.answer is Answer.ASKED_AGAIN and attempt.seconds < opening - _ROUNDING
+    ]
+    for attempt in hasty:
+        what = f"{attempt.what}: it asks again without a word, and was watched for {attempt.seconds:.0f} s"
+        wanted = f"a word of refusal, or {opening:.0f} s without a login: so long the passphrase took"
+        yield _finding(seen, "guess-undecided", what, wanted, _UNPROVEN, hint="raise settle_s in [gate.tpm]")
     if not any(attempt.answer in (Answer.OPENED, Answer.SHELL) for attempt in tries if attempt.what != RIGHT):
         for guess in policy.guesses():
             if guess not in decided:

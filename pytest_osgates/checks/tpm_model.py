@@ -194,7 +194,7 @@ class TpmPolicy(Policy):
     login: Regex | None = None
     reason: Literal["console", "journal"] = "console"
     parameter: str = Field(default="osgates.tampered=1", pattern=r"^[A-Za-z0-9_.,=:/-]{1,100}$")
-    settle_s: float = Field(default=30.0, ge=5)
+    settle_s: float = Field(default=60.0, ge=5)
     deadline_s: float = Field(default=900.0, gt=0)
 
     @model_validator(mode="after")

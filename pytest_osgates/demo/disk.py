@@ -185,7 +185,7 @@ class _Maker:
                 self._add_slot(image, main, slot.passphrase.encode(), slot.kdf)
             if weak.tpm_pcrs is not None:
                 self._add_slot(image, main, known_bytes("tpm"), "pbkdf2")
-                self._add_token(image, tpm_token(weak.tpm_pcrs, slot=2))
+                self._add_token(image, tpm_token(weak.tpm_pcrs, slot=weak.recovery + 1 + len(weak.slots)))
         return image
 
     def _add_slot(self, image: Path, main: str, passphrase: bytes, kdf: str) -> None:

@@ -18,17 +18,19 @@ from pathlib import Path
 from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk import BuiltDisk, build_demo_disk
-from pytest_osgates.demo.disk_variants import Variant
+from pytest_osgates.demo.disk_variants import Variant, load_disk_file
 from pytest_osgates.image.disk.luks import Token, read_luks
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import SourceContent, open_disk
 from pytest_osgates.vm.dialogue import Dialogue, Sign
 from pytest_osgates.vm.errors import GuestError, GuestFailed, GuestTimeout, HostError, UsageError
 from pytest_osgates.vm.home import Home
-from pytest_osgates.vm.host import Host
+from pytest_osgates.vm.host import Host, find_firmware
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.spec import Firmware, MachineSpec
 from pytest_osgates.vm.text import one_line
+from pytest_osgates.vm.tpm import clear
+from pytest_osgates.vm.workdir import temporary
 
 TYPE = "systemd-tpm2"
 _PARTITION = 2
@@ -59,7 +61,8 @@ class BuiltMachine:
 def build_demo_machine(
     iso: Path, directory: Path, progress: ProgressCallback, host: Host, variant: str | Variant | None = None
 ) -> BuiltMachine:
-    """Make disk, variables and TPM in the new `directory`, from the demo's `iso`. Boots once.
+    """Make disk, variables and TPM in the new `directory`, from the demo's `iso`. Boots once, unless
+    the variant has a TPM's slot from the start.
 
     :raise UsageError: there is something in `directory` already, or no such variant.
     :raise OsgatesError: it cannot be made.
@@ -73,8 +76,12 @@ def build_demo_machine(
         disk = build_demo_disk(
             iso, home.disk, lambda stage, done: progress(stage, (done or 0.0) / 3), variant, tpm=True
         )
-        progress("the first boot, in which the TPM is enrolled", 0.35)
-        _enrol(home, host, disk.passphrase.decode(), scratch / "records")
+        weak = load_disk_file().named(variant) if isinstance(variant, str) else variant
+        if weak is None or weak.tpm_pcrs is None:
+            progress("the first boot, in which the TPM is enrolled", 0.35)
+            _enrol(home, host, disk.passphrase.decode(), scratch / "records")
+        else:
+            _never_booted(home, scratch / "swtpm.log")
         token = tpm_token(home.disk)
         if directory.exists():
             directory.rmdir()
@@ -84,6 +91,15 @@ def build_demo_machine(
     disk = replace(disk, path=made.disk, sha256=sha256_of(made.disk), size=made.disk.stat().st_size)
     progress("done", 1.0)
     return BuiltMachine(made, disk, token)
+
+
+def _never_booted(home: Home, log: Path) -> None:
+    """:raise HostError: no firmware, no swtpm, or no room."""
+    firmware = find_firmware(Firmware.UEFI_SECUREBOOT)
+    if firmware is not None:
+        with temporary("the firmware's variables"):
+            shutil.copyfile(firmware.variables.path, home.variables)
+    clear(home.tpm, log)
 
 
 def tpm_token(disk: Path) -> Token:

@@ -50,7 +50,7 @@ _STILL_ASKED = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN})
 @dataclass(frozen=True)
 class Row:
     """One row: `spec` makes a machine of a name, a home and whether it has a TPM, `records` a directory for one
-    boot's, `say` tells how far it is; `login`: by whom the journal is read."""
+    boot's, `say` tells how far it is, and the seconds since power-on; `login`: by whom the journal is read."""
 
     case: str
     policy: TpmPolicy
@@ -58,7 +58,7 @@ class Row:
     spec: Callable[[str, Home, bool], MachineSpec]
     host: Host
     records: Callable[[str], Path]
-    say: Callable[[str], None]
+    say: Callable[[str, float], None]
     login: Login | None = None
 
 
@@ -123,10 +123,9 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
         home = original.copy(scratch / "machine")
         boots = _Boots(row, home, deadline)
         if tamper is None:
-            row.say("booting, untampered")
             seen: tuple[BootSeen, ...] = (boots.untouched("untampered", with_tpm=True),)
         else:
-            row.say(f"tampering: {tamper.title}")
+            row.say(f"tampering: {tamper.title}", 0.0)
             workshop = Workshop(
                 original=original,
                 home=home,
@@ -168,8 +167,7 @@ def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tu
     pending = dict(row.phrases.guesses)
     found: list[BootSeen] = []
     # Each boot gets on by one guess at least, or is the last one.
-    for number in range(1, len(pending) + 2):
-        row.say(f"booting, tampered ({number})")
+    for _ in range(len(pending) + 1):
         boot = boots.asked(pending, with_tpm=with_tpm)
         found.append(boot)
         if boot.outcome is not Outcome.ASKED or not _goes_on(boot):
@@ -179,7 +177,6 @@ def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tu
         if boot.tries[-1].what == "right":
             break
     if tamper.undo and found[-1].tries[-1].answer is Answer.OPENED:
-        row.say("undoing the tamper")
         workshop.undo(tamper)
         found.append(boots.untouched("undone", with_tpm=True))
     return tuple(found)
@@ -201,6 +198,7 @@ class _Boots:
         self._row = row
         self._home = home
         self._deadline = deadline
+        self._stage = ""
 
     def untouched(self, role: Role, *, with_tpm: bool) -> BootSeen:
         """Nothing is typed."""
@@ -215,27 +213,29 @@ class _Boots:
             tries: list[Try] = []
             if outcome is Outcome.ASKED:
                 for what, text in guesses.items():
-                    self._row.say(f"typing a wrong passphrase ({what})")
+                    self._stage = f"typed a wrong passphrase ({what})"
                     tries.append(talk.guess(what, text))
                     if tries[-1].answer not in _STILL_ASKED:
                         break
                 else:
-                    self._row.say("typing the passphrase")
+                    self._stage = "typed the passphrase"
                     tries.append(talk.unlock(self._row.phrases.right))
                     if tries[-1].answer is Answer.OPENED and self._row.login is not None:
-                        self._row.say("reading the journal")
+                        self._stage = "reading the journal"
                         talk.ask_journal(self._row.login)
             return self._seen("tampered", machine, talk, outcome, line, tuple(tries))
 
     @contextmanager
     def _machine(self, role: Role, *, with_tpm: bool) -> Iterator[tuple[Machine, Talk]]:
         row = self._row
+        self._stage = f"booting, {role}"
         spec = row.spec(f"tpm-{role}", self._home, with_tpm)
         with Machine(spec, row.host, row.records(role)) as machine:
 
             def alive() -> None:
                 # A panic ends it as well: pvpanic says so.
                 machine.check_guest()
+                row.say(self._stage, machine.elapsed)
 
             def left() -> float:
                 return self._deadline - machine.elapsed

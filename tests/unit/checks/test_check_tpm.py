@@ -158,6 +158,15 @@ def test_ways_to_refuse(answer: Answer) -> None:
     assert verdict(row("fresh", boots=(asked, boot("undone", Outcome.UNLOCKED)))) == (Verdict.PASS, set())
 
 
+def test_a_silent_refusal_is_watched_as_long_as_the_passphrase_takes() -> None:
+    """Else what the empty one opened, slowly, would be taken for the work of the passphrase."""
+    probe, blank, right = tries(blank=Answer.ASKED_AGAIN)
+    for watched, rules in ((60.0, {("guess-undecided", "fresh")}), (90.0, set())):
+        timed = (probe, blank.model_copy(update={"seconds": watched}), right.model_copy(update={"seconds": 90.0}))
+        keys = verdict(row("fresh", boots=(boot(tries=timed), boot("undone", Outcome.UNLOCKED))))[1]
+        assert keys == rules
+
+
 def test_an_emergency_for_nobody_takes_further_boots() -> None:
     probe, blank, right = tries(shell_probe=Answer.LOCKED, blank=Answer.LOCKED)
     boots = [boot(tries=(probe,)), boot(tries=(blank,)), boot(tries=(right,)), boot("undone", Outcome.UNLOCKED)]

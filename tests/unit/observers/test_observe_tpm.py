@@ -133,7 +133,7 @@ def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Pla
             return path
 
         phrases = Phrases.of(policy, PASSPHRASE)
-        row = Row(case, policy, phrases, spec, HOST, records, lambda stage: None, login)
+        row = Row(case, policy, phrases, spec, HOST, records, lambda stage, seconds: None, login)
         return observe(original, row, "digest of the disk")
 
     return run

@@ -70,7 +70,7 @@ def build_demo_disk(
     spec = load_disk_file()
     weak = spec.named(variant) if isinstance(variant, str) else variant
     need(*TOOLS)
-    shell = weak is not None and weak.shell
+    with_shell = weak is not None and weak.shell
     output = output.absolute()
     with scratch_beside(output) as scratch:
         epoch = image_epoch(iso)
@@ -81,7 +81,9 @@ def build_demo_disk(
         volume = maker.volume(medium)
         progress("writing the disk", 0.8)
         with open_root(iso) as root:
-            members = unlock_members(root, spec.luks.uuid, maker.env, _tpm(spec, weak) if tpm else None, shell=shell)
+            members = unlock_members(
+                root, spec.luks.uuid, maker.env, _tpm(spec, weak) if tpm else None, with_shell=with_shell
+            )
         disk = maker.disk(maker.esp(esp, members), volume)
         if output.suffix == ".qcow2":
             packed = scratch / "disk.qcow2"

@@ -100,9 +100,9 @@ class TpmUnlock:
 
 
 def unlock_members(
-    root: RootView, uuid: str, env: Mapping[str, str], tpm: TpmUnlock | None = None, *, shell: bool = False
+    root: RootView, uuid: str, env: Mapping[str, str], tpm: TpmUnlock | None = None, *, with_shell: bool = False
 ) -> dict[str, tuple[int, bytes]]:
-    """Files for the initrd, by their paths, with their permissions. `uuid` is the LUKS volume's. `shell`: weakened,
+    """Files for the initrd, by their paths, with their permissions. `uuid` is the LUKS volume's. `with_shell`: weakened,
     there is one behind a wrong passphrase.
 
     :raise ImageError: the live root has no such kernel modules.
@@ -127,7 +127,7 @@ def unlock_members(
     for word, value in (
         ("@BEFORE@", "" if tpm is None else _BY_TPM),
         ("@AFTER@", "" if tpm is None else _ENROL),
-        ("@REFUSED@", _SHELL if shell else ""),
+        ("@REFUSED@", _SHELL if with_shell else ""),
         ("@ENROL@", ENROL),
         ("@PCRS@", "" if tpm is None else "+".join(map(str, tpm.pcrs))),
         ("@UUID@", uuid),

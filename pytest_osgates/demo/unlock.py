@@ -102,8 +102,8 @@ class TpmUnlock:
 def unlock_members(
     root: RootView, uuid: str, env: Mapping[str, str], tpm: TpmUnlock | None = None, *, with_shell: bool = False
 ) -> dict[str, tuple[int, bytes]]:
-    """Files for the initrd, by their paths, with their permissions. `uuid` is the LUKS volume's. `with_shell`: weakened,
-    there is one behind a wrong passphrase.
+    """Files for the initrd, by their paths, with their permissions. `uuid` is the LUKS volume's. `with_shell`:
+    weakened, there is one behind a wrong passphrase.
 
     :raise ImageError: the live root has no such kernel modules.
     :raise HostError: cryptsetup or one of its libraries is missing, or what a TPM takes.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,7 @@ from pytest_osgates.model import State
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk
 from pytest_osgates.observers.tpm_tamper import Workshop
 from pytest_osgates.vm import workdir
-from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.errors import MORE_ROOM, GuestFailed, HostError, QmpFailed, UsageError
 from pytest_osgates.vm.home import Home, kept
 from pytest_osgates.vm.host import Host
 from pytest_osgates.vm.machine import Machine
@@ -152,6 +152,17 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
     )
 
 
+def _shoot(machine: Machine) -> None:
+    """The screen as it is at the end; a machine that is gone has none."""
+    with suppress(QmpFailed, GuestFailed):
+        picture = machine.screen.grab().png()
+        path = machine.records / "screen-last.png"
+        try:
+            path.write_bytes(picture)
+        except OSError as error:
+            raise HostError(f"evidence cannot be written to {path}: {error.strerror}", remedy=MORE_ROOM) from error
+
+
 @contextmanager
 def _scratch() -> Iterator[Path]:
     path = workdir.make("tpm")
@@ -245,6 +256,7 @@ class _Boots:
     def _seen(
         self, role: Role, machine: Machine, talk: Talk, outcome: Outcome, line: str, tries: tuple[Try, ...]
     ) -> BootSeen:
+        _shoot(machine)
         secret = self._row.phrases.right
         lines = strip_escapes(machine.serial.tail(1 << 16)).replace(secret, "(the passphrase)").splitlines()
         return BootSeen(

@@ -1,11 +1,15 @@
-"""Files of an installed disk, changed in an overlay of it: no root, no mount, and the disk below stays what it is."""
+"""Files of an installed disk, changed in an overlay of it: no root, no mount, and the disk below stays what it is.
+
+On FAT by mtools(1), on ext2 to ext4 by debugfs(8); both work on a copy of the partition.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pytest_osgates.image.disk import contents
 from pytest_osgates.image.disk.partitions import DiskPartition, read_table
@@ -20,14 +24,21 @@ _MOST = 4 << 30
 _MAX_FILE = 512 << 20
 _MAX_LISTING = 4 << 20
 _SECONDS = 300.0
-_MTOOLS = "apt-get install mtools"
+_REMEDY = "apt-get install mtools e2fsprogs"
+# Of a /boot, and of a root that is not encrypted.
+_EXT_DIRECTORIES = (
+    *("/", "/grub", "/grub2", "/loader/entries", "/efi", "/EFI"),
+    *("/boot", "/boot/grub", "/boot/grub2", "/boot/loader/entries"),
+)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
 _QEMU_IO = "apt-get install qemu-utils (Fedora: dnf install qemu-img)"
 
 
 def change_files(
     disk: Path, overlay: Path, named: re.Pattern[str], change: Callable[[bytes], bytes], scratch: Path
 ) -> dict[str, tuple[str, str]]:
-    """Change each file of the plain FAT partitions of `disk` whose path fits `named`, in `overlay` alone.
+    """Change each file of the plain FAT and ext partitions of `disk` whose path fits `named`, in `overlay` alone. On
+    ext only in the directories that boot loaders read (`_EXT_DIRECTORIES`).
 
     SHA-256 before and after, by path, of those that `change` changed.
 
@@ -39,14 +50,22 @@ def change_files(
         for partition in read_table(source).partitions:
             content = SourceContent(source, partition.start, partition.size)
             kind = contents.identify(source, content, partition.start, partition.size)
-            if contents.FAT not in (kind.kind, *kind.also):
+            image = scratch / "partition.img"
+            files: Files
+            if contents.FAT in (kind.kind, *kind.also):
+                files = _Fat(image)
+            elif contents.EXT in (kind.kind, *kind.also):
+                files = _Ext(image)
+            else:
                 continue
             if partition.size > _MOST:
-                raise ImageError(f"partition {partition.number} of {disk.name} is a FAT of {partition.size} bytes")
-            image = scratch / "partition.img"
+                raise ImageError(
+                    f"partition {partition.number} of {disk.name} is a plain {kind.kind} of {partition.size} bytes",
+                    remedy=f"this version changes files on partitions of up to {_MOST >> 30} GiB",
+                )
             with temporary("a copy of a partition"):
                 _extract(source, partition, image)
-            changed = _change_in(image, named, change, scratch)
+            changed = _change_in(files, named, change, scratch)
             if changed:
                 _write_back(source, partition, image, overlay, scratch)
                 found |= changed
@@ -62,39 +81,112 @@ def _extract(disk: Disk, partition: DiskPartition, image: Path) -> None:
         out.truncate(partition.size)
 
 
+class Files(Protocol):
+    """The files of one partition's copy. Names of files on this host are relative to `scratch`."""
+
+    def listed(self, scratch: Path) -> Sequence[str]:
+        """Paths of files, each from the root."""
+        ...
+
+    def get(self, path: str, local: Path) -> None:
+        """Copy one out of it."""
+        ...
+
+    def put(self, local: Path, path: str) -> None:
+        """Copy one in its place."""
+        ...
+
+
 def _change_in(
-    image: Path, named: re.Pattern[str], change: Callable[[bytes], bytes], scratch: Path
+    files: Files, named: re.Pattern[str], change: Callable[[bytes], bytes], scratch: Path
 ) -> dict[str, tuple[str, str]]:
     found = {}
-    for path in _listed(image):
+    for path in files.listed(scratch):
         if not named.search(path):
             continue
         local = scratch / "file"
-        _mtools("mcopy", "-n", "-o", "-i", str(image), f"::{path}", str(local))
+        before = _got(files, path, local)
+        after = change(before)
+        if after == before:
+            continue
         with temporary("a file of the disk"):
-            if local.stat().st_size > _MAX_FILE:
-                raise ImageError(f"{path} has {local.stat().st_size} bytes")
-            before = local.read_bytes()
-            after = change(before)
-            if after == before:
-                continue
             local.write_bytes(after)
-        _mtools("mcopy", "-D", "o", "-i", str(image), str(local), f"::{path}")
+        files.put(local, path)
+        if _got(files, path, local) != after:
+            raise HostError(f"{path} could not be changed on a copy of its partition", remedy=_REMEDY)
         found[path] = (hashlib.sha256(before).hexdigest(), hashlib.sha256(after).hexdigest())
     return found
 
 
-def _listed(image: Path) -> Iterator[str]:
-    """Paths of all files, by mdir(1)."""
-    said = _mtools("mdir", "-/", "-b", "-a", "-i", str(image), "::/")
-    for line in said.splitlines():
-        if line.startswith("::/") and line.isprintable() and not line.endswith("/"):
-            yield line[2:]
+def _got(files: Files, path: str, local: Path) -> bytes:
+    with temporary("a file of the disk"):
+        local.unlink(missing_ok=True)
+    files.get(path, local)
+    with temporary("a file of the disk"):
+        if not local.is_file() or local.stat().st_size > _MAX_FILE:
+            raise ImageError(f"{path} cannot be read from its partition, or has more than {_MAX_FILE >> 20} MiB")
+        return local.read_bytes()
 
 
-def _mtools(*argv: str) -> str:
-    done = run(argv, timeout=_SECONDS, max_output=_MAX_LISTING, remedy=_MTOOLS)
-    return done.text
+class _Fat:
+    """By mtools."""
+
+    def __init__(self, image: Path) -> None:
+        self._image = str(image)
+
+    def listed(self, scratch: Path) -> Sequence[str]:
+        """All of them."""
+        said = self._run("mdir", "-/", "-b", "-a", "-i", self._image, "::/")
+        return [
+            line[2:]
+            for line in said.splitlines()
+            if line.startswith("::/") and line.isprintable() and not line.endswith("/")
+        ]
+
+    def get(self, path: str, local: Path) -> None:
+        self._run("mcopy", "-n", "-o", "-i", self._image, f"::{path}", str(local))
+
+    def put(self, local: Path, path: str) -> None:
+        self._run("mcopy", "-D", "o", "-i", self._image, str(local), f"::{path}")
+
+    def _run(self, *argv: str) -> str:
+        return run(argv, timeout=_SECONDS, max_output=_MAX_LISTING, remedy=_REMEDY).text
+
+
+class _Ext:
+    """By debugfs, which ends well whatever became of its commands, and takes names without spaces and quotes."""
+
+    def __init__(self, image: Path) -> None:
+        self._image = image
+
+    def listed(self, scratch: Path) -> Sequence[str]:
+        """Regular files in the directories that are looked into."""
+        found = []
+        for directory in _EXT_DIRECTORIES:
+            for line in self._run("-R", f"ls -p {directory}").splitlines():
+                # /INODE/MODE/UID/GID/NAME/SIZE/
+                fields = line.split("/")
+                if len(fields) == 8 and fields[2].startswith("100") and _PLAIN_NAME.fullmatch(fields[5]):
+                    found.append(f"{directory.rstrip('/')}/{fields[5]}")
+        return found
+
+    def get(self, path: str, local: Path) -> None:
+        self._run("-R", f"dump {path} {local.name}")
+
+    def put(self, local: Path, path: str) -> None:
+        directory, _, name = path.rpartition("/")
+        commands = f"cd {directory or '/'}\nrm {name}\nwrite {local.name} {name}\n"
+        self._run("-w", "-f", "-", given=commands)
+
+    def _run(self, *argv: str, given: str = "") -> str:
+        return run(
+            ["debugfs", *argv, self._image.name],
+            timeout=_SECONDS,
+            input=given.encode(),
+            cwd=self._image.parent,
+            max_output=_MAX_LISTING,
+            remedy=_REMEDY,
+        ).text
 
 
 def _write_back(disk: Disk, partition: DiskPartition, image: Path, overlay: Path, scratch: Path) -> None:
@@ -111,7 +203,7 @@ def _write_back(disk: Disk, partition: DiskPartition, image: Path, overlay: Path
             else:
                 runs.append((offset, bytearray(new)))
     if not runs:
-        raise HostError(f"mtools changed nothing in partition {partition.number}", remedy=_MTOOLS)
+        raise HostError(f"nothing changed in partition {partition.number}", remedy=_REMEDY)
     for offset, data in runs:
         with temporary("a changed piece of a disk"):
             (scratch / "piece").write_bytes(data)

@@ -115,7 +115,7 @@ class Workshop:
         found = change_files(self.original.disk, self.home.disk, named, change, self.scratch)
         if not found:
             raise ImageError(
-                f"{self.original.disk.name} has no {what} on a FAT partition that can be read",
+                f"{self.original.disk.name} has no {what} on a FAT or ext partition that can be read",
                 remedy="this version changes no files elsewhere: it cannot try this tamper on this disk",
             )
         before, after = (_digest(found, side) for side in (0, 1))

@@ -17,7 +17,7 @@ from pytest_osgates.model import Verdict
 from pytest_osgates.observers import tpm
 from pytest_osgates.observers.tpm import Row, observe
 from pytest_osgates.observers.tpm_talk import Login, Phrases
-from pytest_osgates.vm.errors import MachineDied, UsageError
+from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
 from pytest_osgates.vm.spec import Firmware, MachineSpec
@@ -45,6 +45,10 @@ class FakeMachine:
 
     def check_guest(self) -> None:
         """It lives."""
+
+    @property
+    def screen(self) -> object:
+        raise GuestFailed("the machine was powered off by its guest")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.observers import tpm_tamper
 from pytest_osgates.observers.tpm import passphrase, slots
+from pytest_osgates.observers.tpm_files import change_files
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT
 from pytest_osgates.observers.tpm_tamper import Workshop
 from pytest_osgates.vm import host, tpm, variables
@@ -115,6 +116,42 @@ def test_the_command_line_is_edited_in_each_menu(workshop: Workshop, tmp_path: P
     assert read[2] == FILES["initrd.img"]
     workshop.undo(tampers()["command-line-edited"])
     assert file_of(workshop.home.disk, "boot/grub/grub.cfg", tmp_path) == MENU
+
+
+def test_files_on_ext4_are_changed_as_well(tmp_path: Path) -> None:
+    """As on a /boot of its own; names that debugfs would not take are left alone."""
+    tree = tmp_path / "tree"
+    (tree / "grub").mkdir(parents=True)
+    (tree / "grub/grub.cfg").write_bytes(MENU)
+    (tree / 'grub/x";y grub.cfg').write_bytes(MENU)
+    (tree / "initrd.img-6.12").write_bytes(FILES["initrd.img"])
+    boot = tmp_path / "boot"
+    command = ["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(boot), "8M"]
+    subprocess.run(command, check=True)
+    raw = gpt(8 * 2048 + 4096, ("0fc63daf-8483-4772-8e79-3d69d8477de4", 2048, 8 * 2048, "boot"))
+    raw[MIB : 9 * MIB] = boot.read_bytes()
+    (tmp_path / "disk.img").write_bytes(raw)
+    overlay = tmp_path / "overlay.qcow2"
+    host.create_overlay(tmp_path / "disk.img", overlay)
+    (tmp_path / "work").mkdir()
+    changed = change_files(
+        tmp_path / "disk.img",
+        overlay,
+        re.compile(r"(?:^|/)(?:grub\.cfg|initrd.*)$"),
+        lambda old: old.replace(b"quiet", b"quiet more") + b"!" * 100_000,
+        tmp_path / "work",
+    )
+    assert set(changed) == {"/grub/grub.cfg", "/initrd.img-6.12"}
+    flat = tmp_path / "flat"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(overlay), str(flat)], check=True)
+    boot.write_bytes(flat.read_bytes()[MIB : 9 * MIB])
+    subprocess.run(["/usr/sbin/e2fsck", "-f", "-n", str(boot)], check=True, stdout=subprocess.DEVNULL)
+    shown = subprocess.run(
+        ["/usr/sbin/debugfs", "-R", "cat /grub/grub.cfg", str(boot)], check=True, capture_output=True
+    )
+    assert b"root=/dev/sda1 quiet more\n" in shown.stdout
+    assert shown.stdout.endswith(b"!" * 100)
+    assert (tmp_path / "disk.img").read_bytes() == bytes(raw)
 
 
 def test_the_initrd_gets_one_more_file(workshop: Workshop, tmp_path: Path) -> None:

@@ -215,12 +215,13 @@ class _Boots:
         """Nothing is typed."""
         with self._machine(role, with_tpm=with_tpm) as (machine, talk):
             outcome, line = talk.outcome()
-            return self._seen(role, machine, talk, outcome, line, ())
+            return self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
 
     def asked(self, guesses: dict[str, str], *, with_tpm: bool) -> BootSeen:
         """`guesses` are typed as long as it asks, then the passphrase."""
         with self._machine("tampered", with_tpm=with_tpm) as (machine, talk):
             outcome, line = talk.outcome()
+            at = machine.elapsed
             tries: list[Try] = []
             if outcome is Outcome.ASKED:
                 for what, text in guesses.items():
@@ -234,7 +235,7 @@ class _Boots:
                     if tries[-1].answer is Answer.OPENED and self._row.login is not None:
                         self._stage = "reading the journal"
                         talk.ask_journal(self._row.login)
-            return self._seen("tampered", machine, talk, outcome, line, tuple(tries))
+            return self._seen("tampered", machine, talk, (outcome, line, at), tuple(tries))
 
     @contextmanager
     def _machine(self, role: Role, *, with_tpm: bool) -> Iterator[tuple[Machine, Talk]]:
@@ -254,8 +255,9 @@ class _Boots:
             yield machine, Talk(machine.serial, row.policy, alive, left, row.host.pace)
 
     def _seen(
-        self, role: Role, machine: Machine, talk: Talk, outcome: Outcome, line: str, tries: tuple[Try, ...]
+        self, role: Role, machine: Machine, talk: Talk, came_to: tuple[Outcome, str, float], tries: tuple[Try, ...]
     ) -> BootSeen:
+        outcome, line, at = came_to
         _shoot(machine)
         secret = self._row.phrases.right
         lines = strip_escapes(machine.serial.tail(1 << 16)).replace(secret, "(the passphrase)").splitlines()
@@ -263,7 +265,7 @@ class _Boots:
             role=role,
             outcome=outcome,
             line=line.replace(secret, "(the passphrase)"),
-            at=round(machine.elapsed, 1),
+            at=round(at, 1),
             tries=tuple(
                 attempt.model_copy(update={"line": attempt.line.replace(secret, "(the passphrase)")})
                 for attempt in tries

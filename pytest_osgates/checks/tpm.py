@@ -40,6 +40,7 @@ def judge(seen: TpmObservation, policy: TpmPolicy) -> list[Finding]:
     if seen.error:
         findings.append(_finding(seen, "not-applied", seen.error, "the tamper, made and undone", _UNPROVEN))
     findings += _lost(seen)
+    findings += _on_screen(seen)
     findings += _untampered(seen) if tamper is None else _tampered(seen, tamper, policy)
     return findings
 
@@ -87,6 +88,14 @@ def _lost(seen: TpmObservation) -> Iterable[Finding]:
         if boot.lost:
             what = f"{boot.lost} bytes of the serial console came too fast to be looked at"
             yield _finding(seen, "lost-output", what, "every line looked at: any of them may be a shell", _UNPROVEN)
+            return
+
+
+def _on_screen(seen: TpmObservation) -> Iterable[Finding]:
+    """The serial console is not the only one."""
+    for boot in seen.boots:
+        if boot.screen:
+            yield _finding(seen, "screen-shell", f"on the screen: {boot.screen[0]}", "no shell without a login")
             return
 
 
@@ -282,6 +291,7 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         Control("nothing was seen", _outcome(Outcome.TIMEOUT), "timeout", case, _UNPROVEN),
         Control("no boot", _with(boots=()), "no-boot", case, _UNPROVEN),
         Control("a console too fast to be read", _lossy, "lost-output", case, _UNPROVEN),
+        Control("a shell on the screen", _on_the_screen, "screen-shell", case),
         Control("no slot for a TPM", _with(slots=()), "no-tpm-slot", "disk"),
     ]
     made += [
@@ -345,6 +355,10 @@ def _answer(what: str, answer: Answer) -> Sabotage:
 
 def _lossy(seen: TpmObservation) -> TpmObservation:
     return _boots(seen, lambda boot: boot.model_copy(update={"lost": 1}))
+
+
+def _on_the_screen(seen: TpmObservation) -> TpmObservation:
+    return _boots(seen, lambda boot: boot.model_copy(update={"screen": ("(initramfs)",)}))
 
 
 def _without_reasons(seen: TpmObservation) -> TpmObservation:

@@ -102,7 +102,8 @@ class Try(Model):
 
 class BootSeen(Model):
     """One boot without the guest channel. `at`: seconds after power-on; `reasons`: lines that say why the TPM did not
-    unlock the disk; `lost`: bytes of the console that nobody looked at."""
+    unlock the disk; `screen`: lines on the screen that look like a shell, before the passphrase was typed; `lost`:
+    bytes of the console that nobody looked at."""
 
     role: Literal["untampered", "tampered", "undone"]
     outcome: Outcome
@@ -110,6 +111,7 @@ class BootSeen(Model):
     at: float = 0.0
     tries: tuple[Try, ...] = ()
     reasons: tuple[str, ...] = ()
+    screen: tuple[str, ...] = ()
     lost: int = 0
     records: str = ""
     console: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import SourceContent, open_disk
 from pytest_osgates.model import State
-from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk
+from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
 from pytest_osgates.observers.tpm_tamper import Workshop
 from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import MORE_ROOM, GuestFailed, HostError, QmpFailed, UsageError
@@ -37,10 +37,12 @@ from pytest_osgates.vm.home import Home, kept
 from pytest_osgates.vm.host import Host
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.spec import MachineSpec
-from pytest_osgates.vm.text import printable, strip_escapes
+from pytest_osgates.vm.text import one_line, printable, strip_escapes
 
 TYPE = "systemd-tpm2"
 CONSOLE_LINES = 200
+GLANCE_SECONDS = 5.0
+_MOST_GLANCES = 20
 _LINE = 300
 Role = Literal["untampered", "tampered", "undone"]
 # In these the prompt is still there.
@@ -202,6 +204,37 @@ def _goes_on(boot: BootSeen) -> bool:
     )
 
 
+class _Glances:
+    """At the screen, now and then: a shell may be on another console than the one that is talked to."""
+
+    def __init__(self, machine: Machine, policy: TpmPolicy) -> None:
+        self._machine = machine
+        self._shells = tuple(sign.regex for sign in signs(policy) if sign.name == "shell")
+        self._at = 0.0
+        self._digest = ""
+        self._on = True
+        self.found: dict[str, None] = {}
+
+    def look(self, *, now: bool = False) -> None:
+        """If it is time for it, or `now`."""
+        if not self._on or (self._machine.elapsed - self._at < GLANCE_SECONDS and not now):
+            return
+        self._at = self._machine.elapsed
+        with suppress(QmpFailed, GuestFailed):
+            frame = self._machine.screen.grab()
+            if frame.digest == self._digest or not self._machine.lit(frame):
+                return
+            self._digest = frame.digest
+            for line in frame.text().splitlines():
+                if len(self.found) < _MOST_GLANCES and any(regex.search(line.strip()) for regex in self._shells):
+                    self.found[one_line(line, _LINE)] = None
+
+    def end(self) -> None:
+        """From now on there may be shells: whoever knows the passphrase is in."""
+        self.look(now=True)
+        self._on = False
+
+
 class _Boots:
     """Powers the row's machine on, as often as it takes."""
 
@@ -213,13 +246,14 @@ class _Boots:
 
     def untouched(self, role: Role, *, with_tpm: bool) -> BootSeen:
         """Nothing is typed."""
-        with self._machine(role, with_tpm=with_tpm) as (machine, talk):
+        with self._machine(role, with_tpm=with_tpm) as (machine, talk, glances):
             outcome, line = talk.outcome()
+            glances.end()
             return self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
 
     def asked(self, guesses: dict[str, str], *, with_tpm: bool) -> BootSeen:
         """`guesses` are typed as long as it asks, then the passphrase."""
-        with self._machine("tampered", with_tpm=with_tpm) as (machine, talk):
+        with self._machine("tampered", with_tpm=with_tpm) as (machine, talk, glances):
             outcome, line = talk.outcome()
             at = machine.elapsed
             tries: list[Try] = []
@@ -230,29 +264,34 @@ class _Boots:
                     if tries[-1].answer not in _STILL_ASKED:
                         break
                 else:
+                    glances.end()
                     self._stage = "typed the passphrase"
                     tries.append(talk.unlock(self._row.phrases.right))
                     if tries[-1].answer is Answer.OPENED and self._row.login is not None:
                         self._stage = "reading the journal"
                         talk.ask_journal(self._row.login)
-            return self._seen("tampered", machine, talk, (outcome, line, at), tuple(tries))
+            glances.end()
+            seen = self._seen("tampered", machine, talk, (outcome, line, at), tuple(tries))
+            return seen.model_copy(update={"screen": tuple(glances.found)})
 
     @contextmanager
-    def _machine(self, role: Role, *, with_tpm: bool) -> Iterator[tuple[Machine, Talk]]:
+    def _machine(self, role: Role, *, with_tpm: bool) -> Iterator[tuple[Machine, Talk, _Glances]]:
         row = self._row
         self._stage = f"booting, {role}"
         spec = row.spec(f"tpm-{role}", self._home, with_tpm)
         with Machine(spec, row.host, row.records(role)) as machine:
+            glances = _Glances(machine, row.policy)
 
             def alive() -> None:
                 # A panic ends it as well: pvpanic says so.
                 machine.check_guest()
                 row.say(self._stage, machine.elapsed)
+                glances.look()
 
             def left() -> float:
                 return self._deadline - machine.elapsed
 
-            yield machine, Talk(machine.serial, row.policy, alive, left, row.host.pace)
+            yield machine, Talk(machine.serial, row.policy, alive, left, row.host.pace), glances
 
     def _seen(
         self, role: Role, machine: Machine, talk: Talk, came_to: tuple[Outcome, str, float], tries: tuple[Try, ...]

@@ -169,6 +169,32 @@ def test_a_tampered_one_then_the_same_undone(play: Play, original: Home) -> None
     assert PASSPHRASE not in seen.model_dump_json()
 
 
+def test_a_shell_on_the_screen(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the passphrase it is a finding, after it none."""
+
+    class Frame:
+        digest = "one"
+
+        def text(self) -> str:
+            return "Debian GNU/Linux 13\n\nroot@osgates-demo:~# \n"
+
+        def png(self) -> bytes:
+            return b"png"
+
+    class Screen:
+        def grab(self) -> Frame:
+            return Frame()
+
+    monkeypatch.setattr(FakeMachine, "screen", Screen())
+    monkeypatch.setattr(FakeMachine, "lit", lambda self, frame: True, raising=False)
+    seen = play(Script([Outcome.ASKED, Outcome.UNLOCKED]), "fresh")
+    assert seen.boots[0].screen == ("root@osgates-demo:~#",)
+    done = judge(GATE, seen, TPM_POLICY)
+    assert {finding.key for finding in done.findings} == {("screen-shell", "fresh")}
+    # Whoever unlocked it by the TPM may have one.
+    assert play(Script([Outcome.UNLOCKED]), "untampered-1").boots[0].screen == ()
+
+
 def test_without_a_tpm(play: Play) -> None:
     script = Script([Outcome.ASKED, Outcome.UNLOCKED])
     assert verdict(play(script, "absent")) is Verdict.PASS

@@ -59,13 +59,17 @@ class Heard:
 class Dialogue:
     """Reads `console` to its end, in one thread.
 
-    What was heard counts from the last thing typed on. A line without its newline counts once nothing has come for a
+    What was heard counts from the last thing typed on; but `kept` signs count for good, for they may come just before
+    something is typed. A line without its newline counts once nothing has come for a
     second: a prompt is one, and the beginning of any other line may look like a prompt. `alive` is called once a
     second, and raises if there is no use in waiting.
     """
 
-    def __init__(self, console: Line, signs: Sequence[Sign], alive: Callable[[], None]) -> None:
+    def __init__(
+        self, console: Line, signs: Sequence[Sign], alive: Callable[[], None], kept: Collection[str] = ()
+    ) -> None:
         self._console = console
+        self._kept = frozenset(kept)
         self._signs = tuple(signs)
         self._alive = alive
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -74,6 +78,8 @@ class Dialogue:
         self._came_at = time.monotonic()
         self._heard: dict[str, Heard] = {}
         self.ever: dict[str, Heard] = {}
+        # Of the kept signs, those that were there when something was last typed.
+        self.before: tuple[Heard, ...] = ()
         # Lines with something in them, since something was typed.
         self.lines = 0
 
@@ -86,13 +92,18 @@ class Dialogue:
         """Whether `name` has been shown since something was typed."""
         return self._heard.get(name)
 
-    def say(self, text: str) -> None:
-        """Type `text` and Enter. From now on counts what comes after it.
+    def say(self, text: str, *, forget: bool = False) -> None:
+        """Type `text` and Enter. From now on counts what comes after it, and what is kept unless `forget`.
 
         :raise OSError: the console is gone.
         """
         self._take(0.0)
-        self._heard.clear()
+        # An unfinished line may be a prompt that has just come.
+        self._look(self._line)
+        self.before = tuple(
+            self._heard[sign.name] for sign in self._signs if sign.name in self._kept & set(self._heard)
+        )
+        self._heard = {} if forget else {name: heard for name, heard in self._heard.items() if name in self._kept}
         self.lines = 0
         self._line = ""
         self._settled = False

@@ -246,9 +246,11 @@ def _answered(seen: TpmObservation, attempt: Try) -> Iterable[Finding]:
             yield _finding(
                 seen, "right-refused", attempt.line or str(attempt.answer), "the passphrase opens the disk"
             )
+        elif attempt.answer is Answer.EARLY:
+            yield _finding(seen, "opened-early", attempt.line, "no login before the passphrase was typed")
         elif attempt.answer in (Answer.STOPPED, Answer.ENDED):
             yield _finding(seen, "no-login", f"{attempt.answer}: {attempt.line}", "the login, after the passphrase")
-    elif attempt.answer is Answer.OPENED:
+    elif attempt.answer in (Answer.OPENED, Answer.EARLY):
         yield _finding(
             seen,
             "wrong-passphrase-opens",

@@ -81,6 +81,7 @@ class Answer(StrEnum):
     ASKED_AGAIN = "asked again"  # it asks again, and nothing else came of it in the time that unlocking takes
     LOCKED = "locked"  # an emergency in which nobody gets a shell
     OPENED = "opened"  # the login prompt
+    EARLY = "too early"  # the login prompt, which was there before the passphrase was typed
     SHELL = "shell"
     STOPPED = "stopped"
     ENDED = "ended"

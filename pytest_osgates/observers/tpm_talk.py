@@ -84,8 +84,10 @@ class Talk:
         self._left = left
         self._patience = patience
         self._settle = policy.settle_s * patience
-        self._dialogue = Dialogue(console, signs(policy), alive)
+        # Whenever it comes, before the passphrase was typed: it is a way in.
+        self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))
         self._gone = ""
+        self._early: tuple[Heard, ...] = ()
         self._journal: tuple[str, ...] | None = None
 
     @property
@@ -126,9 +128,12 @@ class Talk:
         return Try(what=what, answer=answer, line=line, seconds=round(time.monotonic() - begun, 1))
 
     def unlock(self, text: str) -> Try:
-        """Type the passphrase, and wait for the login."""
+        """Type the passphrase, and wait for the login. One that was there before is no work of the passphrase's."""
         begun = time.monotonic()
         heard = self._type(text, ignoring=("prompt",))
+        if self._early:
+            answer = Answer.SHELL if self._early[0].name == "shell" else Answer.EARLY
+            return Try(what="right", answer=answer, line=self._early[0].line)
         if heard is not None and heard.name == "refused":
             later = self._wait(("shell", "login"), self._settle)
             heard = later or heard
@@ -143,14 +148,14 @@ class Talk:
     def ask_journal(self, login: Login) -> None:
         """Once the login is there: from here on it is the journal that must say why."""
         self._journal = ()
-        if not self._say(login.user):
+        if not self._say(login.user, forget=True):
             return
         heard = self._wait(("incorrect", "secret", "shell"), self._settle)
-        if heard is not None and heard.name == "secret" and self._say(login.password):
+        if heard is not None and heard.name == "secret" and self._say(login.password, forget=True):
             heard = self._wait(("incorrect", "secret", "shell"), self._settle)
         if heard is None or heard.name != "shell":
             return
-        if not self._say(f"{login.become or 'sh'} -c '{_JOURNAL}'; {_JOURNAL_END}"):
+        if not self._say(f"{login.become or 'sh'} -c '{_JOURNAL}'; {_JOURNAL_END}", forget=True):
             return
         heard = self._wait(("end", "incorrect", "secret"), self._settle)
         if heard is not None and heard.name == "secret" and self._say(login.password):
@@ -163,8 +168,11 @@ class Talk:
     def _type(self, text: str, ignoring: Collection[str] = ()) -> Heard | None:
         """What comes of it; typed again as long as nothing at all does."""
         names = tuple(name for name in _AFTER if name not in ignoring)
-        for _ in range(_TRIES):
-            if not self._say(text):
+        for number in range(_TRIES):
+            said = self._say(text)
+            if not number:
+                self._early = self._dialogue.before
+            if not said:
                 return None
             heard = self._wait(names, min(self._left(), AGAIN_SECONDS * self._patience))
             if heard is not None or self._gone:
@@ -216,9 +224,9 @@ class Talk:
             return Answer.LOCKED, closed.line
         return (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, heard.line)
 
-    def _say(self, text: str) -> bool:
+    def _say(self, text: str, *, forget: bool = False) -> bool:
         try:
-            self._dialogue.say(text)
+            self._dialogue.say(text, forget=forget)
         except OSError as error:
             self._gone = self._gone or f"the console is gone: {error.strerror}"
             # Whose fault that is, is for `alive` to say.

@@ -16,8 +16,9 @@ from pytest_osgates.vm import host as vm_host
 from pytest_osgates.vm.home import Home
 from tests.e2e.conftest import Gates, quiet
 
+pytestmark = pytest.mark.boots
 # One worker makes the machine, by a boot, for all its rows.
-pytestmark = [pytest.mark.boots, pytest.mark.xdist_group("tpm-machine")]
+one_worker = pytest.mark.xdist_group("tpm-machine")
 
 QUICK = ("untampered-1", "fresh", "command-line-edited")
 ROWS = loader.load(loader.find("demo-tpm")).gates["tpm"].rows
@@ -43,6 +44,7 @@ def profile(gates: Gates, *, pcrs: str = "[4, 7, 8, 9]", more: tuple[str, ...] =
     return path
 
 
+@one_worker
 @pytest.mark.parametrize(
     "row", [pytest.param(row, marks=[] if row in QUICK else [pytest.mark.slow]) for row in (*ROWS, *MORE)]
 )
@@ -76,6 +78,7 @@ def test_each_weakness_is_found(name: str, gates: Gates, demo_iso: Path) -> None
     assert outcome.status == 1
 
 
+@one_worker
 def test_the_disk_of_the_machine_passes_the_gate_luks(gates: Gates, demo_iso: Path, machine: Home) -> None:
     """A slot for a TPM is no weakness."""
     disk = ("--iso-disk", machine.disk)
@@ -84,6 +87,7 @@ def test_the_disk_of_the_machine_passes_the_gate_luks(gates: Gates, demo_iso: Pa
     assert outcome.status == 0
 
 
+@one_worker
 @pytest.mark.slow
 def test_the_whole_gate_passes(gates: Gates, demo_iso: Path, machine: Home) -> None:
     """All rows at once, two at a time."""

@@ -172,6 +172,21 @@ def test_a_prompt_that_is_only_drawn_again_is_no_refusal(clock: Clock) -> None:
     assert talk.guess("blank", "").answer is Answer.OPENED
 
 
+@pytest.mark.parametrize("late", [LOGIN, b"\r\nroot@host:~# ", b"\r\n/ # "])
+def test_what_comes_just_before_the_next_word_counts(clock: Clock, late: bytes) -> None:
+    """Whether as a line or as one that is not finished yet: it was a way in before the passphrase."""
+    for again in (True, False):
+        console = Console(clock, ASKS, lambda text: REFUSES if text == PROBE_TEXT else b"")
+        talk = talk_to(console)
+        talk.outcome()
+        assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+        console.pending.append((clock.now, late))
+        if again:
+            assert talk.guess("blank", "").answer in (Answer.OPENED, Answer.SHELL)
+        else:
+            assert talk.unlock(PASSPHRASE).answer in (Answer.EARLY, Answer.SHELL)
+
+
 def test_one_that_asks_again_without_a_word(clock: Clock) -> None:
     console = Console(clock, ASKS, lambda text: b"\r\nPlease enter passphrase for disk root: ")
     talk = talk_to(console)

@@ -83,10 +83,11 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
         args += [
             "-drive",
             f"if=none,id=cd,format=raw,media=cdrom,readonly=on,file={quote(spec.cdrom)}",
-            *("-device", f"scsi-cd,bus=scsi.0,drive=cd,bootindex={len(spec.disks)}"),
+            *("-device", f"scsi-cd,bus=scsi.0,drive=cd,bootindex={len(wiring.overlays)}"),
         ]
-    if len(wiring.overlays) != len(spec.disks):
-        raise UsageError(f"machine {spec.name}: {len(spec.disks)} disks but {len(wiring.overlays)} overlays")
+    disks = len(spec.disks) if spec.home is None else 1
+    if len(wiring.overlays) != disks:
+        raise UsageError(f"machine {spec.name}: {disks} disks but {len(wiring.overlays)} overlays")
     for index, overlay in enumerate(wiring.overlays):
         args += [
             *("-drive", f"if=none,id=disk{index},format=qcow2,file={quote(overlay)}"),

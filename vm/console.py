@@ -41,6 +41,7 @@ class Console:
         self._total = 0
         self._recent = bytearray()
         self._unread = bytearray()
+        self._dropped = 0
         self._line = bytearray()
         self._carried = ""
         self._changed = threading.Condition()
@@ -69,6 +70,7 @@ class Console:
                     self._recent += data
                     del self._recent[:-RECENT_LIMIT]
                     self._unread += data
+                    self._dropped += max(0, len(self._unread) - RECENT_LIMIT)
                     del self._unread[:-RECENT_LIMIT]
                 else:
                     self._closed = True
@@ -137,6 +139,12 @@ class Console:
         """How many bytes the guest has written."""
         with self._changed:
             return self._total
+
+    @property
+    def dropped(self) -> int:
+        """How many bytes nobody took in time: only the newest mebibyte is put aside."""
+        with self._changed:
+            return self._dropped
 
     @property
     def closed(self) -> bool:

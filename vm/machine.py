@@ -30,6 +30,7 @@ from pytest_osgates.vm.errors import (
 )
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import Injection
+from pytest_osgates.vm.home import TPM, VARIABLES
 from pytest_osgates.vm.host import Host, create_overlay, find_firmware, memory_available_mib
 from pytest_osgates.vm.interrupt import INTERRUPTS
 from pytest_osgates.vm.network.client import SinkholeLink
@@ -189,17 +190,19 @@ class Machine:
             # Whoever runs in the guest writes to the journal: its text is evidence, not searched for failures.
             self._journal, journal_fd = console("journal", None)
             self._journal.on_line = self._journal_line
-        variables = None
+        variables, home = None, self.spec.home
         if firmware is not None:
-            variables = FlashImage(work / "variables.fd", firmware.variables.format)
-            shutil.copyfile(firmware.variables.path, variables.path)
-        overlays = []
+            where = work / VARIABLES if home is None else home.variables
+            variables = FlashImage(where, firmware.variables.format)
+            if home is None or not where.exists():
+                shutil.copyfile(firmware.variables.path, where)
+        overlays = [] if home is None else [home.disk]
         for index, disk in enumerate(self.spec.disks):
             overlays.append(work / f"disk{index}.qcow2")
             create_overlay(disk, overlays[-1])
         swtpm_fd = None
         if self.spec.tpm:
-            self._swtpm = swtpm = Swtpm(work / "tpm", self.records / "swtpm.log")
+            self._swtpm = swtpm = Swtpm(work / TPM if home is None else home.tpm, self.records / "swtpm.log")
             self._closing.append(swtpm.stop)
             theirs.append(swtpm.start())
             swtpm_fd = theirs[-1].fileno()

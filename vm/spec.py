@@ -6,9 +6,13 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.network.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_osgates.vm.home import Home
 
 
 class Firmware(StrEnum):
@@ -69,7 +73,8 @@ class MachineSpec:
     strings, by which systemd credentials enter (systemd.system-credentials(7)). ``network``: one card a sinkhole,
     each with a capture; without any, ``nic`` is a card that leads nowhere. ``rtc``: where the
     machine's own clock begins (``2026-01-31T12:00:00``), which then counts virtual time, and idle time is skipped
-    (vm/clock.py, under emulation only); empty: its clock is the host's.
+    (vm/clock.py, under emulation only); empty: its clock is the host's. ``home``: where disk, variables and TPM are
+    when it is off; they are used where they lie and keep what it writes, so ``disks`` are none.
     """
 
     name: str
@@ -85,12 +90,15 @@ class MachineSpec:
     smbios_strings: tuple[str, ...] = field(default=(), repr=False)
     network: tuple[Settings, ...] = ()
     rtc: str = ""
+    home: Home | None = None
 
     def __post_init__(self) -> None:
         # It becomes part of a QEMU option and of a directory's name.
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise UsageError(f"the name of a machine is of letters, digits, '.', '_' and '-', not {self.name!r}")
-        if self.cdrom is None and not self.disks:
+        if self.home is not None and self.disks:
+            raise UsageError(f"machine {self.name}: its home has its disk, and it is given {len(self.disks)} more")
+        if self.cdrom is None and not self.disks and self.home is None:
             raise UsageError(f"machine {self.name}: neither an ISO nor a disk to boot from")
         if not 128 <= self.memory_mib <= 1 << 20:
             raise UsageError(f"machine {self.name}: {self.memory_mib} MiB of memory is not between 128 MiB and 1 TiB")

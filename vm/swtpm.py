@@ -18,7 +18,8 @@ LOG_FD = 1
 class Swtpm:
     """Runs ``swtpm`` on one end of a socket pair; QEMU gets the other.
 
-    The state directory is private: two swtpm on one directory do not start.
+    The state directory is private: two swtpm on one directory do not start. One that is not there, or empty, is that
+    of a new TPM.
     """
 
     def __init__(self, state: Path, log: Path) -> None:
@@ -33,7 +34,7 @@ class Swtpm:
         :raise MissingTool: swtpm is not installed.
         """
         process.which("swtpm", remedy=INSTALL_SWTPM)
-        self._state.mkdir(mode=0o700)
+        self._state.mkdir(mode=0o700, exist_ok=True)
         ours, qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         # No path is on its command line: what follows a comma would be another option, and there is no escaping.
         with ours, self._log.open("ab") as sink:

@@ -1,8 +1,9 @@
-"""``osgates demo-disk``: the demo's installed disk, sound or weakened, made offline in seconds."""
+"""``osgates demo-disk``: the demo's installed disk, sound or weakened; with a TPM it takes one boot."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from rich.table import Table
 from pytest_osgates.commands.progress import bar
 from pytest_osgates.demo import build_demo_disk, cached_demo_iso
 from pytest_osgates.demo.disk_variants import load_disk_file
+from pytest_osgates.demo.machine import build_demo_machine
 from pytest_osgates.run import existing_file
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.host import measure_pace, select
 
 
 def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type)
@@ -22,12 +25,18 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type
         "demo-disk",
         help="make the demo's installed disk",
         description="Makes a disk with the demo encrypted on it (LUKS2), without root and without booting anything;"
-        " its passphrase is printed. With --weak, one that the gate `luks` must refuse.",
+        " its passphrase is printed. With --weak, one that the gate `luks` must refuse. With --tpm, a directory with"
+        " disk, firmware variables and a TPM that opens it, for the gate `tpm`: that takes one boot.",
     )
     parser.add_argument(
-        "-o", "--output", metavar="F", type=Path, default=Path("osgates-demo.qcow2"),
-        help="where to; .qcow2, or any other name for a raw image (default: osgates-demo.qcow2)",
+        "-o", "--output", metavar="F", type=Path,
+        help="where to; .qcow2, or any other name for a raw image (default: osgates-demo.qcow2); with --tpm, a new"
+        " directory (default: osgates-demo-machine)",
     )  # fmt: skip
+    parser.add_argument("--tpm", action="store_true", help="a whole machine, whose TPM opens its disk")
+    parser.add_argument(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="accelerator of that boot (default: auto)"
+    )
     parser.add_argument("--weak", metavar="NAME", help="weaken it (see --list-weak)")
     parser.add_argument("--iso", metavar="F", help="the demo's ISO (default: the one in the cache, built if need be)")
     parser.add_argument("--list-weak", action="store_true", help="list the weakened disks and what must find them")
@@ -48,20 +57,34 @@ def run(options: argparse.Namespace, console: Console) -> int:
         console.print(table)
         return 0
     weak = spec.named(options.weak) if options.weak is not None else None
-    output = options.output.absolute()
-    if output.is_dir():
+    if weak is not None and (weak.expects.gate == "tpm") is not options.tpm:
+        raise UsageError(
+            f"the weakened disk {weak.name!r} is for the gate {weak.expects.gate}",
+            remedy="leave --tpm out" if options.tpm else "add --tpm",
+        )
+    output = (options.output or Path("osgates-demo-machine" if options.tpm else "osgates-demo.qcow2")).absolute()
+    if output.is_dir() and not options.tpm:
         raise UsageError(f"{output} is a directory", remedy="give the name of a file")
     if not output.parent.is_dir():
         raise UsageError(f"the directory {output.parent} is not there")
     given = existing_file(options.iso, "--iso") if options.iso else None
     with bar(console) as progress:
         iso = cached_demo_iso(progress) if given is None else given
-        built = build_demo_disk(iso, output, progress, weak)
+        if options.tpm:
+            host = select(options.accel, None)
+            host = replace(host, pace=measure_pace(host.qemu, host.accelerator))
+            machine = build_demo_machine(iso, output, progress, host, weak)
+            built = machine.disk
+        else:
+            built = build_demo_disk(iso, output, progress, weak)
     try:
         shown = built.passphrase.decode("ascii")
     except UnicodeDecodeError:
         shown = f"(hexadecimal) {built.passphrase.hex()}"
     console.print(f"passphrase: {shown}", markup=False, soft_wrap=True)
+    if options.tpm:
+        pcrs = ", ".join(map(str, machine.token.pcrs)) or "none"
+        console.print(f"bound to PCRs: {pcrs}", markup=False, soft_wrap=True)
     console.print(f"sha256: {built.sha256}", markup=False, soft_wrap=True)
     console.print(str(built.path), markup=False, soft_wrap=True)
     return 0

@@ -16,7 +16,7 @@ from rich.text import Text
 from pytest_osgates import tools
 from pytest_osgates.paths import cache_dir
 from pytest_osgates.run import free_bytes
-from pytest_osgates.vm import host
+from pytest_osgates.vm import host, variables
 from pytest_osgates.vm.errors import OsgatesError
 from pytest_osgates.vm.process import which
 from pytest_osgates.vm.spec import Firmware
@@ -86,6 +86,13 @@ def examine(*, fetch: bool) -> Iterator[Line]:
     yield _tried(
         "cryptsetup (for luks)", lambda: which("cryptsetup", remedy="apt-get install cryptsetup-bin"), needed=False
     )
+    yield _tried("virt-fw-vars (for tpm)", lambda: " ".join(variables.program()), needed=False)
+    for name, package in (("qemu-io", "qemu-utils"), ("mcopy", "mtools")):
+        yield _tried(
+            f"{name} (for tpm)",
+            lambda name=name, package=package: which(name, remedy=f"apt-get install {package}"),  # type: ignore[misc]
+            needed=False,
+        )
     for name, pin in tools.pins().items():
         yield _tried(f"{name} {pin.version}", lambda name=name: tools.find(name, {}, fetch=fetch).source)  # type: ignore[misc]
     memory = host.memory_available_mib()

@@ -19,8 +19,9 @@ from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk_variants import DiskFile, ExtraPartition, Variant, load_disk_file
 from pytest_osgates.demo.fault import change_parameters, image_epoch
 from pytest_osgates.demo.tools import environment, need
-from pytest_osgates.demo.unlock import unlock_members
+from pytest_osgates.demo.unlock import TpmUnlock, unlock_members
 from pytest_osgates.image.iso9660 import IsoImage
+from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.image.rootfs import open_root
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.process import run
@@ -55,9 +56,10 @@ class BuiltDisk:
 
 
 def build_demo_disk(
-    iso: Path, output: Path, progress: ProgressCallback, variant: str | Variant | None = None
+    iso: Path, output: Path, progress: ProgressCallback, variant: str | Variant | None = None, *, tpm: bool = False
 ) -> BuiltDisk:
-    """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so.
+    """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so. With `tpm`, its
+    first boot enrols the machine's TPM.
 
     A name that ends in ``.qcow2`` gets that format, any other a raw image.
 
@@ -68,6 +70,7 @@ def build_demo_disk(
     spec = load_disk_file()
     weak = spec.named(variant) if isinstance(variant, str) else variant
     need(*TOOLS)
+    with_shell = weak is not None and weak.shell
     output = output.absolute()
     with scratch_beside(output) as scratch:
         epoch = image_epoch(iso)
@@ -78,7 +81,9 @@ def build_demo_disk(
         volume = maker.volume(medium)
         progress("writing the disk", 0.8)
         with open_root(iso) as root:
-            members = unlock_members(root, spec.luks.uuid, maker.env)
+            members = unlock_members(
+                root, spec.luks.uuid, maker.env, _tpm(spec, weak) if tpm else None, with_shell=with_shell
+            )
         disk = maker.disk(maker.esp(esp, members), volume)
         if output.suffix == ".qcow2":
             packed = scratch / "disk.qcow2"
@@ -89,6 +94,10 @@ def build_demo_disk(
         disk.replace(output)
     progress("done", 1.0)
     return BuiltDisk(output, digest, size, maker.passphrase)
+
+
+def _tpm(spec: DiskFile, weak: Variant | None) -> TpmUnlock:
+    return TpmUnlock(spec.pcrs if weak is None or weak.enrol is None else weak.enrol)
 
 
 def _take_files(iso: Path, scratch: Path) -> tuple[Path, Path]:
@@ -178,7 +187,7 @@ class _Maker:
                 self._add_slot(image, main, slot.passphrase.encode(), slot.kdf)
             if weak.tpm_pcrs is not None:
                 self._add_slot(image, main, known_bytes("tpm"), "pbkdf2")
-                self._add_token(image, tpm_token(weak.tpm_pcrs, slot=2))
+                self._add_token(image, tpm_token(weak.tpm_pcrs, slot=weak.recovery + 1 + len(weak.slots)))
         return image
 
     def _add_slot(self, image: Path, main: str, passphrase: bytes, kdf: str) -> None:
@@ -270,26 +279,3 @@ def tpm_token(pcrs: tuple[int, ...], slot: int) -> dict[str, object]:
         "tpm2-policy-hash": known_bytes("policy", 32).hex() if pcrs else "00" * 32,
         "tpm2-pin": False,
     }
-
-
-def appended_archive(position: int, members: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """A cpio archive (newc) to be put behind an initrd of `position` bytes: the kernel unpacks one after another.
-
-    `members`: permissions and contents by path; directories are made for them.
-    """
-    made = bytearray(-position % 4)
-    names = {parent for name in members for parent in _parents(name)}
-    entries: list[tuple[str, int, bytes]] = [(name, 0o40755, b"") for name in sorted(names)]
-    entries += [(name, 0o100000 | mode, content) for name, (mode, content) in members.items()]
-    entries.append(("TRAILER!!!", 0, b""))
-    for number, (name, mode, content) in enumerate(entries, 1):
-        raw = name.encode() + b"\x00"
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(raw), 0)
-        made += b"070701" + b"".join(b"%08X" % field for field in fields) + raw
-        made += bytes(-(110 + len(raw)) % 4) + content + bytes(-len(content) % 4)
-    return bytes(made)
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split("/")[:-1]
-    return ["/".join(parts[: count + 1]) for count in range(len(parts))]

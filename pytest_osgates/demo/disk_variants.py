@@ -14,6 +14,7 @@ from pytest_osgates.vm.errors import UsageError
 DISK = Path(__file__).resolve().parent / "disk.toml"
 Kdf = Literal["argon2id", "pbkdf2"]
 Memory = Annotated[int, Field(ge=32, le=4 << 20)]
+Pcr = Annotated[int, Field(ge=0, le=23)]
 Time = Annotated[int, Field(ge=4, le=1000)]
 
 
@@ -38,7 +39,8 @@ class Variant(Strict):
 
     `passphrase_in`, `passphrase_on_esp`: the passphrase is the content of this file, in the initrd or on the EFI
     system partition. `crypttab`: of the initrd. `tpm_pcrs`: a token as systemd-cryptenroll(1) writes it, bound to
-    these PCRs, with a keyslot of its own; its key is in no TPM.
+    these PCRs, with a keyslot of its own; its key is in no TPM. `enrol`: instead, the first boot enrols the TPM,
+    bound to these. `shell`: behind a wrong passphrase there is one.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
@@ -53,6 +55,8 @@ class Variant(Strict):
     passphrase_on_esp: RelativePath | None = None
     crypttab: str = ""
     tpm_pcrs: tuple[int, ...] | None = None
+    enrol: tuple[Pcr, ...] | None = None
+    shell: bool = False
     partitions: tuple[ExtraPartition, ...] = ()
 
 
@@ -72,6 +76,7 @@ class DiskFile(Strict):
     schema_: Literal[1] = Field(alias="schema")
     passphrase: str = Field(min_length=1)
     recovery_key: str = Field(pattern=r"^(?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8}$")
+    pcrs: tuple[Pcr, ...] = Field(min_length=1)
     esp_mib: int = Field(ge=40, le=1024)
     spare_mib: int = Field(ge=1, le=1024)
     parameters: tuple[Parameter, ...] = ()
@@ -83,7 +88,9 @@ class DiskFile(Strict):
         for variant in self.variant:
             if variant.name == name:
                 return variant
-        raise UsageError(f"there is no weakened disk {name!r}", remedy=f"one of: {', '.join(variant_names())}")
+        raise UsageError(
+            f"there is no weakened disk {name!r}", remedy=f"one of: {', '.join(each.name for each in self.variant)}"
+        )
 
 
 def load_disk_file() -> DiskFile:
@@ -91,6 +98,6 @@ def load_disk_file() -> DiskFile:
     return load_toml(DISK, DiskFile)
 
 
-def variant_names() -> tuple[str, ...]:
-    """The weakened disks, in the order of the file."""
-    return tuple(variant.name for variant in load_disk_file().variant)
+def variant_names(gate: str = "luks") -> tuple[str, ...]:
+    """The weakened disks that `gate` must find, in the order of the file."""
+    return tuple(variant.name for variant in load_disk_file().variant if variant.expects.gate == gate)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import lzma
+import os
+import subprocess
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from pytest_osgates.checks.registry import GATES
+from pytest_osgates.checks.tpm_model import tampers
 from pytest_osgates.cli import main
-from pytest_osgates.demo.disk import appended_archive, build_demo_disk, known_bytes, tpm_token
+from pytest_osgates.demo.disk import build_demo_disk, known_bytes, tpm_token
 from pytest_osgates.demo.disk_variants import load_disk_file, variant_names
+from pytest_osgates.demo.machine import build_demo_machine
+from pytest_osgates.demo.unlock import PLUGIN, SCRIPT, TPM_STACK, TpmUnlock, unlock_members
 from pytest_osgates.image.diff.cpio import archives, members
 from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.disk.contents import looks_random
+from pytest_osgates.image.newc import appended_archive
+from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.host import Host
 
 
 def test_variants_are_named_once_and_expect_rules_of_the_gate() -> None:
     names = variant_names()
     assert len(set(names)) == len(names) >= 12
     source = "".join(path.read_text() for path in Path(__file__).parents[3].glob("pytest_osgates/checks/luks*.py"))
-    for variant in load_disk_file().variant:
+    for variant in map(load_disk_file().named, names):
         assert variant.expects.gate in GATES
         assert variant.expects.verdict == "FAIL"
         # Rules of one kind are made from a word: keyslot-memory, keyslot-time.
@@ -57,3 +67,64 @@ def test_wrong_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["demo-disk", "-o", str(tmp_path / "no" / "d")]) == 4
     assert main(["demo-disk", "--list-weak"]) == 0
     assert "luks: luks1 partition 2" in capsys.readouterr().out
+
+
+class Root:
+    """A live root with one kernel, as far as it is asked for."""
+
+    def list_dir(self, path: str) -> tuple[str, ...]:
+        return ("6.12",)
+
+    def read(self, path: str, limit: int) -> bytes:
+        return lzma.compress(path.encode())
+
+
+UUID = "05c0de01-0000-4000-8000-000000000002"
+
+
+def initrd_script(tpm: TpmUnlock | None, *, with_shell: bool = False) -> tuple[str, set[str]]:
+    members = unlock_members(cast("RootView", Root()), UUID, dict(os.environ), tpm, with_shell=with_shell)
+    text = members[SCRIPT][1].decode()
+    assert "@" not in text.replace('"$@"', "")
+    subprocess.run(["sh", "-n"], input=text.encode(), check=True)
+    return text, set(members)
+
+
+def test_the_script_asks_until_the_passphrase_is_right() -> None:
+    text, members = initrd_script(None)
+    assert "tpm" not in text
+    assert "/bin/sh\n" not in text.removeprefix("#!/bin/sh\n")
+    assert {"osgates/cryptsetup", "osgates/xts.ko", "osgates/dm-crypt.ko"} < members
+    assert not any("tss2" in name for name in members)
+    assert "    /bin/sh\n" in initrd_script(None, with_shell=True)[0]
+
+
+def test_the_script_asks_the_tpm_first_and_enrols_it_once() -> None:
+    text, members = initrd_script(TpmUnlock((4, 7, 8, 9)))
+    assert text.index("--token-only") < text.index("until unlock --tries 1")
+    assert "--tpm2-pcrs=4+7+8+9" in text
+    assert {f"osgates/{name}" for name in TPM_STACK} < members
+    # Where this cryptsetup looks for it, and through no link of the initrd.
+    assert [name for name in members if name.endswith(PLUGIN) and name.startswith("usr/lib")]
+    assert "--tpm2-pcrs= " in initrd_script(TpmUnlock(()))[0]
+
+
+def test_weakened_machines_are_for_the_gate_tpm() -> None:
+    names = variant_names("tpm")
+    assert names == ("pcr7-only", "tpm-blank", "tpm-shell")
+    assert {load_disk_file().named(name).expects.subject for name in names} <= set(tampers())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["--tpm", "--weak", "luks1"], "leave --tpm out"), (["--weak", "tpm-blank"], "add --tpm")]
+)
+def test_a_weakness_of_the_other_gate(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo-disk", *arguments]) == 4
+    assert said in capsys.readouterr().err
+
+
+def test_a_machine_is_made_in_a_new_directory(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/file").touch()
+    with pytest.raises(UsageError, match="is there already, and not empty"):
+        build_demo_machine(tmp_path / "iso", tmp_path / "here", lambda stage, done: None, cast("Host", None))

@@ -16,6 +16,7 @@ import pytest
 from pytest_osgates.vm import argv
 from pytest_osgates.vm.argv import Wiring
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import Accelerator, AccelKind, Firmware, FirmwareFiles, FlashImage, MachineSpec
 
@@ -67,6 +68,18 @@ CASES: dict[str, tuple[MachineSpec, Accelerator, FirmwareFiles | None, Wiring]] 
         None,
         Wiring(
             qmp_fd=10, serial_fd=11, overlays=(Path("/private/disk0.qcow2"), Path("/private/disk1.qcow2")), nic_fd=12
+        ),
+    ),
+    "at-home": (
+        MachineSpec("tampered", Firmware.UEFI_SECUREBOOT, home=Home.at(Path("/copies/machine")), nic=False),
+        TCG,
+        SECURE,
+        Wiring(
+            qmp_fd=10,
+            serial_fd=11,
+            variables=FlashImage(Path("/copies/machine/variables.fd"), "raw"),
+            overlays=(Path("/copies/machine/disk.qcow2"),),
+            swtpm_fd=12,
         ),
     ),
     "iso-beside-a-disk": (

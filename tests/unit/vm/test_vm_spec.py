@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_osgates.vm.errors import UsageError
+from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.spec import (
     Accelerator,
@@ -21,6 +22,13 @@ from pytest_osgates.vm.spec import (
 )
 
 ISO = Path("/images/distro.iso")
+
+
+def test_a_home_has_the_disk() -> None:
+    home = Home.at(Path("/copies/machine"))
+    assert MachineSpec("home", Firmware.UEFI, home=home).disks == ()
+    with pytest.raises(UsageError, match="its home has its disk, and it is given 1 more"):
+        MachineSpec("home", Firmware.UEFI, home=home, disks=(Path("/d/a.raw"),))
 
 
 def test_nothing_to_boot_from() -> None:

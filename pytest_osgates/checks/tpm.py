@@ -1,0 +1,391 @@
+"""Gate `tpm`: an untampered machine unlocks its disk by itself; a tampered one asks, and there is no third way in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pytest_osgates.checks.tpm_model import (
+    BLANK,
+    PROBE,
+    REFUSALS,
+    UNTAMPERED,
+    Answer,
+    BootSeen,
+    Outcome,
+    Tamper,
+    TpmObservation,
+    TpmPolicy,
+    TpmSlot,
+    Try,
+    tamper_of,
+)
+from pytest_osgates.model import Control, Finding, Gate, Severity, State
+
+RIGHT = "right"
+_UNPROVEN = Severity.UNPROVEN
+_ROUNDING = 0.1
+_PROMPT = "the prompt for the passphrase"
+_WHERE = {"console": "the serial console", "journal": "the journal"}
+
+
+def judge(seen: TpmObservation, policy: TpmPolicy) -> list[Finding]:
+    """One row."""
+    try:
+        tamper = tamper_of(seen.case)
+    except KeyError:
+        return [_finding(seen, "unknown-row", f"a row called {seen.case!r}", "a tamper of this version", _UNPROVEN)]
+    if seen.tamper != ("" if tamper is None else tamper.name):
+        return [_finding(seen, "unknown-row", f"the tamper {seen.tamper!r}", f"{seen.case!r}", _UNPROVEN)]
+    findings = list(_binding(seen, policy))
+    if seen.error:
+        findings.append(_finding(seen, "not-applied", seen.error, "the tamper, made and undone", _UNPROVEN))
+    findings += _lost(seen)
+    findings += _on_screen(seen)
+    findings += _untampered(seen) if tamper is None else _tampered(seen, tamper, policy)
+    return findings
+
+
+def _finding(
+    seen: TpmObservation, rule: str, what: str, wanted: str, severity: Severity = Severity.VIOLATION, hint: str = ""
+) -> Finding:
+    records = next((boot.records for boot in seen.boots if boot.records), "")
+    return Finding(
+        rule=rule, subject=seen.case, seen=what, wanted=wanted, severity=severity, hint=hint, evidence=records
+    )
+
+
+def _binding(seen: TpmObservation, policy: TpmPolicy) -> Iterable[Finding]:
+    """What the disk's own header says of its TPM slots."""
+    if not seen.slots:
+        yield Finding(
+            rule="no-tpm-slot",
+            subject="disk",
+            seen="no token of the type systemd-tpm2",
+            wanted=f"a keyslot for the TPM, bound to the PCRs {_numbers(policy.pcrs)}",
+            hint="systemd-cryptenroll --tpm2-device=auto --tpm2-pcrs=...",
+        )
+    for slot in seen.slots:
+        if slot.pcrlock:
+            yield Finding(
+                rule="pcrs",
+                subject=slot.subject,
+                seen="its PCRs are in a systemd-pcrlock policy in the TPM, which was not read",
+                wanted=f"bound to the PCRs {_numbers(policy.pcrs)}",
+                severity=_UNPROVEN,
+            )
+        elif missing := sorted(set(policy.pcrs) - slot.bound):
+            yield Finding(
+                rule="pcrs",
+                subject=slot.subject,
+                seen=f"bound to {_bound(slot)}",
+                wanted=f"bound to the PCRs {_numbers(policy.pcrs)}: {_numbers(missing)} as well",
+                hint="enrol it again: systemd-cryptenroll --wipe-slot=tpm2 --tpm2-device=auto --tpm2-pcrs=...",
+            )
+
+
+def _lost(seen: TpmObservation) -> Iterable[Finding]:
+    for boot in seen.boots:
+        if boot.lost:
+            what = f"{boot.lost} bytes of the serial console came too fast to be looked at"
+            yield _finding(seen, "lost-output", what, "every line looked at: any of them may be a shell", _UNPROVEN)
+            return
+
+
+def _on_screen(seen: TpmObservation) -> Iterable[Finding]:
+    """The serial console is not the only one."""
+    for boot in seen.boots:
+        if boot.screen:
+            yield _finding(seen, "screen-shell", f"on the screen: {boot.screen[0]}", "no shell without a login")
+            return
+
+
+def _untampered(seen: TpmObservation) -> Iterable[Finding]:
+    if [boot.role for boot in seen.boots] != [UNTAMPERED]:
+        yield _finding(seen, "no-boot", f"{len(seen.boots)} boots", "one boot of the untampered machine", _UNPROVEN)
+        return
+    yield from _unlocks(seen, seen.boots[0], "asked", "the untampered machine")
+
+
+def _unlocks(seen: TpmObservation, boot: BootSeen, rule: str, what: str) -> Iterable[Finding]:
+    """A boot that must unlock by itself."""
+    wanted = f"{what} unlocks by itself and reaches its login"
+    match boot.outcome:
+        case Outcome.UNLOCKED:
+            return
+        case Outcome.ASKED:
+            hint = "a PCR that it is bound to is not the same on each boot: compare the TPM's event logs"
+            yield _finding(seen, rule, f"it asks: {boot.line}", wanted, hint=hint)
+        case Outcome.SHELL:
+            yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
+        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED:
+            yield _finding(seen, "not-booted", f"{boot.outcome}: {boot.line}", wanted)
+        case Outcome.TIMEOUT:
+            yield _finding(seen, "timeout", f"neither login nor prompt after {boot.at:.0f} s", wanted, _UNPROVEN)
+
+
+def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterable[Finding]:
+    if not _applied(seen, tamper):
+        made = ", ".join(f"{change.what}: {change.before} -> {change.after}" for change in seen.changes) or "nothing"
+        yield _finding(
+            seen, "not-applied", f"changed: {made}", f"another {' and another '.join(tamper.changes)}", _UNPROVEN
+        )
+    tampered = [boot for boot in seen.boots if boot.role == "tampered"]
+    undone = [boot for boot in seen.boots if boot.role == "undone"]
+    if not tampered or len(undone) > 1 or len(tampered) + len(undone) != len(seen.boots):
+        roles = ", ".join(boot.role for boot in seen.boots) or "none"
+        yield _finding(
+            seen, "no-boot", f"boots: {roles}", "boots of the tampered machine, one once undone", _UNPROVEN
+        )
+        return
+    blind = _blind(seen.slots, tamper)
+    found = list(_fallback(seen, tampered, tamper, policy, blind))
+    if blind and not any(finding.rule == "unlocked" for finding in found):
+        found.append(_finding(seen, "blind", *blind))
+    yield from found
+    if any(finding.severity is Severity.VIOLATION for finding in found):
+        # The rest of the row is not gone through once it has failed.
+        return
+    if not tamper.undo:
+        return
+    if not undone:
+        yield _finding(seen, "undo-not-tried", "no boot after it was undone", "one that unlocks by itself", _UNPROVEN)
+        return
+    yield from _unlocks(seen, undone[0], "not-undone", "the machine, once the tamper is undone,")
+
+
+def _applied(seen: TpmObservation, tamper: Tamper) -> bool:
+    changed = {change.what for change in seen.changes if change.before != change.after}
+    return changed == set(tamper.changes)
+
+
+def _blind(slots: Iterable[TpmSlot], tamper: Tamper) -> tuple[str, str] | None:
+    """What the slot is bound to and what would have seen the tamper, if none of that is the same."""
+    if tamper.sealed != "pcrs":
+        return None
+    sees = {entry.pcr for entry in tamper.pcrs}
+    for slot in slots:
+        if not slot.pcrlock and not slot.bound & sees:
+            would = "; ".join(f"PCR {entry.pcr} ({entry.what}: {entry.source})" for entry in tamper.pcrs)
+            return (
+                f"{slot.subject} is bound to {_bound(slot)}, which {tamper.name} does not change",
+                f"one of {would}",
+            )
+    return None
+
+
+def _fallback(
+    seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: TpmPolicy, blind: tuple[str, str] | None
+) -> Iterable[Finding]:
+    """Prompt, refusal, unlocking, and nothing else."""
+    for boot in boots:
+        yield from _asks(seen, boot, tamper, blind)
+        for attempt in boot.tries:
+            yield from _answered(seen, attempt)
+    if any(boot.outcome is not Outcome.ASKED for boot in boots):
+        return
+    tries = [attempt for boot in boots for attempt in boot.tries]
+    opening = max((attempt.seconds for attempt in tries if attempt.what == RIGHT), default=0.0)
+    decided = {attempt.what for attempt in tries if attempt.answer is not Answer.TIMEOUT}
+    # Whoever asks again without a word may be opening the disk all the while, as long as the passphrase takes.
+    hasty = [
+        attempt for attempt in tries if attempt.answer is Answer.ASKED_AGAIN and attempt.seconds < opening - _ROUNDING
+    ]
+    for attempt in hasty:
+        what = f"{attempt.what}: it asks again without a word, and was watched for {attempt.seconds:.0f} s"
+        wanted = f"a word of refusal, or {opening:.0f} s without a login: so long the passphrase took"
+        yield _finding(seen, "guess-undecided", what, wanted, _UNPROVEN, hint="raise settle_s in [gate.tpm]")
+    if not any(attempt.answer in (Answer.OPENED, Answer.SHELL) for attempt in tries if attempt.what != RIGHT):
+        for guess in policy.guesses():
+            if guess not in decided:
+                yield _finding(
+                    seen, "guess-undecided", f"{guess}: no answer", "typed at the prompt, and refused", _UNPROVEN
+                )
+        if RIGHT not in decided:
+            yield _finding(
+                seen,
+                "right-undecided",
+                "the passphrase: no answer",
+                "it opens the disk, and the login comes",
+                _UNPROVEN,
+            )
+    if not any(boot.reasons for boot in boots):
+        yield _finding(
+            seen,
+            "no-reason",
+            f"{_WHERE.get(seen.reason_from, seen.reason_from)} does not say why the TPM did not unlock the disk",
+            "a line that says so: whoever is asked for the passphrase must be able to learn why",
+        )
+
+
+def _asks(seen: TpmObservation, boot: BootSeen, tamper: Tamper, blind: tuple[str, str] | None) -> Iterable[Finding]:
+    wanted = f"{_PROMPT}: {tamper.title}"
+    match boot.outcome:
+        case Outcome.ASKED:
+            return
+        case Outcome.UNLOCKED:
+            what = f"the disk was unlocked, and nobody was asked: {boot.line}"
+            if blind:
+                what, wanted = f"{what}; {blind[0]}", f"{wanted}; bound to {blind[1]}"
+            yield _finding(seen, "unlocked", what, wanted, hint="bind the TPM's slot to PCRs that see it")
+        case Outcome.SHELL:
+            yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
+        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED:
+            yield _finding(
+                seen, "no-prompt", f"{boot.outcome}: {boot.line}", wanted, hint="its owner cannot get in any more"
+            )
+        case Outcome.TIMEOUT:
+            yield _finding(seen, "timeout", f"neither prompt nor login after {boot.at:.0f} s", wanted, _UNPROVEN)
+
+
+def _answered(seen: TpmObservation, attempt: Try) -> Iterable[Finding]:
+    if attempt.answer is Answer.SHELL:
+        # Also after the right passphrase: a login was expected.
+        yield _finding(seen, "shell", f"after {attempt.what}: {attempt.line}", "no shell without a login")
+    elif attempt.what == RIGHT:
+        if attempt.answer in REFUSALS:
+            yield _finding(
+                seen, "right-refused", attempt.line or str(attempt.answer), "the passphrase opens the disk"
+            )
+        elif attempt.answer is Answer.EARLY:
+            yield _finding(seen, "opened-early", attempt.line, "no login before the passphrase was typed")
+        elif attempt.answer in (Answer.STOPPED, Answer.ENDED):
+            yield _finding(seen, "no-login", f"{attempt.answer}: {attempt.line}", "the login, after the passphrase")
+    elif attempt.answer in (Answer.OPENED, Answer.EARLY):
+        yield _finding(
+            seen,
+            "wrong-passphrase-opens",
+            f"{attempt.what}: {attempt.line}",
+            "nothing but the passphrase opens the disk",
+            hint="see the keyslots: cryptsetup luksDump",
+        )
+    elif attempt.answer in (Answer.STOPPED, Answer.ENDED):
+        yield _finding(
+            seen,
+            "gave-up",
+            f"after {attempt.what}: {attempt.answer}: {attempt.line}",
+            "it asks again, or is an emergency in which nobody gets a shell",
+            _UNPROVEN,
+        )
+
+
+def _numbers(pcrs: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(pcrs)))
+
+
+def _bound(slot: TpmSlot) -> str:
+    return f"the PCRs {_numbers(slot.bound)}" if slot.bound else "no PCR"
+
+
+# -- controls -----------------------------------------------------------------------------------------------------
+
+Sabotage = Callable[[TpmObservation], TpmObservation]
+
+
+def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObservation], ...]:
+    """What a weak disk would have shown instead."""
+    case = seen.case
+    try:
+        tamper = tamper_of(case)
+    except KeyError:
+        return ()
+    made = [
+        Control("a shell that nobody logged in to", _outcome(Outcome.SHELL), "shell", case),
+        Control("nothing was seen", _outcome(Outcome.TIMEOUT), "timeout", case, _UNPROVEN),
+        Control("no boot", _with(boots=()), "no-boot", case, _UNPROVEN),
+        Control("a console too fast to be read", _lossy, "lost-output", case, _UNPROVEN),
+        Control("a shell on the screen", _on_the_screen, "screen-shell", case),
+        Control("no slot for a TPM", _with(slots=()), "no-tpm-slot", "disk"),
+    ]
+    made += [
+        Control(
+            f"{slot.subject} is bound to no PCR",
+            _with(slots=(slot.model_copy(update={"pcrs": (), "signed_pcrs": ()}),)),
+            "pcrs",
+            slot.subject,
+        )
+        for slot in seen.slots[:1]
+    ]
+    if tamper is None:
+        return (*made, Control("it asks", _outcome(Outcome.ASKED), "asked", case))
+    made += [
+        Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case),
+        Control("a keyslot that opens with nothing", _answer(BLANK, Answer.OPENED), "wrong-passphrase-opens", case),
+        Control("an emergency with a root shell", _answer(PROBE, Answer.SHELL), "shell", case),
+        Control("the passphrase is refused", _answer(RIGHT, Answer.REFUSED), "right-refused", case),
+        Control(
+            "the passphrase comes to nothing", _answer(RIGHT, Answer.TIMEOUT), "right-undecided", case, _UNPROVEN
+        ),
+        Control("no answer to a guess", _answer(BLANK, Answer.TIMEOUT), "guess-undecided", case, _UNPROVEN),
+        Control("nobody says why", _without_reasons, "no-reason", case),
+        Control("nothing was changed", _with(changes=()), "not-applied", case, _UNPROVEN),
+    ]
+    if tamper.undo:
+        made.append(Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case))
+    return tuple(made)
+
+
+def _with(**changes: object) -> Sabotage:
+    return lambda seen: seen.model_copy(update=changes)
+
+
+def _boots(seen: TpmObservation, change: Callable[[BootSeen], BootSeen]) -> TpmObservation:
+    return seen.model_copy(update={"boots": tuple(change(boot) for boot in seen.boots)})
+
+
+def _outcome(outcome: Outcome, role: str = "") -> Sabotage:
+    """Of the first boot, or of that in `role`."""
+
+    def sabotage(seen: TpmObservation) -> TpmObservation:
+        wanted = role or (seen.boots[0].role if seen.boots else "")
+        return _boots(
+            seen, lambda boot: boot.model_copy(update={"outcome": outcome}) if boot.role == wanted else boot
+        )
+
+    return sabotage
+
+
+def _answer(what: str, answer: Answer) -> Sabotage:
+    def change(boot: BootSeen) -> BootSeen:
+        tries = tuple(
+            attempt.model_copy(update={"answer": answer}) if attempt.what == what else attempt
+            for attempt in boot.tries
+        )
+        return boot.model_copy(update={"tries": tries})
+
+    return lambda seen: _boots(seen, change)
+
+
+def _lossy(seen: TpmObservation) -> TpmObservation:
+    return _boots(seen, lambda boot: boot.model_copy(update={"lost": 1}))
+
+
+def _on_the_screen(seen: TpmObservation) -> TpmObservation:
+    return _boots(seen, lambda boot: boot.model_copy(update={"screen": ("(initramfs)",)}))
+
+
+def _without_reasons(seen: TpmObservation) -> TpmObservation:
+    return _boots(seen, lambda boot: boot.model_copy(update={"reasons": ()}))
+
+
+def _state(case: str) -> State:
+    return State.INSTALLED if case.startswith(f"{UNTAMPERED}-") else State.TAMPERED
+
+
+def compare(before: TpmObservation, now: TpmObservation) -> list[str]:
+    """Boots that ended otherwise."""
+    told = [[f"{boot.role}: {boot.outcome}" for boot in seen.boots] for seen in (before, now)]
+    return [] if told[0] == told[1] else [f"{', '.join(told[0]) or 'no boot'} -> {', '.join(told[1]) or 'no boot'}"]
+
+
+GATE = Gate(
+    name="tpm",
+    title="the TPM unlocks the untampered machine alone; every tamper ends at the passphrase",
+    states=(State.INSTALLED, State.TAMPERED),
+    observation=TpmObservation,
+    policy=TpmPolicy,
+    judge=judge,
+    controls=controls,
+    cases=lambda policy, firmwares: policy.rows(),
+    state_of_case=_state,
+    compare=compare,
+)

@@ -1,0 +1,239 @@
+"""What the gate `tpm` sees and what it is told to demand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cache
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pytest_osgates.data import load
+from pytest_osgates.model import Contradiction, Model, Observation, Policy, State
+
+UNTAMPERED = "untampered"
+# What is typed first: nothing at all, and a word that a shell would answer. Neither is ever a passphrase.
+BLANK, PROBE = "blank", "shell probe"
+
+
+class PcrSource(Model):
+    """A PCR that sees a tamper, what of it, and where that is written."""
+
+    pcr: int = Field(ge=0, le=23)
+    what: str
+    source: str
+
+
+class Tamper(Model):
+    """A row of ``data/tampers.toml``."""
+
+    name: str
+    title: str
+    how: str
+    changes: tuple[Literal["disk", "variables", "tpm", "machine"], ...] = Field(min_length=1)
+    sealed: Literal["tpm", "pcrs"]
+    pcrs: tuple[PcrSource, ...] = ()
+    undo: bool
+    why_not: str = ""
+    required: bool
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.sealed == "pcrs") is not bool(self.pcrs):
+            raise ValueError(f"{self.name}: PCRs are named where they, and only they, tell")
+        if self.undo is bool(self.why_not):
+            raise ValueError(f"{self.name}: why_not is for what cannot be undone")
+        return self
+
+
+@cache
+def tampers() -> Mapping[str, Tamper]:
+    """All that are known, in the order of the file."""
+    rows = [Tamper.model_validate(row) for row in load("tampers")["tamper"]]
+    return MappingProxyType({row.name: row for row in rows})
+
+
+@cache
+def required_tampers() -> tuple[str, ...]:
+    """Those that every profile resists."""
+    return tuple(name for name, row in tampers().items() if row.required)
+
+
+class Outcome(StrEnum):
+    """What a boot came to before anything was typed."""
+
+    UNLOCKED = "unlocked"  # the login prompt, and it asked for nothing
+    ASKED = "asked"  # the prompt for the passphrase
+    SHELL = "shell"  # commands are taken
+    EMERGENCY = "emergency"  # it gave up without asking
+    STOPPED = "stopped"  # firmware, boot loader or kernel gave up
+    ENDED = "ended"  # it switched itself off
+    TIMEOUT = "timeout"  # none of these before the deadline
+
+
+class Answer(StrEnum):
+    """What a passphrase that was typed came to."""
+
+    REFUSED = "refused"  # it said so, and asks again
+    ASKED_AGAIN = "asked again"  # it asks again, and nothing else came of it in the time that unlocking takes
+    LOCKED = "locked"  # an emergency in which nobody gets a shell
+    OPENED = "opened"  # the login prompt
+    EARLY = "too early"  # the login prompt, which was there before the passphrase was typed
+    SHELL = "shell"
+    STOPPED = "stopped"
+    ENDED = "ended"
+    TIMEOUT = "timeout"
+
+
+# What refuses a passphrase.
+REFUSALS = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN, Answer.LOCKED})
+
+
+class Try(Model):
+    """A passphrase that was typed. `what`: blank, shell probe, wrong N, or right. `line`: by which it was decided."""
+
+    what: str
+    answer: Answer
+    line: str = ""
+    seconds: float = 0.0
+
+
+class BootSeen(Model):
+    """One boot without the guest channel. `at`: seconds after power-on; `reasons`: lines that say why the TPM did not
+    unlock the disk; `screen`: lines on the screen that look like a shell, before the passphrase was typed; `lost`:
+    bytes of the console that nobody looked at."""
+
+    role: Literal["untampered", "tampered", "undone"]
+    outcome: Outcome
+    line: str = ""
+    at: float = 0.0
+    tries: tuple[Try, ...] = ()
+    reasons: tuple[str, ...] = ()
+    screen: tuple[str, ...] = ()
+    lost: int = 0
+    records: str = ""
+    console: tuple[str, ...] = ()
+
+
+class Change(Model):
+    """What a tamper changed: `before` and `after` are digests, or words."""
+
+    what: str
+    before: str
+    after: str
+
+
+class TpmSlot(Model):
+    """A token by which a TPM opens the disk: `pcrs` of its policy and of a signed policy."""
+
+    subject: str
+    pcrs: tuple[int, ...]
+    signed_pcrs: tuple[int, ...] = ()
+    bank: str = ""
+    pin: bool = False
+    pcrlock: bool = False
+
+    @property
+    def bound(self) -> frozenset[int]:
+        return frozenset((*self.pcrs, *self.signed_pcrs))
+
+
+class TpmObservation(Observation):
+    """One row: copies of disk, variables and TPM, changed while off, and what their boots showed. `reason_from`:
+    where the reasons were looked for. `error`: why the tamper could not be made or undone."""
+
+    case: str
+    state: State
+    tamper: str
+    changes: tuple[Change, ...] = ()
+    slots: tuple[TpmSlot, ...] = ()
+    boots: tuple[BootSeen, ...] = ()
+    digests: dict[str, str] = Field(default_factory=dict)
+    reason_from: str = "console"
+    accelerator: str = ""
+    deadline_s: float = 0.0
+    pace: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    error: str = ""
+
+    @property
+    def considered(self) -> int | None:
+        return len(self.boots)
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    if compiled.search(""):
+        raise ValueError("a pattern that fits an empty line fits anything")
+    return pattern
+
+
+def _typed(text: str) -> str:
+    if not text.isprintable() or len(text) > 512:
+        raise ValueError("one line of printable text, at most 512 characters")
+    return text
+
+
+Regex = Annotated[str, AfterValidator(_compiles)]
+Typed = Annotated[str, AfterValidator(_typed)]
+Pcr = Annotated[int, Field(ge=0, le=23)]
+
+
+class TpmPolicy(Policy):
+    """``[gate.tpm]`` of a distro profile. Seconds."""
+
+    pcrs: tuple[Pcr, ...] = Field(min_length=1)
+    tampers: tuple[str, ...] = Field(default_factory=required_tampers)
+    untampered: int = Field(default=3, ge=3, le=100)
+    passphrase: Typed = Field(default="", repr=False)
+    passphrase_env: str = Field(default="OSGATES_PASSPHRASE", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    wrong: tuple[Typed, ...] = ()
+    prompts: tuple[Regex, ...] = ()
+    login: Regex | None = None
+    reason: Literal["console", "journal"] = "console"
+    parameter: str = Field(default="osgates.tampered=1", pattern=r"^[A-Za-z0-9_.,=:/-]{1,100}$")
+    settle_s: float = Field(default=60.0, ge=5)
+    deadline_s: float = Field(default=900.0, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for field in ("pcrs", "tampers"):
+            entries = getattr(self, field)
+            if len(set(entries)) < len(entries):
+                raise Contradiction("an entry is there twice", [(field,)])
+        if unknown := [name for name in self.tampers if name not in tampers()]:
+            raise Contradiction(
+                f"no tamper is called {', '.join(map(repr, unknown))}; there are: {', '.join(tampers())}",
+                [("tampers",)],
+            )
+        if missing := [name for name in required_tampers() if name not in self.tampers]:
+            raise Contradiction(
+                f"no profile resists fewer than {', '.join(required_tampers())}; missing: {', '.join(missing)}",
+                [("tampers",)],
+            )
+        if self.passphrase and self.passphrase in self.wrong:
+            raise Contradiction("a wrong passphrase is the right one", [("wrong",), ("passphrase",)])
+        return self
+
+    def rows(self) -> tuple[str, ...]:
+        """The tests that make the gate."""
+        return (*(f"{UNTAMPERED}-{number}" for number in range(1, self.untampered + 1)), *self.tampers)
+
+    def guesses(self) -> tuple[str, ...]:
+        """What is typed before the right passphrase, by name."""
+        return (PROBE, BLANK, *(f"wrong {number}" for number in range(1, len(self.wrong) + 1)))
+
+
+def tamper_of(case: str) -> Tamper | None:
+    """What is done in a row; None: nothing.
+
+    :raise KeyError: there is no such row.
+    """
+    if re.fullmatch(rf"{UNTAMPERED}-[1-9][0-9]*", case):
+        return None
+    return tampers()[case]

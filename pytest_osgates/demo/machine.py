@@ -1,0 +1,157 @@
+"""The demo's installed machine: its disk, its firmware's variables, and a TPM that opens the disk.
+
+The TPM is enrolled by the first boot, as on a machine that somebody installs: the disk's own initrd does it, once the
+passphrase was typed on the serial console. So that boot differs in nothing from those that are judged later, and any
+PCR can be bound. Over the guest channel it could not: its OEM strings are measured into PCR 1, and the demo's live
+root has no systemd-cryptenroll.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_osgates.debian.store import sha256_of
+from pytest_osgates.demo.build import ProgressCallback, scratch_beside
+from pytest_osgates.demo.disk import BuiltDisk, build_demo_disk
+from pytest_osgates.demo.disk_variants import Variant, load_disk_file
+from pytest_osgates.image.disk.luks import Token, read_luks
+from pytest_osgates.image.disk.partitions import read_table
+from pytest_osgates.image.disk.source import SourceContent, open_disk
+from pytest_osgates.vm.dialogue import Dialogue, Sign
+from pytest_osgates.vm.errors import GuestError, GuestFailed, GuestTimeout, HostError, UsageError
+from pytest_osgates.vm.home import Home
+from pytest_osgates.vm.host import Host, find_firmware
+from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.spec import Firmware, MachineSpec
+from pytest_osgates.vm.text import one_line
+from pytest_osgates.vm.tpm import clear
+from pytest_osgates.vm.workdir import temporary
+
+TYPE = "systemd-tpm2"
+_PARTITION = 2
+_SECONDS = 900.0
+# cryptsetup throws away what was typed before it turned the echo off, which is after it wrote the prompt.
+_AGAIN_SECONDS = 60.0
+_TRIES = 8
+_SIGNS = tuple(
+    Sign(name, re.compile(regex))
+    for name, regex in (
+        ("failed", r"^The TPM was not enrolled|^\(initramfs\)|Kernel panic - not syncing"),
+        ("enrolled", r"^The TPM was enrolled"),
+        ("again", r"^The TPM is to unlock this disk .* once more: ?$"),
+        ("asked", r"^Enter passphrase for \S+: ?$"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class BuiltMachine:
+    """A finished machine; `token` is how its TPM opens the disk."""
+
+    home: Home
+    disk: BuiltDisk
+    token: Token
+
+
+def build_demo_machine(
+    iso: Path, directory: Path, progress: ProgressCallback, host: Host, variant: str | Variant | None = None
+) -> BuiltMachine:
+    """Make disk, variables and TPM in the new `directory`, from the demo's `iso`. Boots once, unless
+    the variant has a TPM's slot from the start.
+
+    :raise UsageError: there is something in `directory` already, or no such variant.
+    :raise OsgatesError: it cannot be made.
+    """
+    directory = directory.absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is there already, and not empty", remedy="give the name of a new directory")
+    with scratch_beside(directory) as scratch:
+        home = Home.at(scratch / "machine")
+        home.directory.mkdir(mode=0o755)
+        disk = build_demo_disk(
+            iso, home.disk, lambda stage, done: progress(stage, (done or 0.0) / 3), variant, tpm=True
+        )
+        weak = load_disk_file().named(variant) if isinstance(variant, str) else variant
+        if weak is None or weak.tpm_pcrs is None:
+            progress("the first boot, in which the TPM is enrolled", 0.35)
+            _enrol(home, host, disk.passphrase.decode(), scratch / "records")
+        else:
+            _never_booted(home, scratch / "swtpm.log")
+        token = tpm_token(home.disk)
+        if directory.exists():
+            directory.rmdir()
+        shutil.move(home.directory, directory)
+    made = Home.at(directory)
+    # The first boot wrote to it.
+    disk = replace(disk, path=made.disk, sha256=sha256_of(made.disk), size=made.disk.stat().st_size)
+    progress("done", 1.0)
+    return BuiltMachine(made, disk, token)
+
+
+def _never_booted(home: Home, log: Path) -> None:
+    """:raise HostError: no firmware, no swtpm, or no room."""
+    firmware = find_firmware(Firmware.UEFI_SECUREBOOT)
+    if firmware is not None:
+        with temporary("the firmware's variables"):
+            shutil.copyfile(firmware.variables.path, home.variables)
+    clear(home.tpm, log)
+
+
+def tpm_token(disk: Path) -> Token:
+    """The token by which a TPM opens the demo's disk.
+
+    :raise ImageError: the disk cannot be read.
+    :raise GuestFailed: there is no such token.
+    """
+    with open_disk(disk) as source:
+        part = next(part for part in read_table(source).partitions if part.number == _PARTITION)
+        header = read_luks(SourceContent(source, part.start, part.size))
+    for token in header.tokens:
+        if token.type == TYPE:
+            return token
+    raise GuestFailed("the first boot said that it enrolled the TPM, and the disk has no token for one")
+
+
+def _enrol(home: Home, host: Host, passphrase: str, records: Path) -> None:
+    """:raise GuestTimeout: it does not get there.
+    :raise GuestFailed: it says so, or the machine stops.
+    :raise HostError: QEMU or swtpm died, or a tool is missing.
+    """
+    spec = MachineSpec("first-boot", Firmware.UEFI_SECUREBOOT, home=home)
+    with Machine(spec, host, records) as machine, _with_last_words(machine):
+        talk = Dialogue(machine.serial, _SIGNS, machine.check)
+        deadline = _SECONDS * host.pace
+        heard = talk.wait(("failed", "asked"), deadline)
+        wanted = "asked"
+        for _ in range(_TRIES):
+            if heard is None or heard.name == "failed":
+                break
+            if heard.name == "enrolled":
+                return
+            wanted = heard.name
+            talk.say(passphrase)
+            heard = talk.wait(("failed", "enrolled", "again", "asked"), _AGAIN_SECONDS * host.pace)
+            while heard is None and machine.elapsed < deadline:
+                # Typed before anybody listened.
+                talk.say(passphrase)
+                heard = talk.wait(("failed", "enrolled", "again", "asked"), _AGAIN_SECONDS * host.pace)
+        if heard is None:
+            raise GuestTimeout(f"the first boot stood still (last seen: {wanted})")
+        raise GuestFailed(f"the first boot did not enrol the TPM: {heard.line}")
+
+
+@contextmanager
+def _with_last_words(machine: Machine) -> Iterator[None]:
+    """Its records go with it: what it said last is in the message."""
+    try:
+        yield
+    except GuestError as error:
+        said = one_line(machine.serial.tail(1500), 1200)
+        raise type(error)(f"{error.what}; its serial console ends: {said}", remedy="run: osgates doctor") from error
+    except OSError as error:
+        raise HostError(f"the serial console went away: {error}", remedy="run: osgates doctor") from error

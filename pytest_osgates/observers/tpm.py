@@ -1,0 +1,316 @@
+"""The gate `tpm`, one row: copies of disk, variables and TPM, changed while the machine is off, then booted.
+
+No boot that is judged has the guest channel: its OEM strings are measured into PCR 1, and whoever is let in by it
+proves nothing. What is seen comes from the serial console alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_osgates.checks.tpm_model import (
+    Answer,
+    BootSeen,
+    Change,
+    Outcome,
+    Tamper,
+    TpmObservation,
+    TpmPolicy,
+    TpmSlot,
+    Try,
+    tamper_of,
+)
+from pytest_osgates.image.disk import contents, luks
+from pytest_osgates.image.disk.partitions import read_table
+from pytest_osgates.image.disk.source import SourceContent, open_disk
+from pytest_osgates.model import State
+from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
+from pytest_osgates.observers.tpm_tamper import Workshop
+from pytest_osgates.vm import workdir
+from pytest_osgates.vm.errors import MORE_ROOM, GuestFailed, HostError, QmpFailed, UsageError
+from pytest_osgates.vm.home import Home, kept
+from pytest_osgates.vm.host import Host
+from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.spec import MachineSpec
+from pytest_osgates.vm.text import one_line, printable, strip_escapes
+
+TYPE = "systemd-tpm2"
+CONSOLE_LINES = 200
+GLANCE_SECONDS = 5.0
+_MOST_GLANCES = 20
+_LINE = 300
+Role = Literal["untampered", "tampered", "undone"]
+# In these the prompt is still there.
+_STILL_ASKED = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `spec` makes a machine of a name, a home and whether it has a TPM, `records` a directory for one
+    boot's, `say` tells how far it is, and the seconds since power-on; `login`: by whom the journal is read."""
+
+    case: str
+    policy: TpmPolicy
+    phrases: Phrases
+    spec: Callable[[str, Home, bool], MachineSpec]
+    host: Host
+    records: Callable[[str], Path]
+    say: Callable[[str, float], None]
+    login: Login | None = None
+
+
+def passphrase(policy: TpmPolicy) -> str:
+    """What opens the installed disk.
+
+    :raise UsageError: nobody says, or it is one that is typed as a wrong one.
+    """
+    text = policy.passphrase or os.environ.get(policy.passphrase_env, "")
+    if not text:
+        raise UsageError(
+            f"the passphrase of the installed disk is not known: the variable {policy.passphrase_env} is not set",
+            remedy=f"set {policy.passphrase_env}, or write passphrase into [gate.tpm] of the distro profile",
+        )
+    if text in (PROBE_TEXT, *policy.wrong) or not text.isprintable():
+        raise UsageError(
+            "the passphrase of the installed disk is typed as a wrong one as well, or is not one line of text",
+            remedy="correct passphrase and wrong in [gate.tpm] of the distro profile",
+        )
+    return text
+
+
+def slots(disk: Path) -> tuple[TpmSlot, ...]:
+    """How a TPM opens this disk, by the tokens in its LUKS2 headers.
+
+    :raise ImageError: the disk cannot be read.
+    """
+    found = []
+    with open_disk(disk) as source:
+        for part in read_table(source).partitions:
+            content = SourceContent(source, part.start, part.size)
+            kind = contents.identify(source, content, part.start, part.size)
+            if contents.LUKS not in (kind.kind, *kind.also):
+                continue
+            for token in luks.read_luks(content).tokens:
+                if token.type == TYPE:
+                    found.append(
+                        TpmSlot(
+                            subject=f"partition {part.number}, token {token.number}",
+                            pcrs=token.pcrs,
+                            signed_pcrs=token.signed_pcrs,
+                            bank=token.bank,
+                            pin=token.pin,
+                            pcrlock=token.pcrlock,
+                        )
+                    )
+    return tuple(found)
+
+
+def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
+    """Everything of one row that the gate judges. `original` stays what it is.
+
+    :raise OsgatesError: it could not be observed: copies, tamper, or a machine of ours failed.
+    """
+    tamper = tamper_of(row.case)
+    state = State.INSTALLED if tamper is None else State.TAMPERED
+    deadline = row.policy.deadline_s * row.host.pace
+    known = {"disk": disk_sha256, **original.digests()}
+    found = slots(original.disk)
+    changes: tuple[Change, ...] = ()
+    with kept(original), _scratch() as scratch:
+        home = original.copy(scratch / "machine")
+        boots = _Boots(row, home, deadline)
+        if tamper is None:
+            seen: tuple[BootSeen, ...] = (boots.untouched("untampered", with_tpm=True),)
+        else:
+            row.say(f"tampering: {tamper.title}", 0.0)
+            workshop = Workshop(
+                original=original,
+                home=home,
+                firmware=row.spec("x", home, True).firmware,
+                parameter=row.policy.parameter,
+                scratch=scratch,
+                log=row.records("tamper") / "swtpm.log",
+                patience=row.host.pace,
+            )
+            changes = workshop.apply(tamper)
+            seen = _tampered(row, boots, workshop, tamper)
+    return TpmObservation(
+        case=row.case,
+        state=state,
+        tamper="" if tamper is None else tamper.name,
+        changes=changes,
+        slots=found,
+        boots=seen,
+        digests=known,
+        reason_from=row.policy.reason,
+        accelerator=str(row.host.accelerator.kind),
+        deadline_s=deadline,
+        pace=row.host.pace,
+    )
+
+
+def _shoot(machine: Machine) -> None:
+    """The screen as it is at the end; a machine that is gone has none."""
+    with suppress(QmpFailed, GuestFailed):
+        picture = machine.screen.grab().png()
+        path = machine.records / "screen-last.png"
+        try:
+            path.write_bytes(picture)
+        except OSError as error:
+            raise HostError(f"evidence cannot be written to {path}: {error.strerror}", remedy=MORE_ROOM) from error
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    path = workdir.make("tpm")
+    try:
+        yield path
+    finally:
+        workdir.remove(path)
+
+
+def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tuple[BootSeen, ...]:
+    """Boots until every guess was refused and the passphrase was tried, then one with the tamper undone."""
+    with_tpm = "machine" not in tamper.changes
+    pending = dict(row.phrases.guesses)
+    found: list[BootSeen] = []
+    # Each boot gets on by one guess at least, or is the last one.
+    for _ in range(len(pending) + 1):
+        boot = boots.asked(pending, with_tpm=with_tpm)
+        found.append(boot)
+        if boot.outcome is not Outcome.ASKED or not _goes_on(boot):
+            return tuple(found)
+        for attempt in boot.tries:
+            pending.pop(attempt.what, None)
+        if boot.tries[-1].what == "right":
+            break
+    if tamper.undo and found[-1].tries[-1].answer is Answer.OPENED:
+        workshop.undo(tamper)
+        found.append(boots.untouched("undone", with_tpm=True))
+    return tuple(found)
+
+
+def _goes_on(boot: BootSeen) -> bool:
+    """Whether there is anything to learn from what follows."""
+    return bool(boot.tries) and all(
+        attempt.answer in (*_STILL_ASKED, Answer.LOCKED)
+        or (attempt.what == "right" and attempt.answer is Answer.OPENED)
+        for attempt in boot.tries
+    )
+
+
+class _Glances:
+    """At the screen, now and then: a shell may be on another console than the one that is talked to."""
+
+    def __init__(self, machine: Machine, policy: TpmPolicy) -> None:
+        self._machine = machine
+        self._shells = tuple(sign.regex for sign in signs(policy) if sign.name == "shell")
+        self._at = 0.0
+        self._digest = ""
+        self._on = True
+        self.found: dict[str, None] = {}
+
+    def look(self, *, now: bool = False) -> None:
+        """If it is time for it, or `now`."""
+        if not self._on or (self._machine.elapsed - self._at < GLANCE_SECONDS and not now):
+            return
+        self._at = self._machine.elapsed
+        with suppress(QmpFailed, GuestFailed):
+            frame = self._machine.screen.grab()
+            if frame.digest == self._digest or not self._machine.lit(frame):
+                return
+            self._digest = frame.digest
+            for line in frame.text().splitlines():
+                if len(self.found) < _MOST_GLANCES and any(regex.search(line.strip()) for regex in self._shells):
+                    self.found[one_line(line, _LINE)] = None
+
+    def end(self) -> None:
+        """From now on there may be shells: whoever knows the passphrase is in."""
+        self.look(now=True)
+        self._on = False
+
+
+class _Boots:
+    """Powers the row's machine on, as often as it takes."""
+
+    def __init__(self, row: Row, home: Home, deadline: float) -> None:
+        self._row = row
+        self._home = home
+        self._deadline = deadline
+        self._stage = ""
+
+    def untouched(self, role: Role, *, with_tpm: bool) -> BootSeen:
+        """Nothing is typed."""
+        with self._machine(role, with_tpm=with_tpm) as (machine, talk, glances):
+            outcome, line = talk.outcome()
+            glances.end()
+            return self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
+
+    def asked(self, guesses: dict[str, str], *, with_tpm: bool) -> BootSeen:
+        """`guesses` are typed as long as it asks, then the passphrase."""
+        with self._machine("tampered", with_tpm=with_tpm) as (machine, talk, glances):
+            outcome, line = talk.outcome()
+            at = machine.elapsed
+            tries: list[Try] = []
+            if outcome is Outcome.ASKED:
+                for what, text in guesses.items():
+                    self._stage = f"typed a wrong passphrase ({what})"
+                    tries.append(talk.guess(what, text))
+                    if tries[-1].answer not in _STILL_ASKED:
+                        break
+                else:
+                    glances.end()
+                    self._stage = "typed the passphrase"
+                    tries.append(talk.unlock(self._row.phrases.right))
+                    if tries[-1].answer is Answer.OPENED and self._row.login is not None:
+                        self._stage = "reading the journal"
+                        talk.ask_journal(self._row.login)
+            glances.end()
+            seen = self._seen("tampered", machine, talk, (outcome, line, at), tuple(tries))
+            return seen.model_copy(update={"screen": tuple(glances.found)})
+
+    @contextmanager
+    def _machine(self, role: Role, *, with_tpm: bool) -> Iterator[tuple[Machine, Talk, _Glances]]:
+        row = self._row
+        self._stage = f"booting, {role}"
+        spec = row.spec(f"tpm-{role}", self._home, with_tpm)
+        with Machine(spec, row.host, row.records(role)) as machine:
+            glances = _Glances(machine, row.policy)
+
+            def alive() -> None:
+                # A panic ends it as well: pvpanic says so.
+                machine.check_guest()
+                row.say(self._stage, machine.elapsed)
+                glances.look()
+
+            def left() -> float:
+                return self._deadline - machine.elapsed
+
+            yield machine, Talk(machine.serial, row.policy, alive, left, row.host.pace), glances
+
+    def _seen(
+        self, role: Role, machine: Machine, talk: Talk, came_to: tuple[Outcome, str, float], tries: tuple[Try, ...]
+    ) -> BootSeen:
+        outcome, line, at = came_to
+        _shoot(machine)
+        secret = self._row.phrases.right
+        lines = strip_escapes(machine.serial.tail(1 << 16)).replace(secret, "(the passphrase)").splitlines()
+        return BootSeen(
+            role=role,
+            outcome=outcome,
+            line=line.replace(secret, "(the passphrase)"),
+            at=round(at, 1),
+            tries=tuple(
+                attempt.model_copy(update={"line": attempt.line.replace(secret, "(the passphrase)")})
+                for attempt in tries
+            ),
+            reasons=talk.reasons,
+            lost=talk.lost,
+            records=f"machines/{machine.records.name}",
+            console=tuple(printable(text, _LINE) for text in lines[-CONSOLE_LINES:]),
+        )

@@ -1,0 +1,247 @@
+"""One boot at its serial console: what it shows, what is typed, what comes of it. Nothing else is asked."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from pytest_osgates.checks.tpm_model import BLANK, PROBE, Answer, Outcome, TpmPolicy, Try
+from pytest_osgates.data import load
+from pytest_osgates.vm.dialogue import Dialogue, Heard, Line, Sign
+from pytest_osgates.vm.errors import GuestFailed
+
+# A word that is no passphrase, and that a shell answers with another one than is typed.
+PROBE_TEXT = "echo osgates-$((6*7))"
+_PROBE_ANSWER = Sign("shell", re.compile(r"(?:^|\s)osgates-42(?:\s|$)"))
+# After which nothing but a new boot leads to a prompt.
+_CORNER = frozenset({"locked", "password", "emergency"})
+_FIRST = ("shell", "login", "locked", "password", "emergency", "stopped", "prompt")
+_AFTER = ("shell", "login", "locked", "password", "emergency", "stopped", "refused", "prompt")
+_RIGHT = {"shell": Answer.SHELL, "login": Answer.OPENED, "refused": Answer.REFUSED, "stopped": Answer.STOPPED}
+# Whoever asks throws away what was typed before it turned the echo off: typed again, where nothing came of it.
+AGAIN_SECONDS = 60.0
+_TRIES = 3
+# In which a shell answers.
+CORNER_SECONDS = 20.0
+
+
+# What the journal is asked, and how its end is told from the echo of the command.
+_JOURNAL = "journalctl --boot --no-pager --output=cat | grep -i -e tpm -e unseal | tail -n 200"
+_JOURNAL_END = "echo osgates-journal-$((6*7))"
+_LOGIN_SIGNS = (
+    Sign("end", re.compile(r"^osgates-journal-42$")),
+    Sign("incorrect", re.compile(r"[Ll]ogin incorrect|Permission denied|[Ss]orry, try again")),
+    Sign("secret", re.compile(r"[Pp]assword[^\r\n]{0,40}: ?$")),
+)
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who may read the journal; `become`: what starts a shell as root, empty for root itself."""
+
+    user: str
+    password: str = field(default="", repr=False)
+    become: str = ""
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """What is typed: `guesses` by name, and the passphrase."""
+
+    guesses: dict[str, str] = field(repr=False)
+    right: str = field(repr=False)
+
+    @classmethod
+    def of(cls, policy: TpmPolicy, right: str) -> Phrases:
+        """As the profile says."""
+        texts = {PROBE: PROBE_TEXT, BLANK: ""}
+        texts |= {f"wrong {number}": text for number, text in enumerate(policy.wrong, 1)}
+        return cls(texts, right)
+
+
+def signs(policy: TpmPolicy) -> tuple[Sign, ...]:
+    """``data/unlock_console.toml``, and what the profile adds. The most telling first."""
+    rows = [Sign(str(row["sign"]), re.compile(row["regex"])) for row in load("unlock_console")["line"]]
+    if policy.login is not None:
+        rows = [sign for sign in rows if sign.name != "login"]
+        place = next(number for number, sign in enumerate(rows) if sign.name != "shell")
+        rows.insert(place, Sign("login", re.compile(policy.login)))
+    place = next(number for number, sign in enumerate(rows) if sign.name == "prompt")
+    rows[place:place] = [Sign("prompt", re.compile(text)) for text in policy.prompts]
+    return (_PROBE_ANSWER, *_LOGIN_SIGNS, *rows)
+
+
+class Talk:
+    """With one machine. `alive` raises GuestFailed once the guest is gone, and HostError where that is the host's
+    fault; `left`: seconds until the boot's deadline; `patience`: how much longer everything takes here."""
+
+    def __init__(
+        self, console: Line, policy: TpmPolicy, alive: Callable[[], None], left: Callable[[], float], patience: float
+    ) -> None:
+        self._left = left
+        self._patience = patience
+        self._settle = policy.settle_s * patience
+        # Whenever it comes, before the passphrase was typed: it is a way in.
+        self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))
+        self._gone = ""
+        self._early: tuple[Heard, ...] = ()
+        self._journal: tuple[str, ...] | None = None
+
+    @property
+    def lost(self) -> int:
+        """Bytes that nobody looked at."""
+        return self._dialogue.lost
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the TPM did not unlock the disk, in the guest's words."""
+        if self._journal is not None:
+            return self._journal
+        heard = self._dialogue.ever.get("reason")
+        return () if heard is None else (heard.line,)
+
+    def outcome(self) -> tuple[Outcome, str]:
+        """What the boot comes to by itself, and the line that says so."""
+        heard = self._wait(_FIRST, self._left())
+        if heard is None:
+            return (Outcome.ENDED, self._gone) if self._gone else (Outcome.TIMEOUT, "")
+        if heard.name in _CORNER:
+            answer, line = self._corner(heard)
+            if answer is Answer.SHELL:
+                return Outcome.SHELL, line
+            return Outcome.EMERGENCY, heard.line
+        return {
+            "shell": Outcome.SHELL,
+            "login": Outcome.UNLOCKED,
+            "stopped": Outcome.STOPPED,
+            "prompt": Outcome.ASKED,
+        }[heard.name], heard.line
+
+    def guess(self, what: str, text: str) -> Try:
+        """Type a wrong passphrase at the prompt."""
+        begun = time.monotonic()
+        heard = self._type(text)
+        answer, line = self._decided(heard)
+        return Try(what=what, answer=answer, line=line, seconds=round(time.monotonic() - begun, 1))
+
+    def unlock(self, text: str) -> Try:
+        """Type the passphrase, and wait for the login. One that was there before is no work of the passphrase's."""
+        begun = time.monotonic()
+        heard = self._type(text, ignoring=("prompt",))
+        if self._early:
+            answer = Answer.SHELL if self._early[0].name == "shell" else Answer.EARLY
+            return Try(what="right", answer=answer, line=self._early[0].line)
+        if heard is not None and heard.name == "refused":
+            later = self._wait(("shell", "login"), self._settle)
+            heard = later or heard
+        if heard is None:
+            answer, line = (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, "")
+        elif heard.name in _CORNER:
+            answer, line = Answer.LOCKED, heard.line
+        else:
+            answer, line = _RIGHT[heard.name], heard.line
+        return Try(what="right", answer=answer, line=line, seconds=round(time.monotonic() - begun, 1))
+
+    def ask_journal(self, login: Login) -> None:
+        """Once the login is there: from here on it is the journal that must say why."""
+        self._journal = ()
+        if not self._say(login.user, forget=True):
+            return
+        heard = self._wait(("incorrect", "secret", "shell"), self._settle)
+        if heard is not None and heard.name == "secret" and self._say(login.password, forget=True):
+            heard = self._wait(("incorrect", "secret", "shell"), self._settle)
+        if heard is None or heard.name != "shell":
+            return
+        if not self._say(f"{login.become or 'sh'} -c '{_JOURNAL}'; {_JOURNAL_END}", forget=True):
+            return
+        heard = self._wait(("end", "incorrect", "secret"), self._settle)
+        if heard is not None and heard.name == "secret" and self._say(login.password):
+            self._wait(("end", "incorrect"), self._settle)
+        if (found := self._dialogue.heard("reason")) is not None:
+            self._journal = (found.line,)
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _type(self, text: str, ignoring: Collection[str] = ()) -> Heard | None:
+        """What comes of it; typed again as long as nothing at all does."""
+        names = tuple(name for name in _AFTER if name not in ignoring)
+        for number in range(_TRIES):
+            said = self._say(text)
+            if not number:
+                self._early = self._dialogue.before
+            if not said:
+                return None
+            heard = self._wait(names, min(self._left(), AGAIN_SECONDS * self._patience))
+            if heard is not None or self._gone:
+                return heard
+            if self._dialogue.lines:
+                # It is at work.
+                break
+        return self._wait(names, self._left())
+
+    def _decided(self, heard: Heard | None) -> tuple[Answer, str]:
+        """What a wrong passphrase came to. That it asks again is no refusal: the prompt may only have been written
+        anew, while the passphrase is still tried."""
+        if heard is None:
+            return (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, "")
+        refused = heard.name == "refused"
+        if refused:
+            then = self._wait(tuple(name for name in _FIRST), self._left())
+            if then is None:
+                return (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, heard.line)
+            heard = then
+        elif heard.name == "prompt":
+            then = self._wait(tuple(name for name in _AFTER if name != "prompt"), self._settle)
+            if then is None:
+                return (Answer.ENDED, self._gone) if self._gone else (Answer.ASKED_AGAIN, heard.line)
+            if then.name != "refused":
+                heard = then
+        if heard.name in _CORNER:
+            return self._corner(heard)
+        return {
+            "shell": Answer.SHELL,
+            "login": Answer.OPENED,
+            "stopped": Answer.STOPPED,
+            "prompt": Answer.REFUSED,
+        }[heard.name], heard.line
+
+    def _corner(self, heard: Heard) -> tuple[Answer, str]:
+        """An emergency: whoever presses Enter, or tries a command, must get no shell."""
+        closed = heard if heard.name != "emergency" else None
+        for text in ("", PROBE_TEXT, PROBE_TEXT):
+            if not self._say(text):
+                break
+            said = self._wait(("shell", "login"), CORNER_SECONDS * self._patience)
+            if said is not None:
+                return (Answer.SHELL if said.name == "shell" else Answer.OPENED), said.line
+            closed = closed or self._dialogue.ever.get("locked") or self._dialogue.ever.get("password")
+            if self._gone:
+                break
+        if closed is not None:
+            return Answer.LOCKED, closed.line
+        return (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, heard.line)
+
+    def _say(self, text: str, *, forget: bool = False) -> bool:
+        try:
+            self._dialogue.say(text, forget=forget)
+        except OSError as error:
+            self._gone = self._gone or f"the console is gone: {error.strerror}"
+            # Whose fault that is, is for `alive` to say.
+            self._wait((), 1.0)
+            return False
+        return True
+
+    def _wait(self, names: Sequence[str], seconds: float) -> Heard | None:
+        if self._gone:
+            return None
+        try:
+            return self._dialogue.wait(names, max(0.0, seconds))
+        except GuestFailed as error:
+            self._gone = error.what
+            # What it said last.
+            with suppress(GuestFailed):
+                return self._dialogue.wait(names, 0.0)
+            return None

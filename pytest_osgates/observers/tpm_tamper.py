@@ -1,0 +1,145 @@
+"""What is done to a machine that is switched off, and how it is undone. By the words of ``data/tampers.toml``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_osgates.checks.tpm_model import Change, Tamper
+from pytest_osgates.image.newc import appended_archive
+from pytest_osgates.observers.tpm_files import change_files
+from pytest_osgates.vm import tpm, variables
+from pytest_osgates.vm.errors import ImageError, UsageError
+from pytest_osgates.vm.home import Home
+from pytest_osgates.vm.host import find_firmware
+from pytest_osgates.vm.spec import Firmware
+from pytest_osgates.vm.workdir import temporary
+
+# GRUB's configuration, and entries of boot loaders by the Boot Loader Specification.
+_MENUS = re.compile(r"(?:^|/)grub\.cfg$|^/loader/entries/[^/]+\.conf$", re.IGNORECASE)
+_KERNEL_LINE = re.compile(rb"^([ \t]*(?:linux(?:16|efi)?|options)[ \t][^\r\n]*?)([ \t]*\r?)$", re.MULTILINE)
+_INITRDS = re.compile(r"(?:^|/)initr[^/]*$", re.IGNORECASE)
+_MARK = {"etc/osgates-tampered": (0o644, b"This initrd is not what was shipped.\n")}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a row's machine is changed: `original` stays what it is, `home` is the copy; `parameter`: for the kernel.
+    `log`: what swtpm says."""
+
+    original: Home
+    home: Home
+    firmware: Firmware
+    parameter: str
+    scratch: Path
+    log: Path
+    patience: float = 1.0
+
+    def apply(self, tamper: Tamper) -> tuple[Change, ...]:
+        """:raise UsageError: this version does not know how.
+        :raise ImageError: the disk has nothing to be changed in that way, or cannot be read.
+        :raise HostError: a tool is missing or fails.
+        """
+        try:
+            how = _WAYS[tamper.how]
+        except KeyError:
+            raise UsageError(f"the tamper {tamper.name}: no way is called {tamper.how!r}") from None
+        return how(self)
+
+    def undo(self, tamper: Tamper) -> None:
+        """What was changed is what it was; and so is the TPM, whose counters have counted.
+
+        :raise HostError: no room.
+        """
+        self.original.put_tpm(self.home)
+        if "variables" in tamper.changes:
+            self.original.put_variables(self.home)
+        if "disk" in tamper.changes:
+            self.original.put_disk(self.home)
+
+    # -- ways
+
+    def new_tpm(self) -> tuple[Change, ...]:
+        before = self.home.digests()["tpm"]
+        self.home.remove_tpm()
+        return (Change(what="tpm", before=before, after="a new one"),)
+
+    def no_tpm(self) -> tuple[Change, ...]:
+        """The rest is the machine's: see `Tamper.how`."""
+        return (Change(what="machine", before="with a TPM", after="without a TPM"),)
+
+    def clear_tpm(self) -> tuple[Change, ...]:
+        before = self.home.digests()["tpm"]
+        tpm.clear(self.home.tpm, self.log, self.patience)
+        return (Change(what="tpm", before=before, after=self.home.digests()["tpm"]),)
+
+    def other_machine(self) -> tuple[Change, ...]:
+        files = find_firmware(self.firmware)
+        if files is None:
+            raise UsageError(f"{self.firmware} has no variables", remedy="use the firmware uefi-secureboot")
+        before = self.home.digests()["variables"]
+        with temporary("the variables of another machine"):
+            self.home.variables.write_bytes(files.variables.path.read_bytes())
+        changed = Change(what="variables", before=before, after=self.home.digests()["variables"])
+        return (*self.new_tpm(), changed)
+
+    def secure_boot_off(self) -> tuple[Change, ...]:
+        return self._variables(lambda: variables.secure_boot_off(self.home.variables, self.patience))
+
+    def replace_keys(self) -> tuple[Change, ...]:
+        return self._variables(lambda: variables.replace_keys(self.home.variables, self.scratch, self.patience))
+
+    def add_key(self) -> tuple[Change, ...]:
+        return self._variables(lambda: variables.add_key(self.home.variables, self.scratch, self.patience))
+
+    def _variables(self, change: Callable[[], None]) -> tuple[Change, ...]:
+        before = self.home.digests()["variables"]
+        change()
+        return (Change(what="variables", before=before, after=self.home.digests()["variables"]),)
+
+    def edit_command_line(self) -> tuple[Change, ...]:
+        added = b" " + self.parameter.encode("ascii")
+        return self._files(
+            _MENUS,
+            lambda text: _KERNEL_LINE.sub(lambda match: match[1] + added + match[2], text),
+            "boot menu with a kernel's command line (grub.cfg, loader/entries/*.conf)",
+        )
+
+    def extend_initrd(self) -> tuple[Change, ...]:
+        return self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "initrd (initr*)")
+
+    def _files(self, named: re.Pattern[str], change: Callable[[bytes], bytes], what: str) -> tuple[Change, ...]:
+        found = change_files(self.original.disk, self.home.disk, named, change, self.scratch)
+        if not found:
+            raise ImageError(
+                f"{self.original.disk.name} has no {what} on a FAT or ext partition that can be read",
+                remedy="this version changes no files elsewhere: it cannot try this tamper on this disk",
+            )
+        before, after = (_digest(found, side) for side in (0, 1))
+        return (Change(what="disk", before=before, after=after),)
+
+
+def _digest(found: Mapping[str, tuple[str, str]], side: int) -> str:
+    """One file by its name and digest, several by the digest of all."""
+    if len(found) == 1:
+        ((path, digests),) = found.items()
+        return f"{path} {digests[side]}"
+    together = "".join(f"{path} {digests[side]}\n" for path, digests in sorted(found.items()))
+    return f"{len(found)} files {hashlib.sha256(together.encode()).hexdigest()}"
+
+
+_WAYS: Mapping[str, Callable[[Workshop], tuple[Change, ...]]] = {
+    "new-tpm": Workshop.new_tpm,
+    "no-tpm": Workshop.no_tpm,
+    "clear-tpm": Workshop.clear_tpm,
+    "other-machine": Workshop.other_machine,
+    "secure-boot-off": Workshop.secure_boot_off,
+    "replace-keys": Workshop.replace_keys,
+    "add-key": Workshop.add_key,
+    "edit-command-line": Workshop.edit_command_line,
+    "extend-initrd": Workshop.extend_initrd,
+}
+WAYS = frozenset(_WAYS)

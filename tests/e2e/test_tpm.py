@@ -1,0 +1,100 @@
+"""The demo's installed machine, tampered with: the sound one falls back to its passphrase, the weakened ones fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_osgates.cli import main
+from pytest_osgates.demo.disk_variants import load_disk_file, variant_names
+from pytest_osgates.demo.machine import build_demo_machine
+from pytest_osgates.profiles import loader
+from pytest_osgates.vm import host as vm_host
+from pytest_osgates.vm.home import Home
+from tests.e2e.conftest import Gates, quiet
+
+pytestmark = pytest.mark.boots
+# One worker makes the machine, by a boot, for all its rows.
+one_worker = pytest.mark.xdist_group("tpm-machine")
+
+QUICK = ("untampered-1", "fresh", "command-line-edited")
+ROWS = loader.load(loader.find("demo-tpm")).gates["tpm"].rows
+MORE = ("initrd-replaced", "db-key-added")
+
+
+@pytest.fixture(scope="session")
+def machine(demo_iso: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """As `osgates demo-disk --tpm` makes it."""
+    directory = tmp_path_factory.mktemp("tpm") / "machine"
+    assert main(["demo-disk", "--tpm", "--iso", str(demo_iso), "-o", str(directory)]) == 0
+    return Home.at(directory)
+
+
+def profile(gates: Gates, *, pcrs: str = "[4, 7, 8, 9]", more: tuple[str, ...] = ()) -> Path:
+    """The gate `tpm` alone, with more tampers."""
+    built_in = loader.find("demo-tpm").read_text()
+    head, _, section = built_in.partition("[gate.luks]")
+    section = "[gate.tpm]" + section.partition("[gate.tpm]")[2]
+    required = json.dumps([*(row for row in ROWS if not row.startswith("untampered")), *more])
+    path = gates.directory / "tpm.toml"
+    path.write_text(head + section.replace("[4, 7, 8, 9]", pcrs) + f"tampers = {required}\n")
+    return path
+
+
+@one_worker
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=[] if row in QUICK else [pytest.mark.slow]) for row in (*ROWS, *MORE)]
+)
+def test_the_sound_machine_passes_each_row(row: str, gates: Gates, demo_iso: Path, machine: Home) -> None:
+    before = machine.disk.read_bytes(), machine.digests()
+    distro = profile(gates, more=MORE)
+    outcome = gates.run("--iso", demo_iso, "--iso-disk", machine.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
+    gate = outcome.verdicts["gates"]["tpm"]
+    assert gate["rows"][row]["verdict"] == "PASS"
+    assert outcome.findings("tpm") == set()
+    assert all(control["caught"] for control in gate["controls"])
+    # One row is not the gate.
+    assert gate["verdict"] == "NOT PROVEN"
+    assert (machine.disk.read_bytes(), machine.digests()) == before
+    assert outcome.root is not None
+    seen = json.loads((outcome.root / f"observations/tpm/{row}.json").read_text())
+    assert [boot["outcome"] for boot in seen["boots"]][-1:] == (["asked"] if row == "cleared" else ["unlocked"])
+
+
+@pytest.mark.parametrize("name", variant_names("tpm"))
+def test_each_weakness_is_found(name: str, gates: Gates, demo_iso: Path) -> None:
+    host = vm_host.select("auto", None)
+    host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))
+    weak = load_disk_file().named(name)
+    made = build_demo_machine(demo_iso, gates.directory / "machine", quiet, host, weak)
+    distro = profile(gates, pcrs="[7]" if weak.enrol == (7,) else "[4, 7, 8, 9]")
+    row = weak.expects.subject
+    outcome = gates.run("--iso", demo_iso, "--iso-disk", made.home.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
+    assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == "FAIL"
+    assert outcome.findings("tpm") == {(weak.expects.rule, row)}
+    assert outcome.status == 1
+
+
+@one_worker
+def test_the_disk_of_the_machine_passes_the_gate_luks(gates: Gates, demo_iso: Path, machine: Home) -> None:
+    """A slot for a TPM is no weakness."""
+    disk = ("--iso-disk", machine.disk)
+    outcome = gates.run("--iso", demo_iso, *disk, "--iso-distro", "demo-tpm", "-m", "luks")
+    assert outcome.verdicts["gates"]["luks"]["verdict"] == "PASS"
+    assert outcome.status == 0
+
+
+@one_worker
+@pytest.mark.slow
+def test_the_whole_gate_passes(gates: Gates, demo_iso: Path, machine: Home) -> None:
+    """All rows at once, two at a time."""
+    disk = ("--iso-disk", machine.disk)
+    outcome = gates.run("--iso", demo_iso, *disk, "--iso-distro", "demo-tpm", "-n", "2")
+    assert {name: gate["verdict"] for name, gate in outcome.verdicts["gates"].items()} == {
+        "luks": "PASS",
+        "tpm": "PASS",
+    }
+    assert outcome.status == 0

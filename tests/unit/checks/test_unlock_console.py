@@ -1,0 +1,97 @@
+"""The table of what an unlocking machine shows: real lines for each sign, and innocent ones."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pytest_osgates.data import load
+
+LINES = load("unlock_console")["line"]
+# Quoted from consoles of bookworm and trixie, Fedora and busybox, or from the sources that the table names.
+REAL = {
+    "shell": [
+        "(initramfs) ",
+        "~ # ",
+        "/ # ",
+        "# ",
+        "sh-5.2# ",
+        "bash-5.2$ ",
+        "root@osgates-demo:~# ",
+        "root@(none):/# ",
+        "[root@fedora ~]# ",
+        "dracut:/# ",
+        "switch_root:/# ",
+        "emergency:/root# ",
+        "BusyBox v1.37.0 (Debian 1:1.37.0-6+b3) built-in shell (ash)",
+        "[  OK  ] Started debug-shell.service - Early root shell on /dev/tty9 FOR DEBUGGING ONLY.",
+    ],
+    "login": ["osgates-demo login: ", "fedora login:", "my.host-1 login: [   61.123456] audit: type=1400"],
+    "locked": ["Cannot open access to console, the root account is locked."],
+    "password": ["Give root password for maintenance", "Give root password for system maintenance"],
+    "emergency": ["Press Enter for maintenance", "You are in emergency mode. After logging in, type"],
+    "stopped": ["grub rescue> ", "grub> ", "error: bad shim signature.", "Kernel panic - not syncing: Attempted"],
+    "refused": [
+        "No key available with this passphrase.",
+        "cryptsetup: ERROR: vda3_crypt: cryptsetup failed, bad password or options?",
+        "systemd-cryptsetup[312]: Failed to activate with specified passphrase. (Passphrase incorrect?)",
+    ],
+    "prompt": [
+        "Enter passphrase for /dev/disk/by-uuid/05c0de01-0000-4000-8000-000000000002: ",
+        "\U0001f510 Please enter passphrase for disk QEMU_HARDDISK (root): (press TAB for no echo) ",
+        "Please unlock disk vda3_crypt: ",
+        "Enter passphrase for hd0,gpt2 (05c0de01000040008000000000000002): ",
+    ],
+    "reason": [
+        "Current policy digest does not match stored policy digest, cancelling TPM2 authentication attempt.",
+        "Failed to load HMAC key in TPM: tpm:parameter(1):integrity check failed",
+        "Failed to unseal secret using TPM2: No such device or address",
+        "TPM policy does not match current system state. Either system has been tempered with or policy out-of-date",
+        "No TPM2 hardware discovered and EFI firmware does not see it either, falling back to traditional unlocking.",
+    ],
+}
+INNOCENT = [
+    "Last login: Mon Nov 22 00:00:00 on ttyS0",
+    "[    1.2] ima: No TPM chip found, activating TPM-bypass!",
+    "[    0.5] tpm_crb MSFT0101:00: Disabling hwrng",
+    "A start job is running for /dev/disk/by-uuid/05c0de01 (1min 3s / no limit)",
+    "[  OK  ] Reached target cryptsetup.target - Local Encrypted Volumes.",
+    "         Starting systemd-ask-password-console.path - Dispatch Password Requests to Console...",
+    "echo osgates-$((6*7))",
+    "Loading initial ramdisk ...",
+    "### 42 % ###",
+    "user@host: see the manual",
+    "GNU GRUB  version 2.12",
+]
+
+
+def found(line: str) -> set[str]:
+    return {row["sign"] for row in LINES if re.search(row["regex"], line)}
+
+
+@pytest.mark.parametrize(("sign", "line"), [(sign, line) for sign, lines in REAL.items() for line in lines])
+def test_real_lines(sign: str, line: str) -> None:
+    assert sign in found(line)
+    if sign not in ("shell", "emergency", "locked"):
+        assert "shell" not in found(line)
+    if sign != "login":
+        assert "login" not in found(line)
+
+
+@pytest.mark.parametrize("line", INNOCENT)
+def test_innocent_lines(line: str) -> None:
+    assert found(line) == set()
+
+
+def test_each_line_has_its_source_and_fits_nothing_empty() -> None:
+    assert set(REAL) == {row["sign"] for row in LINES}
+    for row in LINES:
+        assert row["source"]
+        assert not re.search(row["regex"], "")
+
+
+def test_signs_come_in_the_order_in_which_they_are_believed() -> None:
+    """Where a prompt and a login were both seen, it is the login that counts."""
+    order = list(dict.fromkeys(row["sign"] for row in LINES))
+    assert order == list(REAL)

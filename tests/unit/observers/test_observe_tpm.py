@@ -1,0 +1,277 @@
+"""One row from the copies to the observation: which boots there are, with what, and what is typed in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_osgates.checks.tpm import GATE
+from pytest_osgates.checks.tpm_model import Answer, Outcome, TpmObservation, TpmPolicy, Try, tampers
+from pytest_osgates.judging import judge
+from pytest_osgates.model import Verdict
+from pytest_osgates.observers import tpm
+from pytest_osgates.observers.tpm import Row, observe
+from pytest_osgates.observers.tpm_talk import Login, Phrases
+from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
+from pytest_osgates.vm.home import Home
+from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
+from pytest_osgates.vm.spec import Firmware, MachineSpec
+from tests.unit.tpm_samples import PASSPHRASE, SLOT, TPM_POLICY
+
+HOST = Host(Qemu("qemu", (7, 2, 0), "QEMU"), TCG, Probe(KVM, False, "none"))
+
+
+@dataclass
+class Serial:
+    said: str = f"the echo of {PASSPHRASE}\nhost login: "
+
+    def tail(self, limit: int) -> str:
+        return self.said
+
+
+@dataclass
+class FakeMachine:
+    """Of which only its console is looked at, and that by a script."""
+
+    spec: MachineSpec
+    records: Path
+    serial: Serial = field(default_factory=Serial)
+    elapsed: float = 40.0
+
+    def check_guest(self) -> None:
+        """It lives."""
+
+    @property
+    def screen(self) -> object:
+        raise GuestFailed("the machine was powered off by its guest")
+
+
+@dataclass
+class Script:
+    """What each boot comes to; `answers` of a boot: for each word typed, by its name; else it is refused or opens."""
+
+    outcomes: list[Outcome]
+    answers: list[dict[str, Answer]] = field(default_factory=list)
+    seen: list[tuple[str, bool, dict[str, str]]] = field(default_factory=list)
+    journal: int = 0
+    typed: list[tuple[int, str, str]] = field(default_factory=list)
+
+
+class ScriptedTalk:
+    """In place of `Talk`."""
+
+    script: Script
+    lost = 0
+
+    def __init__(self, *_: object) -> None:
+        self.number = len(self.script.seen) - 1
+        answers = self.script.answers
+        self.answers = answers[self.number] if self.number < len(answers) else {}
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return ("because",)
+
+    def outcome(self) -> tuple[Outcome, str]:
+        return self.script.outcomes[self.number], f"it says {PASSPHRASE}"
+
+    def guess(self, what: str, text: str) -> Try:
+        self.script.typed.append((self.number, what, text))
+        return Try(what=what, answer=self.answers.get(what, Answer.REFUSED), line="no")
+
+    def unlock(self, text: str) -> Try:
+        self.script.typed.append((self.number, "right", text))
+        return Try(what="right", answer=self.answers.get("right", Answer.OPENED), line="host login:")
+
+    def ask_journal(self, login: Login) -> None:
+        assert login.user == "tester"
+        self.script.journal += 1
+
+
+Play = Callable[..., TpmObservation]
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Home:
+    home = Home.at(tmp_path / "original")
+    home.tpm.mkdir(parents=True)
+    home.disk.write_bytes(b"disk")
+    home.variables.write_bytes(b"variables")
+    home.tpm_state.write_bytes(b"tpm")
+    return home
+
+
+@pytest.fixture
+def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Play:
+    """Runs one row by a script."""
+
+    def run(script: Script, case: str, policy: TpmPolicy = TPM_POLICY, login: Login | None = None) -> TpmObservation:
+        @contextmanager
+        def machine(spec: MachineSpec, host: Host, records: Path) -> Iterator[FakeMachine]:
+            assert spec.channel is None
+            assert spec.smbios_strings == ()
+            assert spec.home is not None
+            assert spec.home.directory != original.directory
+            script.seen.append((spec.name, spec.tpm, spec.home.digests()))
+            # Every boot leaves traces.
+            spec.home.tpm.mkdir(exist_ok=True)
+            spec.home.tpm_state.write_bytes(b"used")
+            yield FakeMachine(spec, records)
+
+        monkeypatch.setattr(tpm, "Machine", machine)
+        monkeypatch.setattr(tpm, "Talk", type("Now", (ScriptedTalk,), {"script": script}))
+        monkeypatch.setattr(tpm, "slots", lambda disk: (SLOT,))
+        monkeypatch.setattr("pytest_osgates.vm.home.create_overlay", lambda base, overlay: overlay.touch())
+
+        def spec(name: str, home: Home, with_tpm: bool) -> MachineSpec:
+            return MachineSpec(name, Firmware.UEFI_SECUREBOOT, home=home, tpm=with_tpm)
+
+        def records(role: str) -> Path:
+            path = tmp_path / "machines" / f"{case}-{role}-{len(script.seen)}"
+            path.mkdir(parents=True)
+            return path
+
+        phrases = Phrases.of(policy, PASSPHRASE)
+        row = Row(case, policy, phrases, spec, HOST, records, lambda stage, seconds: None, login)
+        return observe(original, row, "digest of the disk")
+
+    return run
+
+
+def verdict(seen: TpmObservation) -> Verdict:
+    return judge(GATE, seen, TPM_POLICY).verdict
+
+
+def test_the_untampered_machine_is_left_alone(play: Play) -> None:
+    script = Script([Outcome.UNLOCKED])
+    seen = play(script, "untampered-2")
+    assert verdict(seen) is Verdict.PASS
+    assert script.typed == []
+    assert script.seen[0][1], "with its TPM"
+    assert seen.changes == ()
+    assert seen.digests["disk"] == "digest of the disk"
+
+
+def test_a_tampered_one_then_the_same_undone(play: Play, original: Home) -> None:
+    script = Script([Outcome.ASKED, Outcome.UNLOCKED])
+    seen = play(script, "fresh")
+    assert verdict(seen) is Verdict.PASS
+    assert [what for _, what, _ in script.typed] == ["shell probe", "blank", "right"]
+    assert script.typed[-1][2] == PASSPHRASE
+    tampered, undone = (digests for _, _, digests in script.seen)
+    assert tampered["tpm"] == ""
+    assert undone == original.digests(), "also what the first boot wrote to the TPM"
+    assert PASSPHRASE not in seen.model_dump_json()
+
+
+def test_a_shell_on_the_screen(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the passphrase it is a finding, after it none."""
+
+    class Frame:
+        digest = "one"
+
+        def text(self) -> str:
+            return "Debian GNU/Linux 13\n\nroot@osgates-demo:~# \n"
+
+        def png(self) -> bytes:
+            return b"png"
+
+    class Screen:
+        def grab(self) -> Frame:
+            return Frame()
+
+    monkeypatch.setattr(FakeMachine, "screen", Screen())
+    monkeypatch.setattr(FakeMachine, "lit", lambda self, frame: True, raising=False)
+    seen = play(Script([Outcome.ASKED, Outcome.UNLOCKED]), "fresh")
+    assert seen.boots[0].screen == ("root@osgates-demo:~#",)
+    done = judge(GATE, seen, TPM_POLICY)
+    assert {finding.key for finding in done.findings} == {("screen-shell", "fresh")}
+    # Whoever unlocked it by the TPM may have one.
+    assert play(Script([Outcome.UNLOCKED]), "untampered-1").boots[0].screen == ()
+
+
+def test_without_a_tpm(play: Play) -> None:
+    script = Script([Outcome.ASKED, Outcome.UNLOCKED])
+    assert verdict(play(script, "absent")) is Verdict.PASS
+    assert [with_tpm for _, with_tpm, _ in script.seen] == [False, True]
+
+
+def test_an_emergency_takes_a_boot_for_each_guess(play: Play) -> None:
+    locked = [{"shell probe": Answer.LOCKED}, {"blank": Answer.LOCKED}, {}]
+    script = Script([Outcome.ASKED] * 3 + [Outcome.UNLOCKED], locked)
+    seen = play(script, "fresh")
+    assert verdict(seen) is Verdict.PASS
+    assert [(number, what) for number, what, _ in script.typed] == [(0, "shell probe"), (1, "blank"), (2, "right")]
+
+
+def test_an_emergency_after_the_second_guess(play: Play) -> None:
+    script = Script([Outcome.ASKED] * 2 + [Outcome.UNLOCKED], [{"blank": Answer.LOCKED}, {}])
+    assert verdict(play(script, "fresh")) is Verdict.PASS
+    assert [what for _, what, _ in script.typed] == ["shell probe", "blank", "right"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "answers", "expected"),
+    [
+        ([Outcome.UNLOCKED], [], Verdict.FAIL),
+        ([Outcome.SHELL], [], Verdict.FAIL),
+        ([Outcome.TIMEOUT], [], Verdict.NOT_PROVEN),
+        ([Outcome.ASKED], [{"blank": Answer.OPENED}], Verdict.FAIL),
+        ([Outcome.ASKED], [{"shell probe": Answer.SHELL}], Verdict.FAIL),
+        ([Outcome.ASKED], [{"blank": Answer.TIMEOUT}], Verdict.NOT_PROVEN),
+        ([Outcome.ASKED], [{"right": Answer.REFUSED}], Verdict.FAIL),
+        ([Outcome.ASKED], [{"right": Answer.TIMEOUT}], Verdict.NOT_PROVEN),
+        ([Outcome.ASKED, Outcome.ASKED], [], Verdict.FAIL),
+        ([Outcome.ASKED, Outcome.TIMEOUT], [], Verdict.NOT_PROVEN),
+    ],
+)
+def test_what_goes_wrong_ends_the_row(
+    play: Play, outcomes: list[Outcome], answers: list[dict[str, Answer]], expected: Verdict
+) -> None:
+    script = Script(outcomes, answers)
+    assert verdict(play(script, "fresh")) is expected
+    assert len(script.seen) == len(outcomes), "no boot more than it takes"
+
+
+def test_a_machine_of_ours_that_dies_is_told(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(self: ScriptedTalk, what: str, text: str) -> Try:
+        raise MachineDied("swtpm was killed by signal 9 while the machine was running")
+
+    monkeypatch.setattr(ScriptedTalk, "guess", dead)
+    with pytest.raises(MachineDied):
+        play(Script([Outcome.ASKED]), "fresh")
+
+
+def test_an_original_that_somebody_changes_proves_nothing(
+    play: Play, original: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meddled(self: ScriptedTalk) -> tuple[Outcome, str]:
+        original.tpm_state.write_bytes(b"another")
+        return Outcome.UNLOCKED, ""
+
+    monkeypatch.setattr(ScriptedTalk, "outcome", meddled)
+    with pytest.raises(UsageError, match="changed while copies of them were in use"):
+        play(Script([Outcome.UNLOCKED]), "untampered-1")
+
+
+def test_the_journal_is_read_once_it_is_open(play: Play) -> None:
+    policy = TPM_POLICY.model_copy(update={"reason": "journal"})
+    script = Script([Outcome.ASKED, Outcome.UNLOCKED])
+    seen = play(script, "fresh", policy, Login("tester"))
+    assert (script.journal, seen.reason_from) == (1, "journal")
+
+
+def test_every_known_tamper_has_a_row_that_ends(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    def applied(self: Any, tamper: Any) -> tuple[Any, ...]:
+        return tuple(tpm.Change(what=what, before="a", after="b") for what in tamper.changes)
+
+    monkeypatch.setattr(tpm.Workshop, "apply", applied)
+    for name, tamper in tampers().items():
+        script = Script([Outcome.ASKED, Outcome.UNLOCKED])
+        assert verdict(play(script, name)) is Verdict.PASS, name
+        assert len(script.seen) == 1 + tamper.undo

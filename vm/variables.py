@@ -1,0 +1,93 @@
+"""A firmware's variables, changed while the machine is off, by virt-fw-vars of virt-firmware.
+
+That edk2 takes them: variables in the flash image are not verified again when they are read, only when they are set
+(edk2, SecurityPkg/Library/AuthVariableLib).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pytest_osgates.vm.process import run, which
+from pytest_osgates.vm.workdir import temporary
+
+INSTALL = "pip install 'pytest-osgates[tpm]' (Debian 13: apt-get install python3-virt-firmware)"
+_MODULE = "virt.firmware.vars"
+# Whose keys these are: EFI_SIGNATURE_DATA, SignatureOwner (UEFI 2.10, 32.4.1).
+_OWNER = "05c0de01-0000-4000-8000-00000000000f"
+_SECONDS = 120.0
+_VALID = timedelta(days=3650)
+
+
+def program() -> list[str]:
+    """How virt-fw-vars is started: as a module of this Python's, or by its name.
+
+    :raise MissingTool: it is not installed.
+    """
+    try:
+        if importlib.util.find_spec(_MODULE) is not None:
+            return [sys.executable, "-m", _MODULE]
+    except ImportError:
+        # One of its parents is not there.
+        pass
+    return [which("virt-fw-vars", remedy=INSTALL)]
+
+
+def secure_boot_off(variables: Path, patience: float = 1.0) -> None:
+    """As its owner would in the firmware's menu: ``SecureBootEnable``. The keys stay.
+
+    :raise HostError: the tool is missing or refuses the file.
+    """
+    _change(variables, ["--set-false", "SecureBootEnable"], patience)
+
+
+def replace_keys(variables: Path, scratch: Path, patience: float = 1.0) -> None:
+    """PK and KEK are somebody else's, and a certificate of theirs is in db beside those that were there: what was
+    signed before still starts, and they can sign more.
+
+    :raise HostError: the tool is missing or refuses the file.
+    """
+    key = str(_certificate(scratch))
+    own = ("--set-pk", _OWNER, key, "--add-kek", _OWNER, key, "--add-db", _OWNER, key)
+    _change(variables, ["--delete", "PK", "--delete", "KEK", *own], patience)
+
+
+def add_key(variables: Path, scratch: Path, patience: float = 1.0) -> None:
+    """One more certificate in db. :raise HostError: the tool is missing or refuses the file."""
+    _change(variables, ["--add-db", _OWNER, str(_certificate(scratch))], patience)
+
+
+def _change(variables: Path, changes: Sequence[str], patience: float) -> None:
+    run([*program(), "--inplace", str(variables), *changes], timeout=_SECONDS * patience, remedy=INSTALL)
+
+
+def _certificate(scratch: Path) -> Path:
+    """A certificate whose private key nobody has."""
+    # Here, because they take long, and only two tampers need them.
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.x509.oid import NameOID
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "osgates tamper")])
+    begun = datetime(2026, 1, 1)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begun)
+        .not_valid_after(begun + _VALID)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = scratch / "tamper.pem"
+    with temporary("a certificate"):
+        path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return path

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -200,14 +200,18 @@ def test_well_known_names(name: str, expected: str) -> None:
     assert _name(name) == expected
 
 
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
 @settings(max_examples=60, deadline=None)
 @given(ADDRESS | st.sampled_from([network[0] for network, _ in RANGES]))
+@example(ipaddress.ip_address("64:ff9b::1100:0"))
 def test_the_index_finds_what_a_search_through_all_finds(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
     found = [(network.prefixlen, name) for network, name in RANGES if address in network]
     vendor = vendors.of_address(str(address))
-    stands_for = address.version == 6 and (address.ipv4_mapped or address.sixtofour)
+    stands_for = address.version == 6 and (address.ipv4_mapped or address.sixtofour or address in NAT64)
     if not stands_for:
         assert (vendor.name if vendor else "") == (max(found)[1] if found else "")
 

@@ -30,6 +30,11 @@ _LOADS_X86 = re.compile(
     rb"|\x48?\x63(?P<ext>[\xc0-\xc7])",
     re.DOTALL,
 )
+# mov $n,%eax; jmp: how small libraries of the C language (klibc, dietlibc) share one system call instruction.
+_STUB = re.compile(rb"\xb8([\x00-\xff][\x00-\x03])\x00\x00(?:\xe9(....)|\xeb(.))", re.DOTALL)
+# How far before the instruction the shared part may begin: it moves an argument, or keeps a register.
+_SHARED = 16
+_CALL = re.compile(rb"[\xe8\xe9](?=(....))", re.DOTALL)
 _SVC = b"\x01\x00\x00\xd4"
 _MOVZ_W8, _MOVZ_X8 = 0x52800008, 0xD2800008
 
@@ -37,12 +42,14 @@ _MOVZ_W8, _MOVZ_X8 = 0x52800008, 0xD2800008
 @dataclass(frozen=True, slots=True)
 class SystemCalls:
     """Numbers of system calls by ABI (``x86_64``, ``i386``, ``aarch64``), and how many calls there are whose number
-    cannot be told. `known` is False for machines whose code is not read.
+    cannot be told. `known` is False for machines whose code is not read. `stubs`: addresses where a program can go
+    with its arguments and have one of these calls made.
     """
 
     numbers: frozenset[tuple[str, int]] = frozenset()
     untold: int = 0
     known: bool = True
+    stubs: tuple[tuple[int, str, int], ...] = ()
 
 
 def system_calls(file: Readable, elf: Elf) -> SystemCalls:
@@ -50,32 +57,66 @@ def system_calls(file: Readable, elf: Elf) -> SystemCalls:
     if elf.machine not in (X86, X86_64, AARCH64) or not elf.little:
         return SystemCalls(known=False)
     numbers: set[tuple[str, int]] = set()
-    untold = 0
-    for piece, start in _pieces(file, elf):
-        for abi, number in _calls(piece, start, elf.machine):
+    untold: list[int] = []
+    sites: dict[int, str] = {}
+    stubs: dict[int, tuple[int, int]] = {}
+    for piece, start, address in _pieces(file, elf):
+        for place, abi, number in _calls(piece, start, elf.machine):
+            sites[address + place] = abi
             if number is None:
-                untold += 1
+                untold.append(address + place)
             else:
                 numbers.add((abi, number))
-    return SystemCalls(frozenset(numbers), untold)
+        if elf.machine != AARCH64:
+            stubs.update(_stubs(piece, address))
+    told: set[int] = set()
+    found: list[tuple[int, str, int]] = []
+    for at, (number, target) in stubs.items():
+        site = next((target + skip for skip in range(_SHARED) if target + skip in sites), None)
+        if site is not None:
+            told.add(site)
+            numbers.add((sites[site], number))
+            found.append((at, sites[site], number))
+    return SystemCalls(
+        frozenset(numbers), sum(1 for place in untold if place not in told), stubs=tuple(sorted(found))
+    )
 
 
-def _pieces(file: Readable, elf: Elf) -> Iterator[tuple[bytes, int]]:
-    """The code, piece by piece; of each the first bytes belong to the piece before."""
+def goes_to(file: Readable, elf: Elf, addresses: frozenset[int]) -> frozenset[int]:
+    """Those of `addresses` that the code of `elf`, for x86, calls or jumps to by their distance."""
+    found: set[int] = set()
+    for piece, _start, address in _pieces(file, elf):
+        for match in _CALL.finditer(piece):
+            target = address + match.start() + 5 + int.from_bytes(match[1], "little", signed=True)
+            if target in addresses:
+                found.add(target)
+    return frozenset(found)
+
+
+def _stubs(piece: bytes, address: int) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Where one begins, with the number that it loads and where it goes."""
+    for match in _STUB.finditer(piece):
+        distance = int.from_bytes(match[2] or match[3], "little", signed=True)
+        number = int.from_bytes(match[1], "little")
+        yield address + match.start(), (number, address + match.end() + distance)
+
+
+def _pieces(file: Readable, elf: Elf) -> Iterator[tuple[bytes, int, int]]:
+    """The code, piece by piece, with the address of each piece; its first bytes belong to the piece before."""
     seen: set[tuple[int, int]] = set()
     for segment in elf.segments:
         if not segment.code or (segment.offset, segment.size) in seen:
             continue
         seen.add((segment.offset, segment.size))
         before = b""
-        for offset in range(segment.offset, segment.offset + segment.size, _PIECE):
-            piece = before + file.read_at(offset, min(_PIECE, segment.offset + segment.size - offset))
-            yield piece, len(before)
+        for done in range(0, segment.size, _PIECE):
+            piece = before + file.read_at(segment.offset + done, min(_PIECE, segment.size - done))
+            yield piece, len(before), segment.address + done - len(before)
             before = piece[-_BEFORE:]
 
 
-def _calls(piece: bytes, start: int, machine: int) -> Iterator[tuple[str, int | None]]:
-    """ABI and number of each call that ends at or after `start`, so that none counts twice."""
+def _calls(piece: bytes, start: int, machine: int) -> Iterator[tuple[int, str, int | None]]:
+    """Place, ABI and number of each call that ends after `start`, so that none counts twice."""
     if machine == AARCH64:
         yield from _calls_aarch64(piece, start)
         return
@@ -83,7 +124,10 @@ def _calls(piece: bytes, start: int, machine: int) -> Iterator[tuple[str, int | 
     for match in (_CALLS_64 if wide else _CALLS_32).finditer(piece):
         if match.end() > start:
             number = _loaded(piece[max(0, match.start() - _BEFORE) : match.start()])
-            yield "x86_64" if match[0] == b"\x0f\x05" else "i386", number
+            native = not wide or match[0] == b"\x0f\x05"
+            # In 64-bit code int 0x80 is so rare that its two bytes are far more often something else.
+            if native or number is not None:
+                yield match.start(), "x86_64" if wide and native else "i386", number
 
 
 def _loaded(before: bytes) -> int | None:
@@ -98,7 +142,7 @@ def _loaded(before: bytes) -> int | None:
     return int.from_bytes(last["a"] or last["b"] or last["c"], "little")
 
 
-def _calls_aarch64(piece: bytes, start: int) -> Iterator[tuple[str, int | None]]:
+def _calls_aarch64(piece: bytes, start: int) -> Iterator[tuple[int, str, int | None]]:
     at = piece.find(_SVC)
     while at >= 0:
         if at + 4 > start:
@@ -108,5 +152,5 @@ def _calls_aarch64(piece: bytes, start: int) -> Iterator[tuple[str, int | None]]
                 if word & 0xFFE0001F in (_MOVZ_W8, _MOVZ_X8):
                     number = word >> 5 & 0xFFFF
                     break
-            yield "aarch64", number
+            yield at, "aarch64", number
         at = piece.find(_SVC, at + 4)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pytest_osgates.checks.apparmor_model import Evidence, Kind
 from pytest_osgates.image.contents import FileContents
-from pytest_osgates.image.elf import Elf
-from pytest_osgates.image.elf_code import SystemCalls, system_calls
-from pytest_osgates.observers.networked.files import Files, Item
+from pytest_osgates.image.elf import X86_64, Elf
+from pytest_osgates.image.elf_code import SystemCalls, goes_to, system_calls
+from pytest_osgates.observers.networked.files import Files, Interpreter, Item
 from pytest_osgates.observers.networked.knowledge import Runtime, libraries
 from pytest_osgates.observers.networked.linking import Linked, Linker
 from pytest_osgates.vm.text import one_line
@@ -24,8 +24,14 @@ _NETWORK = {
     "aarch64": frozenset({198, 200, 201, 202, 203, 206, 207, 242, 425}),
 }
 _LOADED = re.compile(rb"lib[A-Za-z0-9_+.-]{1,80}?\.so(?:\.[0-9]{1,4}){0,4}(?=\0)")
-# mov $41,%edi: what syscall(3) is given for socket(2); other machines' compilers have too many ways.
-_THROUGH_LIBC = b"\xbf\x29\x00\x00\x00"
+# What syscall(3) is given for socket(2): mov $41,%edi and, before or behind it, mov $AF_INET (2), $AF_INET6 (10) or
+# $AF_PACKET (17),%esi, then a call.
+_THROUGH_LIBC = re.compile(
+    rb"(?:\xbf\x29\0\0\0.{0,24}?\xbe[\x02\x0a\x11]\0\0\0|\xbe[\x02\x0a\x11]\0\0\0.{0,24}?\xbf\x29\0\0\0).{0,24}?\xe8",
+    re.DOTALL,
+)
+_OPENING_CALLS = frozenset({("x86_64", 41), ("x86_64", 43), ("x86_64", 288), ("x86_64", 425), ("i386", 102)})
+_LISTENING_CALLS = frozenset({("x86_64", 50), ("i386", 102), ("i386", 363), ("aarch64", 201)})
 _OVERLAP = 128
 _CAN_LISTEN = frozenset({"listen", "accept", "accept4"})
 _WORTH_LOADING = 400
@@ -61,7 +67,7 @@ def examine(files: Files, linker: Linker, item: Item, elf: Elf) -> Program:
     contents = item.open()
     marks = _read(contents, elf)
     calls = system_calls(contents, elf)
-    evidence = [*_imports(elf), *_own_code(elf, marks, calls), *_interpreted(files, elf)]
+    evidence = [*_imports(elf), *_own_code(elf, marks, calls), *_interpreted(files, item, elf)]
     linked = linker.closure(item, elf)
     evidence += _links(linked)
     if elf.imports & {"dlopen", "dlmopen"}:
@@ -70,7 +76,8 @@ def examine(files: Files, linker: Linker, item: Item, elf: Elf) -> Program:
     if not direct:
         evidence += _reaches(linked)
     internet = {name.decode() for name in known.internet} & elf.imports
-    listens = bool(elf.imports & _CAN_LISTEN and internet) or bool(direct & {Kind.SYSTEM_CALLS, Kind.RUNTIME})
+    listens = bool(elf.imports & _CAN_LISTEN and internet) or bool(calls.numbers & _LISTENING_CALLS)
+    listens = listens or bool(direct & {Kind.RUNTIME, Kind.UNTOLD})
     return Program(tuple(evidence), marks.sha256, listens)
 
 
@@ -106,8 +113,8 @@ def _own_code(elf: Elf, marks: _Marks, calls: SystemCalls) -> Iterator[Evidence]
     if made:
         numbers = ", ".join(f"{number} ({abi})" for abi, number in made)
         yield Evidence(kind=Kind.SYSTEM_CALLS, detail=f"its code makes the system calls {numbers}")
-    elif marks.through_libc and "syscall" in elf.imports:
-        yield Evidence(kind=Kind.SYSTEM_CALLS, detail="it imports syscall, and its code loads the number of socket")
+    elif marks.through_libc:
+        yield Evidence(kind=Kind.SYSTEM_CALLS, detail="it calls socket through the function syscall")
     if marks.runtime is not None and marks.runtime_network:
         yield Evidence(kind=Kind.RUNTIME, detail=f"{marks.runtime.name}: {marks.runtime_network}")
     elif marks.runtime is not None and not marks.runtime_named:
@@ -120,8 +127,9 @@ def _own_code(elf: Elf, marks: _Marks, calls: SystemCalls) -> Iterator[Evidence]
         yield Evidence(kind=Kind.UNTOLD, detail=f"static, with {calls.untold} system calls whose number is computed")
 
 
-def _interpreted(files: Files, elf: Elf) -> Iterator[Evidence]:
-    """What PT_INTERP names is usually a dynamic linker, but can be anything: klibc has its whole library there."""
+def _interpreted(files: Files, program: Item, elf: Elf) -> Iterator[Evidence]:
+    """What PT_INTERP names is usually a dynamic linker, but can be anything: klibc has its whole library there, and
+    programs go to fixed addresses in it."""
     if not elf.interpreter:
         return
     item = files.at(elf.interpreter)
@@ -129,12 +137,31 @@ def _interpreted(files: Files, elf: Elf) -> Iterator[Evidence]:
         yield Evidence(kind=Kind.REACHES, detail=f"its interpreter {one_line(elf.interpreter)} is not in the image")
         return
     if item.identity not in files.interpreters:
-        inner = files.elf(item)
-        calls = system_calls(item.open(), inner) if inner is not None else SystemCalls(known=False)
-        made = any(number in _NETWORK[abi] for abi, number in calls.numbers)
-        files.interpreters[item.identity] = made or inner is None or not inner.dynamic
-    if files.interpreters[item.identity]:
+        files.interpreters[item.identity] = _interpreter(item, files.elf(item))
+    found = files.interpreters[item.identity]
+    if not found.foreign:
+        return
+    if found.stubs is None or elf.dynamic or elf.machine != X86_64:
         yield Evidence(kind=Kind.UNTOLD, detail=f"it runs on {item.path}, and nothing says what it calls in there")
+    elif goes_to(program.open(), elf, found.stubs):
+        yield Evidence(kind=Kind.SYSTEM_CALLS, detail=f"it goes to where {item.path} makes those of sockets")
+
+
+def _interpreter(item: Item, elf: Elf | None) -> Interpreter:
+    if elf is None:
+        return Interpreter(foreign=True)
+    contents = item.open()
+    calls = system_calls(contents, elf)
+    if elf.dynamic:
+        return Interpreter(foreign=any(number in _NETWORK[abi] for abi, number in calls.numbers))
+    # Those that give a socket; all others need one.
+    made = calls.numbers & _OPENING_CALLS
+    stubs = {(abi, number): at for at, abi, number in calls.stubs}
+    addresses = frozenset(stubs[call] for call in made if call in stubs)
+    # Whoever opens sockets for his own ends opens them for those that call him.
+    if calls.untold or elf.machine != X86_64 or len(addresses) != len(made) or goes_to(contents, elf, addresses):
+        return Interpreter(foreign=True)
+    return Interpreter(foreign=True, stubs=addresses)
 
 
 def _links(linked: list[Linked]) -> Iterator[Evidence]:
@@ -211,7 +238,7 @@ def _read(contents: FileContents, elf: Elf) -> _Marks:
                 marked[runtime.name] = runtime
         if loads and len(loaded) < _WORTH_LOADING:
             loaded.update(dict.fromkeys(match.decode() for match in _LOADED.findall(piece)))
-        libc = libc or _THROUGH_LIBC in piece
+        libc = libc or ("syscall" in elf.imports and _THROUGH_LIBC.search(piece) is not None)
         before = chunk[-_OVERLAP:]
     # What is linked dynamically imports what it uses, but for Go, which calls the kernel itself.
     own = marked.get("Go") or (next(iter(marked.values()), None) if elf.is_static else None)

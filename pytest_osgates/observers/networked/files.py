@@ -42,6 +42,15 @@ class Item:
         return FileContents(self.filesystem, self.inode, self.path)
 
 
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """What PT_INTERP of a program names. `foreign`: it is no dynamic linker, or one that talks on the network itself;
+    then `stubs` are the addresses in it that do, None if that cannot be told."""
+
+    foreign: bool
+    stubs: frozenset[int] | None = None
+
+
 @dataclass
 class Files:
     """What a walk found: programs (and set-uid files), libraries by their names, files with attributes, in order."""
@@ -52,7 +61,7 @@ class Files:
     attributed: list[Item] = field(default_factory=list)
     count: int = 0
     flatpak_files: int = 0
-    interpreters: dict[Identity, bool] = field(default_factory=dict)
+    interpreters: dict[Identity, Interpreter] = field(default_factory=dict)
     _elves: dict[Identity, Elf | None] = field(default_factory=dict)
     _located: dict[str, Item | None] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Flatpak applications that may talk on the network: by their metadata, and by overrides of it (flatpak-metadata(5))."""
+"""Flatpak applications that may talk on the network: by their metadata, and its overrides (flatpak-metadata(5))."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ from pytest_osgates.observers.networked.scripts import (
     Scripts,
     Shell,
     commands,
+    expand,
+    is_network,
     language_of,
     parse_shebang,
 )
@@ -34,6 +37,8 @@ _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", 
 _STDLIBS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 _CAPABILITY = b"security.capability"
 # An x-bit on something that is neither ELF nor a script means something only where programs are.
+# Names of what others run on. Whether they do is known once all programs were looked at.
+_SERVES = re.compile(rf"{libraries().providers.pattern}|.*\.so$")
 _PLACES = ("/bin/", "/sbin/", "/libexec/", "/games/")
 
 
@@ -87,7 +92,7 @@ class _Scan:
                 later.append(item)
         for item in later:
             # What programs use as their libc is no program; who only calls itself so is one.
-            if item.identity not in self.linker.providers:
+            if item.identity not in self.linker.providers and item.identity not in self.files.interpreters:
                 self._program(item, also_providers=True)
         for item in self.files.attributed:
             self._capabilities(item)
@@ -135,7 +140,8 @@ class _Scan:
         try:
             elf = self.files.elf(item)
             if elf is not None:
-                if not also_providers and elf.soname and libraries().providers.match(elf.soname):
+                names = (elf.soname, item.path.rpartition("/")[2] if not (elf.interpreter or elf.dynamic) else "")
+                if not also_providers and any(name and _SERVES.match(name) for name in names):
                     return False
                 self.elves += 1
                 library = binaries.is_library(elf)
@@ -237,9 +243,10 @@ class _Scan:
                 draft.add(Kind.SOCKET_UNIT, f"{start.unit} is handed the sockets {listed}")
             if draft is None:
                 continue
-            if not start.closed and _counts(draft) and (draft.listens or through == "-m"):
+            if start.stays and not start.closed and _counts(draft) and (draft.listens or through == "-m"):
                 draft.add(Kind.LISTENING_SERVICE, f"{start.unit}{f' ({through})' if through else ''}")
-            yield start.seen(item.path)
+            if _counts(draft):
+                yield start.seen(item.path)
 
     def _started(self, program: Item, words: tuple[str, ...]) -> Iterator[tuple[Item, str]]:
         """The program, and what an interpreter is given: a script, a module, or a text."""

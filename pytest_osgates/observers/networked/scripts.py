@@ -50,6 +50,8 @@ class Shell:
 
     interpreters: re.Pattern[str]
     command: re.Pattern[str]
+    variable: re.Pattern[str]
+    ambiguous: frozenset[str]
     phrases: tuple[re.Pattern[str], ...]
     inline: re.Pattern[str]
 
@@ -80,15 +82,17 @@ def shell() -> Shell:
     names = "|".join(sorted((re.escape(name) for name in row["commands"]), key=len, reverse=True))
     before = "|".join(re.escape(word) for word in row["before"])
     # In the place of a command: at the beginning, after what separates commands or begins a list, after a word that
-    # takes a command; assignments and options of such words may come between. Or as the whole value of a variable.
+    # takes a command; assignments and options of such words may come between. Or a variable in such a place.
     command = (
-        rf"(?:^|[;&|({{`]|\$\(|(?<![\w-])(?:{before})[ \t]+(?:-[\w-]+[ \t]+)*)[ \t]*"
-        rf"(?:[A-Za-z_]\w*=[^\s;|&]*[ \t]+)*[\"'\\]?(?:/[\w./+-]*/)?({names})(?![\w.=:/+@%-])"
-        rf"|=[\"']?(?:/[\w./+-]*/)?({names})[\"']?[ \t]*(?:$|;)"
+        rf"(?:^|[;&|(`]|\{{[ \t]|(?<![\w-])(?:{before})[ \t]+(?:-[\w-]+[ \t]+)*)[ \t]*"
+        rf"(?:[A-Za-z_]\w*=[^\s;|&]*[ \t]+)*[\"'\\]?(?:(?:/[\w./+-]*/)?(?P<name>{names})(?![\w.=:/+@%-])"
+        r"|\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+)))(?P<rest>[\"']?[ \t]*[^\n]{0,1})"
     )
     return Shell(
         fitting(row["interpreters"]),
         re.compile(command, re.M),
+        re.compile(rf"(?<![\w$])(\w+)=[\"']?(?:/[\w./+-]*/)?({names})(?![\w.=:/+@%-])", re.M),
+        frozenset(row["ambiguous"]),
         tuple(re.compile(text, re.M) for text in row["phrases"]),
         re.compile(row["inline"]),
     )
@@ -256,9 +260,13 @@ def commands(text: str) -> Iterator[Evidence]:
     known = shell()
     found: dict[str, None] = {}
     inline = False
+    values: dict[str, str] = {}
     for line in _pieces(text, "#"):
+        values.update(known.variable.findall(line))
         for match in known.command.finditer(line):
-            found[match[1] or match[2]] = None
+            name = match["name"] or values.get(match["braced"] or match["plain"], "")
+            if name and not (name in known.ambiguous and not _has_argument(match["rest"])):
+                found[name] = None
         for pattern in known.phrases:
             found.update(dict.fromkeys(match[0] for match in pattern.finditer(line)))
         inline = inline or known.inline.search(line) is not None
@@ -268,6 +276,11 @@ def commands(text: str) -> Iterator[Evidence]:
         for language in languages():
             # Behind a quote or a semicolon as well as at the beginning of a line.
             yield from modules(re.sub(r"['\";]", "\n", text), language)
+
+
+def _has_argument(rest: str) -> bool:
+    """Whether what follows a word can be the argument of a command, not the next command or the end of a pattern."""
+    return rest[:1] in " \t\"'" and rest[-1:] not in ("", " ", "\t", ")", "|", "&", ";", "=", "}", "]")
 
 
 def _shown(names: Iterable[str], separator: str = ", ") -> str:

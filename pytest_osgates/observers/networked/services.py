@@ -13,7 +13,8 @@ from pytest_osgates.image.units import Unit
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
-_STARTS = ("ExecStart", "ExecStartPre", "ExecStartPost", "ExecReload", "ExecCondition")
+_MAIN = "ExecStart"
+_STARTS = (_MAIN, "ExecStartPre", "ExecStartPost", "ExecReload", "ExecCondition", "ExecStop", "ExecStopPost")
 _LISTENS = ("ListenStream", "ListenDatagram", "ListenSequentialPacket")
 _TRUE = frozenset({"1", "yes", "y", "true", "t", "on"})
 _INTERNET = frozenset({"AF_INET", "AF_INET6", "AF_PACKET"})
@@ -25,12 +26,13 @@ MAX_TEXT = 1 << 20
 @dataclass(frozen=True)
 class Start:
     """A command line that a unit or inetd starts, and why it counts: `sockets` are internet addresses that are handed
-    to it; `closed`: it cannot open any of its own."""
+    to it; `closed`: it cannot open any of its own; `stays`: it goes on to run, on sockets that it opens itself."""
 
     unit: str
     words: tuple[str, ...]
     sockets: tuple[str, ...] = ()
     closed: bool = False
+    stays: bool = True
     apparmor_profile: str = ""
 
     def seen(self, program: str) -> UnitSeen:
@@ -51,11 +53,10 @@ def starts(view: RootView) -> Iterator[Start]:
         handed: dict[str, list[str]] = {}
         for unit in found.values():
             if unit.name.endswith(".socket"):
-                for address in addresses(unit):
-                    handed.setdefault(service_of(unit), []).append(address)
+                handed.setdefault(service_of(unit), []).extend(addresses(unit))
         for unit in found.values():
             if unit.name.endswith(".service"):
-                yield from _service(unit, scope, tuple(handed.get(unit.name, ())))
+                yield from _service(unit, scope, handed.get(unit.name))
     yield from _inetd(view)
 
 
@@ -97,15 +98,21 @@ def is_closed(unit: Unit) -> bool:
     return not allowed & _INTERNET
 
 
-def _service(unit: Unit, scope: str, sockets: tuple[str, ...]) -> Iterator[Start]:
+def _service(unit: Unit, scope: str, sockets: list[str] | None) -> Iterator[Start]:
+    """`sockets`: internet addresses that it is handed; None: no socket unit starts it. Who gets only sockets
+    in the file system listens on those."""
+    stays = unit.value("Service", "Type") != "oneshot" and sockets != []
     for key in _STARTS:
+        main = key == _MAIN
         for line in unit.values("Service", key):
             # Commands that are separated by a semicolon of their own are several.
             for part in re.split(r"\s;\s", line):
                 words = units.split_command(part)
                 if words:
                     profile = unit.value("Service", "AppArmorProfile")
-                    yield Start(unit.name + scope, tuple(words), sockets, is_closed(unit), profile)
+                    handed = tuple(sockets or ()) if main else ()
+                    name = unit.name + scope
+                    yield Start(name, tuple(words), handed, is_closed(unit), main and stays, profile)
 
 
 def _inetd(view: RootView) -> Iterator[Start]:

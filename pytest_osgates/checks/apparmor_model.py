@@ -6,14 +6,14 @@ is confined (:class:`ConfinementSeen`). Neither can stand in for the other.
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date as date_type
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pytest_osgates.checks.settings.demand import Line, Lines, Path, Reason
-from pytest_osgates.model import Model, Observation, Policy, State
+from pytest_osgates.checks.settings.demand import Lines, Path, Reason
+from pytest_osgates.model import Acceptance, Model, Observation, Policy, State
 
 
 class Tier(StrEnum):
@@ -161,7 +161,7 @@ class ApparmorObservation(Observation):
     """``confinement`` None: nobody asked a kernel. ``day``: when it was observed."""
 
     state: State
-    day: date | None = None
+    day: date_type | None = None
     scan: StaticScan
     confinement: ConfinementSeen | None = None
 
@@ -177,15 +177,18 @@ def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-class Documented(Model):
+class Documented(Acceptance):
     """``[[gate.apparmor.documented]]``: a program that may run unconfined. Of one path, and of the bytes that the
-    reviewer looked at where ``sha256`` is given."""
+    reviewer looked at where ``sha256`` is given. Without reason, reviewer and date it counts as none."""
 
     binary: Path
-    reason: Reason
-    reviewer: Line
-    date: date
+    reviewer: str = ""
+    date: date_type | None = None
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    @property
+    def documented(self) -> bool:
+        return bool(self.reason.strip() and self.reviewer.strip() and self.date is not None)
 
 
 class LeftOut(Model):
@@ -195,10 +198,25 @@ class LeftOut(Model):
     paths: Annotated[Lines, AfterValidator(_patterns)] = ()
     reason: Reason
 
+    @model_validator(mode="after")
+    def _says_something(self) -> LeftOut:
+        if not (self.packages or self.paths):
+            raise ValueError("it leaves nothing out: give packages or paths")
+        return self
+
 
 class ApparmorPolicy(Policy):
-    """``[gate.apparmor]``. ``stale_days``: a documented entry that is older must be reviewed again (0: never)."""
+    """``[gate.apparmor]``. ``review_days``: how long a review is good for; 0: for ever."""
 
     documented: tuple[Documented, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-    stale_days: int = Field(default=0, ge=0)
+    review_days: int = Field(default=0, ge=0)
+
+    @field_validator("documented")
+    @classmethod
+    def _once(cls, entries: tuple[Documented, ...]) -> tuple[Documented, ...]:
+        names = [entry.binary for entry in entries]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is documented twice")
+        return entries

@@ -220,25 +220,30 @@ def expand(view: RootView, pattern: str) -> list[str]:
     return [path for path in found if view.list_dir(path) is not None]
 
 
-def _pieces(text: str, comment: str) -> Iterator[str]:
-    """Lines that are no comments, in pieces that are not too long; of a shell, joined where a backslash ends them."""
+def _clean(text: str, comment: str) -> str:
+    """The text without lines that are comments, too long lines in pieces; of a shell, those joined that end in
+    a backslash."""
+    lines: list[str] = []
     for line in text.replace("\\\n", " ").split("\n"):
         if line.lstrip().startswith(comment):
             continue
-        for start in range(0, max(1, len(line)), _PIECE):
-            yield line[max(0, start - _OVERLAP) : start + _PIECE]
+        if len(line) <= _PIECE:
+            lines.append(line)
+        else:
+            lines += [line[max(0, start - _OVERLAP) : start + _PIECE] for start in range(0, len(line), _PIECE)]
+    return "\n".join(lines)
 
 
 def imported(text: str, language: Language) -> tuple[str, ...]:
-    """The modules that a text imports, in their order."""
+    """The modules that a text imports, pattern by pattern in their order."""
     names: dict[str, None] = {}
-    for line in _pieces(text, language.comment):
-        for pattern in language.imports:
-            for match in pattern.finditer(line):
-                for name in re.sub(r"[ \t]+import[ \t]+", ".", match[1]).split(","):
-                    word = name.split()
-                    if word:
-                        names[word[0].strip(".")] = None
+    clean = _clean(text, language.comment)
+    for pattern in language.imports:
+        for match in pattern.finditer(clean):
+            for name in re.sub(r"[ \t]+import[ \t]+", ".", match[1]).split(","):
+                word = name.split()
+                if word:
+                    names[word[0].strip(".")] = None
     return tuple(name for name in names if name)
 
 
@@ -259,20 +264,17 @@ def commands(text: str) -> Iterator[Evidence]:
     """The programs that a shell's text starts; in other languages' programs that it holds, their modules."""
     known = shell()
     found: dict[str, None] = {}
-    inline = False
-    values: dict[str, str] = {}
-    for line in _pieces(text, "#"):
-        values.update(known.variable.findall(line))
-        for match in known.command.finditer(line):
-            name = match["name"] or values.get(match["braced"] or match["plain"], "")
-            if name and not (name in known.ambiguous and not _has_argument(match["rest"])):
-                found[name] = None
-        for pattern in known.phrases:
-            found.update(dict.fromkeys(match[0] for match in pattern.finditer(line)))
-        inline = inline or known.inline.search(line) is not None
+    clean = _clean(text, "#")
+    values = dict(known.variable.findall(clean))
+    for match in known.command.finditer(clean):
+        name = match["name"] or values.get(match["braced"] or match["plain"], "")
+        if name and not (name in known.ambiguous and not _has_argument(match["rest"])):
+            found[name] = None
+    for pattern in known.phrases:
+        found.update(dict.fromkeys(match[0] for match in pattern.finditer(clean)))
     if found:
         yield Evidence(kind=Kind.COMMANDS, detail=_shown(found))
-    if inline:
+    if known.inline.search(clean):
         for language in languages():
             # Behind a quote or a semicolon as well as at the beginning of a line.
             yield from modules(re.sub(r"['\";]", "\n", text), language)

@@ -110,8 +110,9 @@ def make_image(image: Path, root: Path, files: int, megabytes: int) -> None:
         listed.write_bytes(names)
         tar = ["tar", "--create", "--directory=/", "--no-recursion", "--null", f"--files-from={listed}", "--owner=0"]
         with subprocess.Popen(tar, stdout=subprocess.PIPE) as packing:
-            options = ["-comp", "zstd", "-Xcompression-level", "3", "-quiet", "-no-progress"]
-            subprocess.run(["sqfstar", *options, str(live / "filesystem.squashfs")], stdin=packing.stdout, check=True)
+            squash = ["mksquashfs", "-", str(live / "filesystem.squashfs"), "-tar", "-quiet", "-no-progress"]
+            options = ["-comp", "zstd", "-Xcompression-level", "3"]
+            subprocess.run([*squash, *options], stdin=packing.stdout, check=True)
         subprocess.run(
             ["xorriso", "-as", "mkisofs", "-quiet", "-o", str(image), "-iso-level", "3", scratch], check=True
         )

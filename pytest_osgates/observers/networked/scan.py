@@ -51,6 +51,7 @@ class Draft:
     sha256: str = ""
     interpreter: str = ""
     listens: bool = False
+    package: str = ""
 
     def add(self, kind: Kind, detail: str) -> None:
         """One more reason, once."""
@@ -102,7 +103,9 @@ class _Scan:
             if inode is not None and inode.mode & 0o4000 and inode.mode & 0o111 and _counts(draft):
                 draft.add(Kind.SETUID, f"mode {inode.mode & 0o7777:o}, owner {inode.uid}")
         for application in flatpaks.applications(self.view, self.places):
-            self.drafts[application.path] = Draft(None, list(application.evidence), application.sha256)
+            self.drafts[application.path] = Draft(
+                None, list(application.evidence), application.sha256, package=application.package
+            )
         return StaticScan(
             entries=tuple(self._entries()),
             unreadable=tuple(Unreadable(path=one_line(path), why=why) for path, why in self.unreadable.items()),
@@ -235,7 +238,7 @@ class _Scan:
         if program is None:
             return
         self._program(program, also_providers=True)
-        for item, through in self._started(program, start.words):
+        for item, serves, through in self._started(program, start.words):
             draft = self.drafts.get(item.path)
             if start.sockets:
                 draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
@@ -243,17 +246,27 @@ class _Scan:
                 draft.add(Kind.SOCKET_UNIT, f"{start.unit} is handed the sockets {listed}")
             if draft is None:
                 continue
-            if start.stays and not start.closed and _counts(draft) and (draft.listens or through == "-m"):
+            listens = draft.listens if serves is None else serves
+            if start.stays and not start.closed and _counts(draft) and listens:
                 draft.add(Kind.LISTENING_SERVICE, f"{start.unit}{f' ({through})' if through else ''}")
             if _counts(draft):
                 yield start.seen(item.path)
 
-    def _started(self, program: Item, words: tuple[str, ...]) -> Iterator[tuple[Item, str]]:
-        """The program, and what an interpreter is given: a script, a module, or a text."""
+    def _started(self, program: Item, words: tuple[str, ...]) -> Iterator[tuple[Item, bool | None, str]]:
+        """The program, and what an interpreter is given: a script, a module, or a text; whether that serves others
+        (None: its own code tells), and by which way it is started. What an interpreter could do says nothing of that.
+        """
         name = words[0].rpartition("/")[2]
         language = language_of(name)
         listener = _option(words, "-m") if language is not None and not isinstance(language, Shell) else ""
-        yield program, "-m" if listener and self._module_listens(name, listener) else ""
+        own = program.path.rpartition("/")[2]
+        if language is None:
+            yield program, None, ""
+        elif name == "busybox":
+            yield program, any(commands(" ".join(words))), " ".join(words[:2])
+        else:
+            serves = bool(listener) and self._module_listens((name, own), listener)
+            yield program, serves, f"-m {listener}" if serves else ""
         if language is None:
             return
         text = _option(words, "-c")
@@ -263,7 +276,7 @@ class _Scan:
                     item = self._resolve(word)
                     if item is not None:
                         self._program(item)
-                        yield item, f"through {name}"
+                        yield item, None, f"through {name}"
             return
         script = next((word for word in words[1:] if not word.startswith("-")), "")
         item = self.files.at(script) if script.startswith("/") and not listener else None
@@ -271,18 +284,18 @@ class _Scan:
             self.done[item.identity] = draft = self._script(item, name, program.path)
             self._keep(item, draft)
         if item is not None:
-            yield item, ""
+            yield item, None, ""
 
-    def _module_listens(self, interpreter: str, name: str) -> bool:
+    def _module_listens(self, interpreters: tuple[str, ...], name: str) -> bool:
         """Whether ``-m NAME`` is the network, as far as it can be told: who cannot be found may be anything."""
-        language = language_of(interpreter)
+        language = language_of(interpreters[0])
         if language is None or isinstance(language, Shell):
             return False
         if is_network(name, language):
             return True
         path = name.replace(language.separator, "/")
         roots = [root for pattern in language.roots for root in expand(self.view, pattern)]
-        roots += [f"{top}/{interpreter}" for top in _STDLIBS]
+        roots += [f"{top}/{interpreter}" for top in _STDLIBS for interpreter in interpreters]
         for root in roots:
             for suffix in (*language.suffixes, "/__main__.py"):
                 item = self.files.at(f"{root}/{path}{suffix}")
@@ -302,7 +315,7 @@ class _Scan:
             twins = by_digest.get(draft.sha256, [])
             yield Networked(
                 path=one_line(path, 4096),
-                package=one_line(self.owner(path)),
+                package=one_line(draft.package or self.owner(path)),
                 evidence=tuple(draft.evidence),
                 sha256=draft.sha256,
                 size=draft.item.inode.size if draft.item is not None else 0,

@@ -27,6 +27,7 @@ _PIECE, _OVERLAP = 4096, 256
 _SHOWN = 8
 # fs/binfmt_script.c: the first line, up to 255 characters.
 _SHEBANG = re.compile(rb"#![ \t]*([^\s\0]+)[ \t]*([^\n\0]*)")
+_FROM = re.compile(r"([\w.]+)[ \t]+import[ \t]+(.*)", re.DOTALL)
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 
 
@@ -119,8 +120,10 @@ def parse_shebang(head: bytes) -> Shebang | None:
     words = [match[1], *match[2].split()]
     texts = [word.decode("utf-8", "surrogateescape") for word in words]
     if texts[0].rpartition("/")[2] == "env":
-        rest = [text for text in texts[1:] if not (text.startswith("-") or _ASSIGNMENT.match(text))]
-        texts = rest or texts
+        options = 1
+        while options < len(texts) and (texts[options].startswith("-") or _ASSIGNMENT.match(texts[options])):
+            options += 1
+        texts = texts[options:] or texts
     return Shebang(texts[0], tuple(texts[1:]))
 
 
@@ -153,13 +156,14 @@ class Scripts:
     def _below(self, item: Item, text: str, language: Language) -> Iterator[Evidence]:
         """Network modules that the script's own modules import: those of its package, or of none."""
         mine = self.owner(item.path)
-        roots = (item.path.rpartition("/")[0], *self._directories(language))
-        pending: list[tuple[str, tuple[str, ...]]] = [(name, (name,)) for name in imported(text, language)]
+        here = item.path.rpartition("/")[0]
+        roots = (here, *self._directories(language))
+        pending: list[tuple[str, str, tuple[str, ...]]] = [(n, here, (n,)) for n in imported(text, language)]
         seen: set[str] = set()
         others: list[str] = []
         while pending and len(seen) < MAX_MODULES:
-            name, way = pending.pop(0)
-            module = self._find(name, roots, language)
+            name, directory, way = pending.pop(0)
+            module = self._find(name, directory, roots, language)
             if module is None or module.path in seen:
                 continue
             seen.add(module.path)
@@ -170,7 +174,7 @@ class Scripts:
                 return
             if network:
                 others.append(_shown((*way[-3:], network[0]), " -> "))
-            pending += [(inner, (*way, inner)) for inner in names]
+            pending += [(inner, module.path.rpartition("/")[0], (*way, inner)) for inner in names]
         if others:
             yield Evidence(kind=Kind.REACHES, detail=others[0])
 
@@ -181,11 +185,14 @@ class Scripts:
             )
         return self._roots[language.name]
 
-    def _find(self, name: str, roots: Iterable[str], language: Language) -> Item | None:
-        path = name.replace(language.separator, "/").strip("/.")
+    def _find(self, name: str, directory: str, roots: tuple[str, ...], language: Language) -> Item | None:
+        """`directory`: of who imports, for names that begin with a dot."""
+        path = name.lstrip(".").replace(language.separator, "/").strip("/")
+        if name.startswith("."):
+            up = len(name) - len(name.lstrip("."))
+            roots = ("/".join(directory.split("/")[: 1 - up or None]),)
         if not path:
             return None
-        # `import a.b` runs a as well; `from a import b` may mean a module b or a name in a.
         for root in roots:
             for suffix in language.suffixes:
                 item = self.files.at(f"{root}/{path}{suffix}")
@@ -240,11 +247,22 @@ def imported(text: str, language: Language) -> tuple[str, ...]:
     clean = _clean(text, language.comment)
     for pattern in language.imports:
         for match in pattern.finditer(clean):
-            for name in re.sub(r"[ \t]+import[ \t]+", ".", match[1]).split(","):
-                word = name.split()
-                if word:
-                    names[word[0].strip(".")] = None
-    return tuple(name for name in names if name)
+            for name in _several(match[1]):
+                names[name] = None
+    return tuple(name for name in names if name.strip("."))
+
+
+def _several(text: str) -> Iterator[str]:
+    """``a as b, c``: a and c; ``a import b, c``: a, a.b and a.c, for those may be modules. Leading dots stay."""
+    match = _FROM.fullmatch(text)
+    prefix = ""
+    if match is not None:
+        yield match[1]
+        prefix, text = match[1] if match[1].endswith(".") else f"{match[1]}.", match[2]
+    for name in text.split(","):
+        word = name.strip("( \t").split()
+        if word and word[0] != "*":
+            yield prefix + word[0].rstrip(".")
 
 
 def is_network(name: str, language: Language) -> bool:

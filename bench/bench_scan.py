@@ -90,8 +90,14 @@ def choose(root: Path, files: int, megabytes: int) -> Iterator[Path]:
             elif path.is_file() and status.st_size <= LARGEST:
                 (first if status.st_mode & 0o111 or ".so" in name else rest).append((path, status.st_size))
     left, room = files, megabytes << 20
-    step = max(1, len(rest) // max(1, files - len(first)))
-    for path, size in (*first, *rest[::step], *(entry for number, entry in enumerate(rest) if number % step)):
+    # As much of it programs and libraries as of a desktop's live image.
+    kept = room * 2 // 5
+    for path, size in first:
+        if left and size <= room - kept:
+            left, room = left - 1, room - size
+            yield path
+    step = max(1, len(rest) // max(1, left))
+    for path, size in (*rest[::step], *(entry for number, entry in enumerate(rest) if number % step)):
         if left and size <= room:
             left, room = left - 1, room - size
             yield path

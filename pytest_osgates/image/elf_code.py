@@ -17,8 +17,8 @@ _PIECE = 1 << 20
 _BEFORE = 64
 
 # Intel SDM: 0F 05 is syscall, CD 80 int 0x80, 0F 34 sysenter; 65 FF 15/14.. call *%gs:16 goes through the vDSO.
-_CALLS_64 = re.compile(rb"\x0f\x05|\xcd\x80")
-_CALLS_32 = re.compile(rb"\xcd\x80|\x0f\x34|\x65\xff\x15\x10\x00\x00\x00")
+_CALLS_64 = (b"\x0f\x05", b"\xcd\x80")
+_CALLS_32 = (b"\xcd\x80", b"\x0f\x34", b"\x65\xff\x15\x10\x00\x00\x00")
 # mov $n,%eax; mov $n,%rax; push $n, pop %rax; xor %eax,%eax; and what takes it from elsewhere: mov reg,%eax,
 # mov mem,%eax (any mod/rm whose register is 0).
 _LOADS_X86 = re.compile(
@@ -121,13 +121,23 @@ def _calls(piece: bytes, start: int, machine: int) -> Iterator[tuple[int, str, i
         yield from _calls_aarch64(piece, start)
         return
     wide = machine == X86_64
-    for match in (_CALLS_64 if wide else _CALLS_32).finditer(piece):
-        if match.end() > start:
-            number = _loaded(piece[max(0, match.start() - _BEFORE) : match.start()])
-            native = not wide or match[0] == b"\x0f\x05"
+    for call in _CALLS_64 if wide else _CALLS_32:
+        native = not wide or call == b"\x0f\x05"
+        for at in _found(piece, call):
+            if at + len(call) <= start:
+                continue
+            number = _loaded(piece[max(0, at - _BEFORE) : at])
             # In 64-bit code int 0x80 is so rare that its two bytes are far more often something else.
             if native or number is not None:
-                yield match.start(), "x86_64" if wide and native else "i386", number
+                yield at, "x86_64" if wide and native else "i386", number
+
+
+def _found(piece: bytes, wanted: bytes) -> Iterator[int]:
+    """Where it stands; find() is several times as fast as an expression."""
+    at = piece.find(wanted)
+    while at >= 0:
+        yield at
+        at = piece.find(wanted, at + 1)
 
 
 def _loaded(before: bytes) -> int | None:
@@ -143,8 +153,7 @@ def _loaded(before: bytes) -> int | None:
 
 
 def _calls_aarch64(piece: bytes, start: int) -> Iterator[tuple[int, str, int | None]]:
-    at = piece.find(_SVC)
-    while at >= 0:
+    for at in _found(piece, _SVC):
         if at + 4 > start:
             number = None
             for place in range(at - 4, max(-1, at - _BEFORE - 1), -4):
@@ -153,4 +162,3 @@ def _calls_aarch64(piece: bytes, start: int) -> Iterator[tuple[int, str, int | N
                     number = word >> 5 & 0xFFFF
                     break
             yield at, "aarch64", number
-        at = piece.find(_SVC, at + 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from fnmatch import translate
 
 from pytest_osgates.checks.packages import LISTED, DatabaseSeen, FilesSeen, Manager, PackageSeen, PackagesObservation
@@ -29,11 +29,13 @@ def observe(view: RootView, patterns: Iterable[str]) -> PackagesObservation:
     """
     databases = read_databases(view)
     finder = Finder(view, patterns)
-    paths = set()
+    paths, directories = set(), set()
     for node in walk(view):
         finder.offer(node.path)
         paths.add(node.path)
-    placed = Placed(view)
+        if node.inode.is_dir:
+            directories.add(node.path)
+    placed = Placed(view, directories)
     packages = [
         _package(manager, package, placed, paths)
         for manager, database in databases
@@ -71,14 +73,18 @@ def read_databases(view: RootView) -> list[tuple[Manager, Database]]:
 class Placed:
     """Where the files that packages name lie: behind links of directories (/bin is usr/bin), or diverted."""
 
-    def __init__(self, view: RootView) -> None:
+    def __init__(self, view: RootView, known: Container[str] = frozenset()) -> None:
+        """`known`: directories that a walk has met, so that no link leads to them."""
         self._view = view
+        self._known = known
         self._directories: dict[str, str] = {}
         self._diverted = read_diversions(view)
 
     def __call__(self, path: str) -> str:
         """The path in the image of a file that is called `path` in a list."""
         directory, _, name = path.rpartition("/")
+        if directory in self._known:
+            return path
         if directory not in self._directories:
             node = locate(self._view, directory)
             self._directories[directory] = directory if node is None else node.path.rstrip("/")

@@ -26,6 +26,7 @@ _NETWORK = {
 _LOADED = re.compile(rb"lib[A-Za-z0-9_+.-]{1,80}?\.so(?:\.[0-9]{1,4}){0,4}(?=\0)")
 # What syscall(3) is given for socket(2): mov $41,%edi and, before or behind it, mov $AF_INET (2), $AF_INET6 (10) or
 # $AF_PACKET (17),%esi, then a call.
+_SOCKET_NUMBER = b"\xbf\x29\0\0\0"
 _THROUGH_LIBC = re.compile(
     rb"(?:\xbf\x29\0\0\0.{0,24}?\xbe[\x02\x0a\x11]\0\0\0|\xbe[\x02\x0a\x11]\0\0\0.{0,24}?\xbf\x29\0\0\0).{0,24}?\xe8",
     re.DOTALL,
@@ -225,20 +226,22 @@ def _reaches(linked: list[Linked]) -> Iterator[Evidence]:
 def _read(contents: FileContents, elf: Elf) -> _Marks:
     """One pass over all bytes; another one only for a runtime that hides what it does."""
     digest = hashlib.sha256()
-    loads = bool(elf.imports & {"dlopen", "dlmopen"})
+    loads, by_number = bool(elf.imports & {"dlopen", "dlmopen"}), "syscall" in elf.imports
     loaded: dict[str, None] = {}
     marked: dict[str, Runtime] = {}
     libc = False
     before = b""
     for chunk in contents.chunks():
         digest.update(chunk)
-        piece = before + chunk
-        for runtime in libraries().runtimes:
-            if runtime.mark in piece:
-                marked[runtime.name] = runtime
-        if loads and len(loaded) < _WORTH_LOADING:
-            loaded.update(dict.fromkeys(match.decode() for match in _LOADED.findall(piece)))
-        libc = libc or ("syscall" in elf.imports and _THROUGH_LIBC.search(piece) is not None)
+        # What lies across two chunks is in the seam; to join them whole would copy every byte once more.
+        for piece in (chunk, before + chunk[:_OVERLAP]) if before else (chunk,):
+            for runtime in libraries().runtimes:
+                if runtime.mark in piece:
+                    marked[runtime.name] = runtime
+            if loads and len(loaded) < _WORTH_LOADING:
+                loaded.update(dict.fromkeys(match.decode() for match in _LOADED.findall(piece)))
+            if by_number and not libc and _SOCKET_NUMBER in piece:
+                libc = _THROUGH_LIBC.search(piece) is not None
         before = chunk[-_OVERLAP:]
     # What is linked dynamically imports what it uses, but for Go, which calls the kernel itself.
     own = marked.get("Go") or (next(iter(marked.values()), None) if elf.is_static else None)

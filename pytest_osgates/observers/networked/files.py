@@ -59,6 +59,7 @@ class Files:
     programs: list[Item] = field(default_factory=list)
     named: dict[str, list[Item]] = field(default_factory=dict)
     attributed: list[Item] = field(default_factory=list)
+    directories: set[str] = field(default_factory=set)
     count: int = 0
     flatpak_files: int = 0
     interpreters: dict[Identity, Interpreter] = field(default_factory=dict)
@@ -106,6 +107,8 @@ def collect(view: RootView, flatpaks: Iterable[str]) -> Files:
     files = Files(view)
     below = tuple(f"{path}/" for path in flatpaks)
     for node in walk(view):
+        if node.inode.is_dir:
+            files.directories.add(node.path)
         if node.inode.kind is not FileKind.FILE:
             continue
         files.count += 1

@@ -123,7 +123,7 @@ class _Scan:
         return self.owners.get(path, "")
 
     def _owned(self) -> dict[str, str]:
-        placed = Placed(self.view)
+        placed = Placed(self.view, self.files.directories)
         owners: dict[str, str] = {}
         for manager, database in read_databases(self.view):
             for package in database.packages:

@@ -207,7 +207,8 @@ def _unused(seen: ApparmorObservation, policy: ApparmorPolicy, used: set[str]) -
     entries = {entry.path: entry for entry in seen.scan.entries}
     for row in policy.documented:
         entry = entries.get(row.binary)
-        if row.binary in used or (entry is not None and _confinement(entry, seen.confinement) is not None):
+        counts = entry is not None and entry.tier is not Tier.C
+        if row.binary in used or (counts and entry is not None and _confinement(entry, seen.confinement) is not None):
             continue
         if entry is None:
             why = "the image has no such networked program"
@@ -298,7 +299,9 @@ Sabotage = Callable[[ApparmorObservation], ApparmorObservation]
 def controls(seen: ApparmorObservation, policy: ApparmorPolicy) -> tuple[Control[ApparmorObservation], ...]:
     """An unconfined listener, complain mode, a program under another name, and kernels that were not heard."""
     original = next((entry for entry in seen.scan.entries if entry.tier is Tier.B), None)
-    renamed = _planted(Kind.IMPORTS) if original is None else original.model_copy(update={"path": _CONTROL})
+    renamed = (
+        _planted(Kind.IMPORTS) if original is None else original.model_copy(update={"path": _CONTROL, "package": ""})
+    )
     return (
         Control("an unconfined listener", _with(_planted(Kind.SOCKET_SEEN), Mode.UNCONFINED), "unconfined", _CONTROL),
         Control(

@@ -46,10 +46,7 @@ def walk(view: RootView, limit: int = MAX_ENTRIES) -> Iterator[Node]:
             raise damaged(filesystem.name, f"{shown(parent)} is a directory reached twice, or too deep")
         seen.add((filesystem.offset, inode.number))
         below = []
-        for name in _names(directory):
-            node = view.child(directory, name)
-            if node is None:
-                continue
+        for name, node in _children(view, directory):
             count += 1
             if count > limit:
                 raise ImageError(f"{filesystem.name} has more than {limit} files")
@@ -60,12 +57,21 @@ def walk(view: RootView, limit: int = MAX_ENTRIES) -> Iterator[Node]:
         pending += reversed(below)
 
 
-def _names(directory: MergedNode) -> list[str]:
-    """The names in all layers of a directory, also those that a layer takes away."""
+def _children(view: RootView, directory: MergedNode) -> Iterator[tuple[str, MergedNode]]:
+    """What is in a directory, by name."""
     if len(directory.parts) == 1:
+        # Of one layer alone nothing has to be looked up by its name.
         filesystem, inode = directory.parts[0]
-        return [entry.name for entry in filesystem.list_dir(inode)]
-    return sorted({entry.name for filesystem, inode in directory.parts for entry in filesystem.list_dir(inode)})
+        for entry in filesystem.list_dir(inode):
+            child = filesystem.inode(entry.reference)
+            if not child.is_whiteout:
+                yield entry.name, MergedNode(((filesystem, child),))
+        return
+    names = {entry.name for filesystem, inode in directory.parts for entry in filesystem.list_dir(inode)}
+    for name in sorted(names):
+        node = view.child(directory, name)
+        if node is not None:
+            yield name, node
 
 
 def locate(view: RootView, path: str, follow: bool = True) -> Node | None:

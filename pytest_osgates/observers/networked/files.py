@@ -60,18 +60,35 @@ class Files:
     named: dict[str, list[Item]] = field(default_factory=dict)
     attributed: list[Item] = field(default_factory=list)
     directories: set[str] = field(default_factory=set)
+    links: set[str] = field(default_factory=set)
     count: int = 0
     flatpak_files: int = 0
     interpreters: dict[Identity, Interpreter] = field(default_factory=dict)
     _elves: dict[Identity, Elf | None] = field(default_factory=dict)
     _located: dict[str, Item | None] = field(default_factory=dict)
+    _followed: dict[str, str] = field(default_factory=dict)
 
     def at(self, path: str) -> Item | None:
         """The regular file that `path` leads to."""
         if path not in self._located:
-            node = locate(self.view, path)
-            self._located[path] = _item(node) if node is not None else None
+            directory, _, name = path.rpartition("/")
+            where = f"{self._directory(directory)}/{name}"
+            if where in self._located:
+                self._located[path] = self._located[where]
+            else:
+                # The walk met every file: what is left is a link, or nothing.
+                node = locate(self.view, where) if where in self.links or name in ("", ".", "..") else None
+                self._located[path] = _item(node) if node is not None else None
         return self._located[path]
+
+    def _directory(self, path: str) -> str:
+        """The path of a directory once its links are followed."""
+        if path in self.directories:
+            return path
+        if path not in self._followed:
+            node = locate(self.view, path)
+            self._followed[path] = path if node is None else node.path.rstrip("/")
+        return self._followed[path]
 
     def elf(self, item: Item) -> Elf | None:
         """The file as ELF; None: it is none.
@@ -109,6 +126,8 @@ def collect(view: RootView, flatpaks: Iterable[str]) -> Files:
     for node in walk(view):
         if node.inode.is_dir:
             files.directories.add(node.path)
+        elif node.inode.target is not None:
+            files.links.add(node.path)
         if node.inode.kind is not FileKind.FILE:
             continue
         files.count += 1

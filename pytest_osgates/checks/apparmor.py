@@ -190,12 +190,17 @@ def _confinement(entry: Networked, confinement: ConfinementSeen | None) -> Findi
     if loose is None:
         return None
     process = f", process {loose.pid}" if loose.how == "process" else ""
+    started = [label for label in labels if label.how == "exec"]
+    # Who starts now is confined; who runs was there first.
+    early = process and started and all(label.mode in _CONFINED and label.profile for label in started)
     return Finding(
-        rule=_RULES.get(loose.mode, "not-enforced"),
+        rule="started-before-profile" if early else _RULES.get(loose.mode, "not-enforced"),
         subject=entry.path,
         seen=f"{where}; {short(loose.profile) or 'no profile'} ({loose.mode}{process})",
         wanted="confined in enforce mode" if entry.tier is Tier.A else "confined in enforce mode, or documented",
-        hint="write a profile, or switch it to enforce mode; what cannot run is left out with a reason",
+        hint="load the profiles before it starts (After=apparmor.service), or restart it"
+        if early
+        else "write a profile, or switch it to enforce mode; what cannot run is left out with a reason",
     )
 
 

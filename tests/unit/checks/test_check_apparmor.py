@@ -106,7 +106,13 @@ def test_tiers() -> None:
         ((label("/usr/bin/nc", sha256="6" * 64),), "other-bytes", Verdict.NOT_PROVEN),
         (
             (label("/usr/bin/nc"), label("/usr/bin/nc", Mode.UNCONFINED, how="process", pid=7)),
-            "unconfined",
+            "started-before-profile",
+            Verdict.FAIL,
+        ),
+        ((label("/usr/bin/nc", Mode.UNCONFINED, how="process", pid=7),), "unconfined", Verdict.FAIL),
+        (
+            (label("/usr/bin/nc", Mode.COMPLAIN), label("/usr/bin/nc", Mode.UNCONFINED, how="process", pid=7)),
+            "complain-mode",
             Verdict.FAIL,
         ),
     ],

@@ -87,8 +87,10 @@ def choose(root: Path, files: int, megabytes: int) -> Iterator[Path]:
             status = path.lstat()
             if path.is_symlink():
                 yield path
-            elif path.is_file() and status.st_size <= LARGEST:
-                (first if status.st_mode & 0o111 or ".so" in name else rest).append((path, status.st_size))
+            elif path.is_file():
+                program = bool(status.st_mode & 0o111) or ".so" in name
+                if status.st_size <= (LARGEST if program else LARGEST >> 6):
+                    (first if program else rest).append((path, status.st_size))
     left, room = files, megabytes << 20
     # As much of it programs and libraries as of a desktop's live image.
     kept = room * 2 // 5

@@ -124,7 +124,8 @@ def _stanzas(text: str, trouble: Trouble, path: str) -> Iterator[tuple[int, dict
 
 
 def _package(fields: dict[str, str], trouble: Trouble, where: str, one: bool) -> Package | None:
-    name = fields.get("package", "")
+    # dpkg itself looks a name up in lower case (lib/dpkg/pkg-hash.c).
+    name = fields.get("package", "").lower()
     if not _NAME.fullmatch(name):
         trouble.add(f"{where}: {shown(name[:80])} is no name of a package")
         return None

@@ -260,7 +260,13 @@ class _Scan:
         language = language_of(name)
         listener = _option(words, "-m") if language is not None and not isinstance(language, Shell) else ""
         own = program.path.rpartition("/")[2]
-        if language is None:
+        if libraries().providers.match(own):
+            # The dynamic linker as a command (ld.so(8)): it runs what cannot run by itself as well.
+            loaded = next((item for word in words[1:] if (item := self.files.at(word)) is not None), None)
+            if loaded is not None:
+                self._program(loaded)
+                yield loaded, None, f"through {own}"
+        elif language is None:
             yield program, None, ""
         elif name == "busybox":
             yield program, any(commands(" ".join(words))), " ".join(words[:2])

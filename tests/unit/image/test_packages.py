@@ -48,7 +48,7 @@ def stanza(name: str, status: str = OK, version: str = "1.0", **more: str) -> st
 
 def test_status_as_dpkg_writes_it() -> None:
     text = stanza("adduser", Description="add users\n and remove them\n .\n Status: purge ok not-installed")
-    text += stanza("gone", "deinstall ok config-files") + stanza("half", "install reinstreq half-installed")
+    text += stanza("Gone", "deinstall ok config-files") + stanza("half", "install reinstreq half-installed")
     trouble = Trouble()
     packages = parse_status(text.encode(), trouble)
     assert [(package.name, package.version, package.status) for package in packages] == [

@@ -342,6 +342,13 @@ def test_a_module_that_serves() -> None:
     assert {entry.tier for entry in scanned(files).entries} == {Tier.B}
 
 
+def test_what_the_dynamic_linker_is_given() -> None:
+    unit = UNIT.format(f"{LINKER} --library-path /opt /opt/server").encode()
+    files: dict[str, Entry] = {"/etc/systemd/system/l.service": unit, "/opt/server": File(SERVER.data, 0o644)}
+    entry = only(files)
+    assert (entry.path, entry.tier) == ("/opt/server", Tier.A)
+
+
 def test_an_applet_that_serves() -> None:
     busybox = program(elf(imports=("socket", "listen", "getaddrinfo")))
     for words, tier in (("httpd -f", Tier.A), ("syslogd -n", Tier.B)):

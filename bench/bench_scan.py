@@ -197,13 +197,14 @@ def main() -> None:
         floor, ours = (min(ran, key=lambda entry: entry.cpu) for ran in (floors, own))
         memory = max(entry.memory for entry in own)
         files, size = (int(word) for word in floor.output.split())
-        verdict = "ok" if ours.wall <= SECONDS and memory <= MEGABYTES else "TOO MUCH"
+        # One thread and no waiting: on a machine with nothing else to do, processor time is what it takes.
+        verdict = "ok" if ours.cpu <= SECONDS and memory <= MEGABYTES else "TOO MUCH"
         print(f"{image.stat().st_size / 1e6:.0f} MB, {files} names, {size / 1e6:.0f} MB of programs and libraries")
         print("files, ELF programs, scripts, libraries, entries, unreadable:", ours.output)
         print(
             f"floor {floor.wall:6.2f} s ({floor.cpu:5.2f} cpu)   ours {ours.wall:6.2f} s ({ours.cpu:5.2f} cpu)   "
             f"ratio {ours.cpu / floor.cpu:4.2f} of processor time, {ours.wall / floor.wall:4.2f} of wall   "
-            f"{memory:4.0f} MB   (at most {SECONDS:.0f} s, {MEGABYTES} MB)  {verdict}"
+            f"{memory:4.0f} MB   (at most {SECONDS:.0f} s of processor time, {MEGABYTES} MB)  {verdict}"
         )
         if options.pyelftools:
             pyelftools(image)

@@ -16,7 +16,7 @@ from pytest_osgates import _version
 from pytest_osgates.vm.errors import OsgatesError, UsageError
 from pytest_osgates.vm.text import printable
 
-_COMMANDS = ("doctor", "demo_iso", "demo_disk", "baseline", "rejudge", "compare", "diff", "traffic")
+_COMMANDS = ("doctor", "demo_iso", "demo_disk", "baseline", "rejudge", "compare", "diff", "traffic", "networked")
 
 
 def build_parser(chosen: str = "") -> argparse.ArgumentParser:

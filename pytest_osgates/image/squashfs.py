@@ -81,6 +81,8 @@ class Squashfs:
         self._window = Window(source, offset, self.size, self.name)
         self._metadata = Metadata(self._window, self.superblock.compressor)
         self._fragments: Cache[int, bytes] = Cache(_FRAGMENTS_CACHED)
+        # At most 65,536: their indexes have 16 bits.
+        self._owners: dict[int, int] = {}
         self._listings: Cache[DirectoryLayout, dict[str, DirEntry]] = Cache(_ENTRIES_CACHED, len)
         self.root = self.inode(self.superblock.root)
         if not self.root.is_dir:
@@ -281,8 +283,10 @@ class Squashfs:
     def _id(self, index: int) -> int:
         if index >= self.superblock.ids:
             raise self._window.damaged(f"there is no owner with index {index}")
-        (number,) = struct.unpack("<I", self._metadata.indexed(self.superblock.id_table, index, 4))
-        return int(number)
+        if index not in self._owners:
+            (number,) = struct.unpack("<I", self._metadata.indexed(self.superblock.id_table, index, 4))
+            self._owners[index] = int(number)
+        return self._owners[index]
 
     def _fragment(self, index: int, skip: int, length: int) -> DataBlock:
         if index >= self.superblock.fragments:

@@ -129,6 +129,10 @@ class Cursor:
 
         :raise ImageError: there are not so many.
         """
+        data, _ = self._metadata.block(self._block)
+        if self._offset + size <= len(data):
+            self._offset += size
+            return data[self._offset - size : self._offset]
         parts = []
         while size:
             # Positions only grow, so this ends at the latest with the squashfs.

@@ -32,7 +32,7 @@ def test_demo_passes_every_gate_on_every_firmware(gates: Gates, demo_iso: Path) 
     _check_boots(outcome.root)
     _check_manifest(outcome.root)
     _check_junit(junit)
-    for gate, fewest in (("kconfig", 300), ("lynis", 400), ("settings", 20), ("telemetry", 4)):
+    for gate, fewest in (("kconfig", 300), ("lynis", 400), ("packages", 100), ("settings", 20), ("telemetry", 4)):
         assert outcome.verdicts["gates"][gate]["verdict"] == "PASS", gate
         assert outcome.verdicts["gates"][gate]["considered"] > fewest, gate
     lynis = json.loads((outcome.root / "observations/lynis.json").read_text())
@@ -74,7 +74,7 @@ def _check_manifest(root: Path) -> None:
 
 def _check_junit(path: Path) -> None:
     cases = ET.parse(path).getroot().findall(".//testcase")  # noqa: S314  (our own output)
-    assert len(cases) == len(ROWS) + 4
+    assert len(cases) == len(ROWS) + 5
     for case in cases:
         properties = {(entry.get("name"), entry.get("value")) for entry in case.findall("./properties/property")}
         assert ("verdict", "PASS") in properties
@@ -85,7 +85,7 @@ def test_one_gate_boots_once_and_is_partial(gates: Gates, demo_iso: Path) -> Non
     own = Path(__file__).parent / "guest" / "guest_checks.py"
     outcome = gates.run("--iso", demo_iso, "-m", "kconfig or own", own, "--pyargs", "pytest_osgates.gates")
     assert outcome.status == 0
-    assert outcome.last_line == "LAUNCH: PARTIAL (1 of 5 required gates)"
+    assert outcome.last_line == "LAUNCH: PARTIAL (1 of 6 required gates)"
     assert outcome.root is not None
     assert len(list((outcome.root / "machines").iterdir())) == 1
     assert outcome.verdicts["selected"] == ["kconfig"]

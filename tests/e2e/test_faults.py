@@ -14,7 +14,15 @@ from tests.e2e.quick import quick_profile
 
 pytestmark = pytest.mark.boots
 
-QUICK = ("failing-unit", "kernel-panic", "weak-sysctl", "unknown-parameter", "file-capability")
+QUICK = (
+    "failing-unit",
+    "kernel-panic",
+    "weak-sysctl",
+    "unknown-parameter",
+    "file-capability",
+    "packages-left",
+    "packages-damaged",
+)
 FAULTS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in fault_names()]
 
 

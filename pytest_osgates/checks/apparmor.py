@@ -1,0 +1,372 @@
+"""Gate `apparmor`: every networked program of the image is confined by the kernel, or documented. The judge.
+
+What counts as networked was found in the files, what is confined was said by a kernel. Where no kernel was asked,
+nothing is proven, whatever the files say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+
+from pytest_osgates.checks.apparmor_model import (
+    ApparmorObservation,
+    ApparmorPolicy,
+    Attachment,
+    ConfinementSeen,
+    Documented,
+    Evidence,
+    Kind,
+    LeftOut,
+    Mode,
+    Networked,
+    StaticScan,
+    Tier,
+    Unreadable,
+)
+from pytest_osgates.checks.settings.demand import like, short
+from pytest_osgates.model import Control, Finding, Gate, Severity, State
+
+_CONFINED = frozenset({Mode.ENFORCE, Mode.KILL})
+_RULES = {Mode.UNCONFINED: "unconfined", Mode.COMPLAIN: "complain-mode"}
+_CONTROL = "/osgates-control"
+_NAMED = 12
+
+
+def with_sockets(scan: StaticScan, seen: Mapping[str, str]) -> StaticScan:
+    """`scan` with the programs that were seen with sockets: by path, what was seen. They are of tier A."""
+    entries = {entry.path: entry for entry in scan.entries}
+    for path, what in seen.items():
+        reason = Evidence(kind=Kind.SOCKET_SEEN, detail=what)
+        known = entries.get(path)
+        if known is None:
+            entries[path] = Networked(path=path, evidence=(reason,))
+        else:
+            entries[path] = known.model_copy(update={"evidence": (*known.evidence, reason)})
+    return scan.model_copy(update={"entries": tuple(entries[path] for path in sorted(entries))})
+
+
+def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
+    """Whether the two observations can be believed, then every program."""
+    findings = [*_scanned(seen.scan, policy), *_kernel(seen.confinement)]
+    used: set[str] = set()
+    rows: dict[int, int] = {}
+    for entry in seen.scan.entries:
+        if entry.tier is Tier.C:
+            continue
+        row = _left_out(entry.path, entry.package, policy)
+        # What was seen with a socket can run, whatever the profile says.
+        if row is not None and all(reason.kind is not Kind.SOCKET_SEEN for reason in entry.evidence):
+            rows[row] = rows.get(row, 0) + 1
+            findings.append(_accepted("left-out", entry, "what cannot run", policy.left_out[row].reason))
+        elif seen.confinement is not None:
+            findings += _entry(entry, seen, policy, used)
+    if seen.confinement is not None:
+        findings += _unused(seen, policy, used)
+    findings += _idle_rows(policy, rows)
+    return findings + _reported(seen.scan)
+
+
+def _scanned(scan: StaticScan, policy: ApparmorPolicy) -> Iterator[Finding]:
+    if not scan.elves:
+        yield Finding(
+            rule="nothing-scanned",
+            subject="image",
+            seen=f"no ELF program among {scan.files} files",
+            wanted="the programs of the image",
+            severity=Severity.UNPROVEN,
+        )
+    for file in scan.unreadable:
+        row = _left_out(file.path, "", policy)
+        yield Finding(
+            rule="unreadable",
+            subject=file.path,
+            seen=file.why,
+            wanted="a program that can be looked at",
+            severity=Severity.UNPROVEN if row is None else Severity.ACCEPTED,
+            reason="" if row is None else policy.left_out[row].reason,
+        )
+
+
+def _kernel(confinement: ConfinementSeen | None) -> Iterator[Finding]:
+    if confinement is None:
+        yield Finding(
+            rule="confinement-not-seen",
+            subject="kernel",
+            seen="no kernel was asked which programs it confines",
+            wanted="the label that the booted kernel gives to each networked program",
+            severity=Severity.UNPROVEN,
+        )
+    elif confinement.problem:
+        yield Finding(
+            rule="confinement-problem",
+            subject="kernel",
+            seen=confinement.problem,
+            wanted="an answer that can be believed",
+            severity=Severity.UNPROVEN,
+        )
+    elif not confinement.enabled:
+        yield Finding(
+            rule="apparmor-disabled",
+            subject="kernel",
+            seen="AppArmor is not enabled in the running kernel",
+            wanted="enabled",
+            hint="lsm=...,apparmor or apparmor=1 security=apparmor on the kernel's command line",
+        )
+
+
+def _left_out(path: str, package: str, policy: ApparmorPolicy) -> int | None:
+    """The number of the row that leaves it out."""
+    name = package.partition(":")[2]
+    for number, row in enumerate(policy.left_out):
+        if any(like(path, pattern) for pattern in row.paths):
+            return number
+        if name and any(like(name, pattern) for pattern in row.packages):
+            return number
+    return None
+
+
+def _accepted(rule: str, entry: Networked, wanted: str, reason: str) -> Finding:
+    return Finding(
+        rule=rule,
+        subject=entry.path,
+        seen=f"tier {entry.tier}: {short(entry.why)}",
+        wanted=wanted,
+        severity=Severity.ACCEPTED,
+        reason=reason,
+    )
+
+
+def _entry(entry: Networked, seen: ApparmorObservation, policy: ApparmorPolicy, used: set[str]) -> Iterator[Finding]:
+    finding = _confinement(entry, seen.confinement)
+    if finding is None:
+        return
+    document = next((row for row in policy.documented if row.binary == entry.path), None)
+    hint = finding.hint
+    if document is not None:
+        why_not = _why_not(document, entry, seen, policy)
+        if not why_not:
+            used.add(document.binary)
+            reason = f"{document.reason} ({document.reviewer}, {document.date})"
+            yield _accepted("documented", entry, "confined, or documented", reason)
+            return
+        hint = f"the profile's entry counts as none: {why_not}"
+    elif entry.same and finding.severity is Severity.VIOLATION:
+        hint = f"the same bytes as {short(', '.join(entry.same))}; {hint}".rstrip("; ")
+    yield finding.model_copy(update={"hint": hint})
+
+
+def _why_not(document: Documented, entry: Networked, seen: ApparmorObservation, policy: ApparmorPolicy) -> str:
+    """Why an entry of the profile excuses nothing; empty if it does."""
+    if entry.tier is Tier.A:
+        return "what listens, has capabilities of the network or is set-uid must be confined"
+    if not document.documented:
+        return "it lacks a reason, a reviewer or a date"
+    if document.sha256 and document.sha256 != entry.sha256:
+        return f"it is about other bytes (sha256 {document.sha256[:12]}..., now {entry.sha256[:12]}...)"
+    if document.date is not None and seen.day is not None:
+        age = (seen.day - document.date).days
+        if age < 0:
+            return f"its date, {document.date}, is yet to come"
+        if policy.review_days and age > policy.review_days:
+            return f"its review is {age} days old, more than {policy.review_days}"
+    return ""
+
+
+def _confinement(entry: Networked, confinement: ConfinementSeen | None) -> Finding | None:
+    """What is wrong with the confinement of one program; None: nothing."""
+    labels = [label for label in confinement.attachments if label.path == entry.path] if confinement else []
+    where = f"tier {entry.tier}: {short(entry.why)}"
+    if not labels:
+        return _unproven("not-asked", entry, f"{where}; the kernel was not asked", "its label")
+    failed = next((label for label in labels if label.error), None)
+    if failed is not None:
+        return _unproven("no-label", entry, f"{where}; {failed.error}", "its label")
+    other = next((label for label in labels if label.sha256 and entry.sha256 not in ("", label.sha256)), None)
+    if other is not None:
+        seen = f"the kernel labelled other bytes (sha256 {other.sha256[:12]}...) than are in the image"
+        return _unproven("other-bytes", entry, seen, entry.sha256)
+    loose = next((label for label in labels if label.mode not in _CONFINED or not label.profile), None)
+    if loose is None:
+        return None
+    process = f", process {loose.pid}" if loose.how == "process" else ""
+    started = [label for label in labels if label.how == "exec"]
+    # Who starts now is confined; who runs was there first.
+    early = process and started and all(label.mode in _CONFINED and label.profile for label in started)
+    return Finding(
+        rule="started-before-profile" if early else _RULES.get(loose.mode, "not-enforced"),
+        subject=entry.path,
+        seen=f"{where}; {short(loose.profile) or 'no profile'} ({loose.mode}{process})",
+        wanted="confined in enforce mode" if entry.tier is Tier.A else "confined in enforce mode, or documented",
+        hint="load the profiles before it starts (After=apparmor.service), or restart it"
+        if early
+        else "write a profile, or switch it to enforce mode; what cannot run is left out with a reason",
+    )
+
+
+def _unproven(rule: str, entry: Networked, seen: str, wanted: str) -> Finding:
+    return Finding(rule=rule, subject=entry.path, seen=seen, wanted=wanted, severity=Severity.UNPROVEN)
+
+
+def _unused(seen: ApparmorObservation, policy: ApparmorPolicy, used: set[str]) -> Iterator[Finding]:
+    entries = {entry.path: entry for entry in seen.scan.entries}
+    for row in policy.documented:
+        entry = entries.get(row.binary)
+        counts = entry is not None and entry.tier is not Tier.C
+        if row.binary in used or (counts and entry is not None and _confinement(entry, seen.confinement) is not None):
+            continue
+        if entry is None:
+            why = "the image has no such networked program"
+        elif entry.tier is Tier.C:
+            why = "it is only reported: it reaches the network through libraries alone"
+        else:
+            why = "it is confined"
+        yield Finding(
+            rule="unused-documentation",
+            subject=row.binary,
+            seen=why,
+            wanted="no entry without need",
+            hint="remove it from the profile",
+            severity=Severity.REMARK,
+        )
+
+
+def _idle_rows(policy: ApparmorPolicy, rows: Mapping[int, int]) -> Iterator[Finding]:
+    for number, row in enumerate(policy.left_out):
+        if number not in rows:
+            yield Finding(
+                rule="unused-left-out",
+                subject=_title(row),
+                seen="it leaves out nothing",
+                wanted="no entry without need",
+                severity=Severity.REMARK,
+            )
+
+
+def _title(row: LeftOut) -> str:
+    return short(", ".join((*row.packages, *row.paths)))
+
+
+def _reported(scan: StaticScan) -> list[Finding]:
+    names = [entry.path for entry in scan.entries if entry.tier is Tier.C]
+    if not names:
+        return []
+    more = ", ..." if len(names) > _NAMED else ""
+    return [
+        Finding(
+            rule="reaches",
+            subject=f"{len(names)} programs",
+            seen=f"they reach the network only through libraries of others: {', '.join(names[:_NAMED])}{more}",
+            wanted="nothing: this decides nothing",
+            severity=Severity.REMARK,
+        )
+    ]
+
+
+def baseline(seen: ApparmorObservation, policy: ApparmorPolicy) -> str:
+    """Entries for programs of tier B that are not confined; who reviews them fills in the rest."""
+    entries = {entry.path: entry for entry in seen.scan.entries}
+    blocks = []
+    for finding in judge(seen, policy):
+        entry = entries.get(finding.subject)
+        if finding.severity is Severity.VIOLATION and entry is not None and entry.tier is Tier.B:
+            blocks.append(
+                f"# {' '.join(entry.why.split())}\n[[gate.apparmor.documented]]\nbinary = {json.dumps(entry.path)}\n"
+                f'sha256 = "{entry.sha256}"\nreason = ""\nreviewer = ""\n'
+            )
+    return "\n".join(blocks)
+
+
+def compare(before: ApparmorObservation, now: ApparmorObservation) -> list[str]:
+    """Programs that came, went, or are of another tier or label."""
+    sides = [_facts(before), _facts(now)]
+    lines = []
+    for path in dict.fromkeys((*sides[0], *sides[1])):
+        then, since = (side.get(path, "not networked") for side in sides)
+        if then != since:
+            lines.append(f"{path}: {then} -> {since}")
+    return lines
+
+
+def _facts(seen: ApparmorObservation) -> dict[str, str]:
+    labels: dict[str, list[str]] = {}
+    for label in seen.confinement.attachments if seen.confinement else ():
+        labels.setdefault(label.path, []).append(f"{label.profile or 'no profile'} ({label.mode})")
+    return {
+        entry.path: ", ".join((f"tier {entry.tier}", *sorted(set(labels.get(entry.path, ())))))
+        for entry in seen.scan.entries
+    }
+
+
+Sabotage = Callable[[ApparmorObservation], ApparmorObservation]
+
+
+def controls(seen: ApparmorObservation, policy: ApparmorPolicy) -> tuple[Control[ApparmorObservation], ...]:
+    """An unconfined listener, complain mode, a program under another name, and kernels that were not heard."""
+    original = next((entry for entry in seen.scan.entries if entry.tier is Tier.B), None)
+    renamed = (
+        _planted(Kind.IMPORTS) if original is None else original.model_copy(update={"path": _CONTROL, "package": ""})
+    )
+    return (
+        Control("an unconfined listener", _with(_planted(Kind.SOCKET_SEEN), Mode.UNCONFINED), "unconfined", _CONTROL),
+        Control(
+            "a profile in complain mode", _with(_planted(Kind.IMPORTS), Mode.COMPLAIN), "complain-mode", _CONTROL
+        ),
+        Control("a program under another name", _with(renamed, Mode.UNCONFINED), "unconfined", _CONTROL),
+        Control("a profile that waits for a user", _with(renamed, Mode.PROMPT), "not-enforced", _CONTROL),
+        Control(
+            "a program that nobody asked about",
+            _with(_planted(Kind.FILE_CAPABILITY), None),
+            "not-asked",
+            _CONTROL,
+            Severity.UNPROVEN,
+        ),
+        Control("a kernel without AppArmor", _disabled, "apparmor-disabled", "kernel"),
+        Control("no kernel was asked", _unasked, "confinement-not-seen", "kernel", Severity.UNPROVEN),
+        Control("a program that cannot be read", _unreadable, "unreadable", _CONTROL, Severity.UNPROVEN),
+    )
+
+
+def _planted(kind: Kind) -> Networked:
+    return Networked(path=_CONTROL, evidence=(Evidence(kind=kind, detail="control"),))
+
+
+def _with(entry: Networked, mode: Mode | None) -> Sabotage:
+    """`entry` is there and has a profile in `mode`; None: nobody asked."""
+
+    def sabotage(seen: ApparmorObservation) -> ApparmorObservation:
+        known = seen.confinement or ConfinementSeen(enabled=True, attachments=())
+        profile = "" if mode is Mode.UNCONFINED else "control"
+        labels = () if mode is None else (Attachment(path=entry.path, how="exec", profile=profile, mode=mode),)
+        scan = seen.scan.model_copy(update={"entries": (*seen.scan.entries, entry)})
+        confinement = known.model_copy(update={"attachments": (*known.attachments, *labels)})
+        return seen.model_copy(update={"scan": scan, "confinement": confinement})
+
+    return sabotage
+
+
+def _disabled(seen: ApparmorObservation) -> ApparmorObservation:
+    return seen.model_copy(update={"confinement": ConfinementSeen(enabled=False, attachments=())})
+
+
+def _unasked(seen: ApparmorObservation) -> ApparmorObservation:
+    return seen.model_copy(update={"confinement": None})
+
+
+def _unreadable(seen: ApparmorObservation) -> ApparmorObservation:
+    files = (*seen.scan.unreadable, Unreadable(path=_CONTROL, why="control"))
+    return seen.model_copy(update={"scan": seen.scan.model_copy(update={"unreadable": files})})
+
+
+# Not in the registry before something asks a kernel: a profile that names the gate is told that it is not there.
+GATE = Gate(
+    name="apparmor",
+    title="every networked program is confined or documented",
+    states=(State.LIVE, State.INSTALLED),
+    observation=ApparmorObservation,
+    policy=ApparmorPolicy,
+    judge=judge,
+    controls=controls,
+    baseline=baseline,
+    compare=compare,
+)

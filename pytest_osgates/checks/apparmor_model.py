@@ -1,0 +1,222 @@
+"""What the gate `apparmor` knows: the networked programs of an image, and what the kernel says of their confinement.
+
+Two observations, made apart: the image's files tell what counts (:class:`StaticScan`), the booted kernel tells what
+is confined (:class:`ConfinementSeen`). Neither can stand in for the other.
+"""
+
+from __future__ import annotations
+
+from datetime import date as date_type
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from pytest_osgates.checks.settings.demand import Lines, Path, Reason
+from pytest_osgates.model import Acceptance, Model, Observation, Policy, State
+
+
+class Tier(StrEnum):
+    """What is demanded of a program."""
+
+    A = "A"  # must be confined
+    B = "B"  # must be confined, or documented
+    C = "C"  # is reported
+
+
+class Kind(StrEnum):
+    """Why a program counts as networked."""
+
+    FILE_CAPABILITY = "file-capability"
+    SETUID = "set-uid"
+    SOCKET_UNIT = "socket-unit"
+    LISTENING_SERVICE = "listening-service"
+    SOCKET_SEEN = "socket-seen"
+    IMPORTS = "imports"
+    LINKS = "links"
+    LINKS_UNLISTED = "links-unlisted"
+    LOADS = "loads"
+    SYSTEM_CALLS = "system-calls"
+    RUNTIME = "runtime"
+    MODULES = "modules"
+    COMMANDS = "commands"
+    FLATPAK = "flatpak"
+    UNTOLD = "untold"
+    REACHES = "reaches"
+
+
+# What puts a program into tier A, and what leaves it in C; all else is B.
+DEMANDING = frozenset({Kind.FILE_CAPABILITY, Kind.SETUID, Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE, Kind.SOCKET_SEEN})
+REPORTED = frozenset({Kind.REACHES})
+
+
+def tier_of(kinds: frozenset[Kind]) -> Tier:
+    """The tier that evidence of these kinds makes."""
+    if kinds & DEMANDING:
+        return Tier.A
+    return Tier.C if kinds <= REPORTED else Tier.B
+
+
+class Evidence(Model):
+    """One reason why a program counts."""
+
+    kind: Kind
+    detail: str
+
+
+class Networked(Model):
+    """A program, script or application, by its path in the image once links of directories are followed.
+
+    ``same``: other paths with the same bytes, hard links and copies alike: AppArmor attaches by path, so each is an
+    entry of its own. ``sha256`` is empty for what has no single file. ``package``: MANAGER:NAME; empty: none owns it.
+    """
+
+    path: str
+    package: str = ""
+    evidence: tuple[Evidence, ...] = Field(min_length=1)
+    sha256: str = ""
+    size: int = 0
+    interpreter: str = ""
+    same: tuple[str, ...] = ()
+
+    @property
+    def tier(self) -> Tier:
+        """By its strongest evidence."""
+        return tier_of(frozenset(entry.kind for entry in self.evidence))
+
+    @property
+    def why(self) -> str:
+        """For findings: each kind once, with its first detail."""
+        first: dict[Kind, str] = {}
+        for entry in self.evidence:
+            first.setdefault(entry.kind, entry.detail)
+        return "; ".join(f"{kind} {detail}".strip() for kind, detail in first.items())
+
+
+class Unreadable(Model):
+    """A program that could be run, and of which nothing can be told."""
+
+    path: str
+    why: str
+
+
+class UnitSeen(Model):
+    """A unit that starts a networked program, for the context that the kernel's label depends on."""
+
+    name: str
+    program: str
+    apparmor_profile: str = ""
+    listens: tuple[str, ...] = ()
+    private_network: bool = False
+
+
+class StaticScan(Model):
+    """All networked programs of an image, found in its files. The counts say how much was looked at."""
+
+    entries: tuple[Networked, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    units: tuple[UnitSeen, ...] = ()
+    files: int = 0
+    elves: int = 0
+    scripts: int = 0
+    others: int = 0
+    libraries: int = 0
+    flatpak_files: int = 0
+
+
+class Mode(StrEnum):
+    """The mode of a profile, as the kernel names it in a label; UNCONFINED where there is no profile."""
+
+    ENFORCE = "enforce"
+    KILL = "kill"
+    COMPLAIN = "complain"
+    PROMPT = "prompt"
+    UNCONFINED = "unconfined"
+    MIXED = "mixed"
+    USER = "user"
+
+
+class Attachment(Model):
+    """The label that the kernel gave to one program. ``how``: when it was executed for this in a clone, or of a
+    process that was there. ``error``: why there is no label. ``profile``: the label without its mode."""
+
+    path: str
+    how: Literal["exec", "process"]
+    profile: str = ""
+    mode: Mode = Mode.UNCONFINED
+    sha256: str = ""
+    pid: int = 0
+    error: str = ""
+
+
+class ConfinementSeen(Model):
+    """What the booted kernel said. ``problem``: why it cannot be believed as a whole."""
+
+    enabled: bool
+    attachments: tuple[Attachment, ...]
+    problem: str = ""
+
+
+class ApparmorObservation(Observation):
+    """``confinement`` None: nobody asked a kernel. ``day``: when it was observed."""
+
+    state: State
+    day: date_type | None = None
+    scan: StaticScan
+    confinement: ConfinementSeen | None = None
+
+    @property
+    def considered(self) -> int | None:
+        return len(self.scan.entries)
+
+
+def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not value.strip("/*?"):
+            raise ValueError(f"{value!r} is everything")
+    return values
+
+
+class Documented(Acceptance):
+    """``[[gate.apparmor.documented]]``: a program that may run unconfined. Of one path, and of the bytes that the
+    reviewer looked at where ``sha256`` is given. Without reason, reviewer and date it counts as none."""
+
+    binary: Path
+    reviewer: str = ""
+    date: date_type | None = None
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    @property
+    def documented(self) -> bool:
+        return bool(self.reason.strip() and self.reviewer.strip() and self.date is not None)
+
+
+class LeftOut(Model):
+    """``[[gate.apparmor.left_out]]``: what cannot run. ``packages`` are names, ``paths`` paths, both with * and ?."""
+
+    packages: Annotated[Lines, AfterValidator(_patterns)] = ()
+    paths: Annotated[Lines, AfterValidator(_patterns)] = ()
+    reason: Reason
+
+    @model_validator(mode="after")
+    def _says_something(self) -> LeftOut:
+        if not (self.packages or self.paths):
+            raise ValueError("it leaves nothing out: give packages or paths")
+        return self
+
+
+class ApparmorPolicy(Policy):
+    """``[gate.apparmor]``. ``review_days``: how long a review is good for; 0: for ever."""
+
+    documented: tuple[Documented, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    review_days: int = Field(default=0, ge=0)
+
+    @field_validator("documented")
+    @classmethod
+    def _once(cls, entries: tuple[Documented, ...]) -> tuple[Documented, ...]:
+        names = [entry.binary for entry in entries]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is documented twice")
+        return entries

@@ -1,0 +1,100 @@
+"""What runs in a booted machine: processes with their labels, sockets with their owners; for the gate `apparmor`."""
+
+from __future__ import annotations
+
+import re
+
+from pytest_osgates.checks.apparmor_model import Attachment, Mode
+from pytest_osgates.model import Model
+
+# The kernel's aa_label_snxprint(): the names, then the mode in parentheses; a stack has //& between its parts.
+_LABEL = re.compile(r"(?P<name>.+) \((?P<mode>[a-z]+)\)", re.DOTALL)
+
+
+class ProcessSeen(Model):
+    """A process. ``label`` is what the kernel says of it, as it says it; ``error`` why it does not. ``exe`` is the
+    path of its program; ``deleted``: that was removed or replaced since. ``started``: clock ticks since boot."""
+
+    pid: int
+    exe: str
+    label: str = ""
+    error: str = ""
+    deleted: bool = False
+    started: int | None = None
+    namespace: str = ""
+
+
+class SocketSeen(Model):
+    """A socket that is not of this machine alone (as AF_UNIX and netlink are). ``namespace``: that of the network;
+    ``inode``: its own, 0 if it has none any more. ``pids``: who holds it."""
+
+    protocol: str
+    local: str
+    remote: str = ""
+    state: str = ""
+    namespace: str = ""
+    inode: int = 0
+    pids: tuple[int, ...] = ()
+
+
+class RunningSeen(Model):
+    """One look at a machine. ``problems``: what could not be looked at."""
+
+    enabled: bool
+    ptrace_scope: int | None = None
+    processes: tuple[ProcessSeen, ...]
+    sockets: tuple[SocketSeen, ...]
+    namespaces: int = 1
+    problems: tuple[str, ...] = ()
+
+
+def read_label(text: str) -> tuple[str, Mode]:
+    """Profile and mode of a label. Without a profile, or in a mode that is not known, it confines nothing.
+
+    A profile that is called unconfined is none, also in a namespace of its own (``:ns:unconfined``).
+    """
+    label = text.strip().removesuffix("\0")
+    match = _LABEL.fullmatch(label)
+    if match is None:
+        return "", Mode.UNCONFINED
+    name = match["name"]
+    try:
+        mode = Mode(match["mode"])
+    except ValueError:
+        return name, Mode.MIXED
+    if all(part.rpartition(":")[2] == "unconfined" for part in name.split("//&")):
+        return "", Mode.UNCONFINED
+    return name, mode
+
+
+def attachments(seen: RunningSeen) -> tuple[Attachment, ...]:
+    """The labels of processes, by their programs."""
+    found = []
+    for process in seen.processes:
+        profile, mode = read_label(process.label)
+        error = process.error
+        if process.deleted and not error:
+            error = f"process {process.pid} runs a program that is not in the image any more"
+        found.append(
+            Attachment(path=process.exe, how="process", profile=profile, mode=mode, pid=process.pid, error=error)
+        )
+    return tuple(found)
+
+
+def socket_programs(seen: RunningSeen) -> dict[str, str]:
+    """Programs that hold sockets, each with what kind: for :func:`pytest_osgates.checks.apparmor.with_sockets`."""
+    programs = {process.pid: process.exe for process in seen.processes}
+    found: dict[str, dict[str, None]] = {}
+    for socket in seen.sockets:
+        what = f"{socket.protocol} {socket.local} {socket.state}".strip()
+        for pid in socket.pids:
+            if pid in programs:
+                found.setdefault(programs[pid], {})[what] = None
+    return {path: ", ".join(list(what)[:5]) for path, what in found.items()}
+
+
+def unowned(seen: RunningSeen) -> tuple[SocketSeen, ...]:
+    """Sockets that wait for others and that no process holds: the kernel's own, or a process that was not seen."""
+    known = {process.pid for process in seen.processes}
+    waiting = ("listen", "unconnected", "raw", "packet")
+    return tuple(socket for socket in seen.sockets if socket.state in waiting and not known.intersection(socket.pids))

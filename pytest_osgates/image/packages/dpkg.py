@@ -1,0 +1,195 @@
+"""dpkg's data base: /var/lib/dpkg (deb822(5), dpkg-query(1), dpkg's lib/dpkg/parse.c and dbmodify.c)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pytest_osgates.image.packages import Database, Package, Trouble
+from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.image.source import shown
+from pytest_osgates.vm.errors import ImageError
+
+HOME = "/var/lib/dpkg"
+MAX_STATUS = 64 << 20
+MAX_LIST = 16 << 20
+MAX_PACKAGES = 100_000
+MAX_FILES = 4_000_000
+
+# deb-control(5) wants lower case and two characters; dpkg itself reads more of what old packages are called.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*")
+_FIELD = re.compile(r"([!-9;-~]+):[ \t]*(.*)")
+_WANTS = frozenset({"unknown", "install", "hold", "deinstall", "purge"})
+_FLAGS = frozenset({"ok", "reinstreq"})
+_STATES = frozenset(
+    {
+        *("not-installed", "config-files", "half-installed", "unpacked", "half-configured"),
+        *("triggers-awaited", "triggers-pending", "installed"),
+    }
+)
+# Fields whose values are long and of no use here.
+_KEPT = frozenset({"package", "status", "version", "architecture"})
+
+
+def read_dpkg(view: RootView) -> Database | None:
+    """The packages in the image by dpkg; None: it has no data base of it.
+
+    Images made without dpkg in them (distroless) have a file for each package in status.d instead.
+    """
+    trouble = Trouble()
+    status, parts = f"{HOME}/status", f"{HOME}/status.d"
+    if not view.exists(status) and not view.exists(parts):
+        # A directory without a status is what is left when somebody takes the list of packages away.
+        if view.exists(f"{HOME}/info"):
+            return Database("dpkg", status, problems=("it is not there, but the directory info beside it is",))
+        return None
+    packages: list[Package] = []
+    for path, whole in _texts(view, status, parts, trouble):
+        packages += parse_status(whole, trouble, path, one=path != status)
+    if view.list_dir(f"{HOME}/updates"):
+        trouble.add("changes in updates/ were never taken over: dpkg was interrupted")
+    _check_twice(packages, trouble)
+    known = {key for package in packages for key in (package.name, f"{package.name}:{package.arch}")}
+    lists = _lists(view)
+    if view.exists(status):
+        packages = list(_with_files(view, packages, lists, trouble))
+    left = tuple(sorted(name for name in lists if name not in known))
+    return Database("dpkg", status, tuple(packages), tuple(trouble.found), left)
+
+
+def _texts(view: RootView, status: str, parts: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
+    names = [f"{parts}/{name}" for name in view.list_dir(parts) or () if not name.endswith((".md5sums", ".list"))]
+    budget = MAX_STATUS
+    for path in (*([status] if view.exists(status) else []), *names[:MAX_PACKAGES]):
+        try:
+            text = view.read(path, budget)
+        except ImageError as error:
+            trouble.add(error.what)
+            continue
+        budget -= len(text or b"")
+        yield path, text or b""
+
+
+def parse_status(raw: bytes, trouble: Trouble, path: str = "status", *, one: bool = False) -> list[Package]:
+    """The packages in a status file. What is not well-formed goes to `trouble`; what is, is returned.
+
+    `one`: the file is of a single package that has no status because it is installed.
+    """
+    packages: list[Package] = []
+    text = raw.decode("utf-8", "replace")
+    if "\0" in text:
+        trouble.add(f"{path} holds NUL bytes")
+    if raw and not one and not raw.endswith(b"\n\n"):
+        # writedb() ends each package with an empty line.
+        trouble.add(f"{path} breaks off: its last package is not ended by an empty line")
+    for number, fields in _stanzas(text, trouble, path):
+        package = _package(fields, trouble, f"{path}, line {number}", one)
+        if package is not None:
+            packages.append(package)
+        if len(packages) > MAX_PACKAGES:
+            trouble.add(f"{path} has more than {MAX_PACKAGES} packages")
+            break
+    if not packages:
+        trouble.add(f"{path} has no package")
+    return packages
+
+
+def _stanzas(text: str, trouble: Trouble, path: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The fields that matter of each stanza, names in lower case, and the line where it begins."""
+    fields: dict[str, str] = {}
+    begun = 0
+    inside = False
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip(" \t\r"):
+            if begun:
+                yield begun, fields
+            fields, begun, inside = {}, 0, False
+            continue
+        if line[0] in " \t":
+            if not inside:
+                trouble.add(f"{path}, line {number}: it goes on with what never began")
+            continue
+        match = _FIELD.fullmatch(line.rstrip("\r"))
+        if match is None:
+            trouble.add(f"{path}, line {number}: {shown(line[:80])} is no field")
+            continue
+        begun, inside = begun or number, True
+        name = match[1].lower()
+        if name in _KEPT:
+            if name in fields:
+                trouble.add(f"{path}, line {number}: a second field {name}")
+            fields.setdefault(name, match[2].strip())
+    if begun:
+        yield begun, fields
+
+
+def _package(fields: dict[str, str], trouble: Trouble, where: str, one: bool) -> Package | None:
+    # dpkg itself looks a name up in lower case (lib/dpkg/pkg-hash.c).
+    name = fields.get("package", "").lower()
+    if not _NAME.fullmatch(name):
+        trouble.add(f"{where}: {shown(name[:80])} is no name of a package")
+        return None
+    status = fields.get("status", "install ok installed" if one else "")
+    words = status.split()
+    if len(words) != 3 or words[0] not in _WANTS or words[1] not in _FLAGS or words[2] not in _STATES:
+        trouble.add(f"{where}: {name} has the status {shown(status[:80])}")
+    elif words[2] not in ("not-installed", "config-files") and not fields.get("version"):
+        trouble.add(f"{where}: {name} has no version")
+    return Package(name, fields.get("version", ""), fields.get("architecture", ""), " ".join(words) or "unknown")
+
+
+def _check_twice(packages: list[Package], trouble: Trouble) -> None:
+    seen: set[tuple[str, str]] = set()
+    for package in packages:
+        if (package.name, package.arch) in seen:
+            trouble.add(f"{package.name} ({package.arch}) stands in it twice")
+        seen.add((package.name, package.arch))
+
+
+def _lists(view: RootView) -> dict[str, str]:
+    """The paths of the lists of files, by NAME or NAME:ARCH."""
+    info = f"{HOME}/info"
+    return {
+        name.removesuffix(".list"): f"{info}/{name}" for name in view.list_dir(info) or () if name.endswith(".list")
+    }
+
+
+def _with_files(
+    view: RootView, packages: list[Package], lists: dict[str, str], trouble: Trouble
+) -> Iterator[Package]:
+    budget = MAX_FILES
+    for package in packages:
+        path = lists.get(f"{package.name}:{package.arch}") or lists.get(package.name)
+        if package.status.endswith(" not-installed"):
+            yield package
+            continue
+        if path is None:
+            if package.status.endswith(" installed"):
+                trouble.add(f"{package.name} is installed, but has no list of files in info/")
+            yield package
+            continue
+        try:
+            text = view.read(path, MAX_LIST) or b""
+        except ImageError as error:
+            trouble.add(error.what)
+            text = b""
+        names = tuple(line for line in text.decode("utf-8", "surrogateescape").split("\n") if line.startswith("/"))
+        budget -= len(names)
+        if budget < 0:
+            trouble.add(f"the lists in info/ name more than {MAX_FILES} files")
+            names, budget = (), 0
+        yield Package(package.name, package.version, package.arch, package.status, names)
+
+
+def read_diversions(view: RootView) -> dict[str, str]:
+    """Where dpkg put files that another package has a claim on: from their path to the one that they got
+    (dpkg-divert(1); three lines each: path, new path, package that diverts).
+
+    Only of diversions by a package: what an administrator diverts is not the package's file any more.
+    """
+    try:
+        text = view.read(f"{HOME}/diversions", MAX_LIST) or b""
+    except ImageError:
+        return {}
+    lines = text.decode("utf-8", "surrogateescape").split("\n")
+    return dict(zip(lines[0::3], lines[1::3], strict=False))

@@ -1,0 +1,143 @@
+"""systemd's units as they lie in an image: which there are, drop-ins merged, masked ones left out (systemd.unit(5)).
+
+What generators make at boot is not here; whoever boots sees it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.vm.errors import ImageError
+
+SYSTEM = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+USER = ("/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user")
+SUFFIXES = (".service", ".socket")
+MAX_UNIT = 1 << 20
+MAX_UNITS = 20_000
+# systemd.syntax(7): a backslash at the end of a line goes on with the next one, comments between them left out.
+_SECTION = re.compile(r"\[([^\]]+)\]")
+Settings = dict[tuple[str, str], list[str]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit by the name that is asked for; `path` is its main file. `settings`: by section and key, all values in
+    their order, those before an empty one forgotten."""
+
+    name: str
+    path: str
+    settings: Settings = field(default_factory=dict)
+
+    def values(self, section: str, key: str) -> list[str]:
+        """All values of a key."""
+        return self.settings.get((section, key), [])
+
+    def value(self, section: str, key: str) -> str:
+        """The last one, which counts where only one can; empty: none."""
+        return next(reversed(self.values(section, key)), "")
+
+
+def parse_unit(text: str, settings: Settings | None = None) -> Settings:
+    """The settings in a unit's text, added to those given."""
+    found: Settings = {} if settings is None else settings
+    section = ""
+    pending = ""
+    for raw in text.split("\n"):
+        line = raw.strip()
+        if line.startswith(("#", ";")):
+            continue
+        if line.endswith("\\"):
+            pending += line[:-1] + " "
+            continue
+        line, pending = (pending + line).strip(), ""
+        match = _SECTION.fullmatch(line)
+        if match:
+            section = match[1]
+            continue
+        key, equals, value = line.partition("=")
+        if not equals or not section:
+            continue
+        place = (section, key.strip())
+        if value.strip():
+            found.setdefault(place, []).append(value.strip())
+        else:
+            found[place] = []
+    return found
+
+
+def read_units(view: RootView, directories: tuple[str, ...]) -> Iterator[Unit]:
+    """The services and sockets that these directories hold, the first directory first, masked ones left out.
+
+    A unit that cannot be read is given without settings.
+    """
+    listings = {directory: view.list_dir(directory) or () for directory in directories}
+    seen: set[str] = set()
+    for directory, names in listings.items():
+        for name in names:
+            if name in seen or not name.endswith(SUFFIXES) or len(seen) > MAX_UNITS:
+                continue
+            seen.add(name)
+            path = f"{directory}/{name}"
+            inode = view.lookup(path)
+            link = view.lookup(path, follow=False)
+            target = link.target if link is not None else None
+            if target == "/dev/null" or (inode is not None and not inode.is_dir and not inode.size):
+                continue
+            if inode is None:
+                continue
+            settings = parse_unit(_text(view, path))
+            for drop_in in _drop_ins(name, listings):
+                parse_unit(_text(view, drop_in), settings)
+            yield Unit(name, path, settings)
+
+
+def _drop_ins(name: str, listings: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """``foo-bar.service.d``, ``foo-.service.d`` and ``service.d``, the most general first; ``foo@.service.d``."""
+    stem, _, suffix = name.rpartition(".")
+    parts = stem.split("-")
+    folders = [f"{suffix}.d", *(f"{'-'.join(parts[:count])}-.{suffix}.d" for count in range(1, len(parts)))]
+    if "@" in stem and not stem.endswith("@"):
+        folders.append(f"{stem.partition('@')[0]}@.{suffix}.d")
+    folders.append(f"{name}.d")
+    for folder in folders:
+        for directory, names in reversed(listings.items()):
+            if folder in names:
+                yield f"{directory}/{folder}"
+
+
+def _text(view: RootView, path: str) -> str:
+    """A file's text, or that of all ``*.conf`` in a directory."""
+    texts = []
+    names = view.list_dir(path)
+    paths = [path] if names is None else [f"{path}/{name}" for name in names if name.endswith(".conf")]
+    for each in paths:
+        try:
+            texts.append((view.read(each, MAX_UNIT) or b"").decode("utf-8", "surrogateescape"))
+        except ImageError:
+            continue
+    return "\n".join(texts)
+
+
+def split_command(text: str) -> list[str]:
+    """The words of a command line (systemd.service(5), COMMAND LINES), its prefixes taken off; specifiers stay."""
+    words = [_unquoted(match[0]) for match in re.finditer(r'(?:"(?:[^"\\]|\\.)*"|\'[^\']*\'|\\.|[^\s"\'\\])+', text)]
+    if words:
+        words[0] = words[0].lstrip("@-:+!|")
+    return [word for word in words if word]
+
+
+def _unquoted(word: str) -> str:
+    pattern = r'"((?:[^"\\]|\\.)*)"|\'([^\']*)\''
+    return re.sub(
+        pattern, lambda match: re.sub(r"\\(.)", r"\1", match[1]) if match[1] is not None else match[2], word
+    )
+
+
+def listens_on_internet(address: str) -> bool:
+    """Whether a value of ListenStream= or the like is reached through IP (systemd.socket(5)); if in doubt, it is."""
+    if not address or address.startswith(("/", "@", "%t/", "%S/", "%h/", "%E/", "%C/", "%L/", "%T/", "%V/")):
+        return False
+    return not address.startswith("vsock")

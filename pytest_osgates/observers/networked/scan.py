@@ -1,0 +1,353 @@
+"""Every networked program of an image, found in its files. Nothing is booted or unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from pytest_osgates.checks.apparmor_model import Evidence, Kind, Networked, StaticScan, UnitSeen, Unreadable, tier_of
+from pytest_osgates.checks.settings.capabilities import decode
+from pytest_osgates.image.elf import MalformedElf
+from pytest_osgates.image.packages import Trouble
+from pytest_osgates.image.packages.sandboxed import installations
+from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.observers.networked import binaries, flatpaks
+from pytest_osgates.observers.networked.files import Files, Identity, Item, collect
+from pytest_osgates.observers.networked.knowledge import libraries
+from pytest_osgates.observers.networked.linking import Linker
+from pytest_osgates.observers.networked.scripts import (
+    MAX_SCRIPT,
+    Scripts,
+    Shell,
+    commands,
+    expand,
+    is_network,
+    language_of,
+    parse_shebang,
+)
+from pytest_osgates.observers.networked.services import Start, starts
+from pytest_osgates.observers.packages import Placed, read_databases
+from pytest_osgates.vm.errors import ImageError
+from pytest_osgates.vm.text import one_line
+
+Progress = Callable[[str, float | None], None]
+_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_STDLIBS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
+_CAPABILITY = b"security.capability"
+# An x-bit on something that is neither ELF nor a script means something only where programs are.
+# Names of what others run on. Whether they do is known once all programs were looked at.
+_SERVES = re.compile(rf"{libraries().providers.pattern}|.*\.so$")
+_PLACES = ("/bin/", "/sbin/", "/libexec/", "/games/")
+
+
+@dataclass
+class Draft:
+    """An entry in the making."""
+
+    item: Item | None
+    evidence: list[Evidence] = field(default_factory=list)
+    sha256: str = ""
+    interpreter: str = ""
+    listens: bool = False
+    package: str = ""
+
+    def add(self, kind: Kind, detail: str) -> None:
+        """One more reason, once."""
+        reason = Evidence(kind=kind, detail=one_line(detail, 400))
+        if reason not in self.evidence:
+            self.evidence.append(reason)
+
+
+def scan(view: RootView, progress: Progress = lambda stage, fraction: None) -> StaticScan:
+    """The networked programs in `view`.
+
+    :raise ImageError: its file system is damaged. A single file that cannot be read is an `unreadable` of the result.
+    """
+    return _Scan(view, progress).run()
+
+
+class _Scan:
+    def __init__(self, view: RootView, progress: Progress) -> None:
+        self.view = view
+        self.progress = progress
+        progress("listing", None)
+        self.places = installations(view, Trouble())
+        self.files: Files = collect(view, self.places)
+        self.linker = Linker(self.files)
+        self.owners = self._owned()
+        self.scripts = Scripts(self.files, self.owner)
+        self.drafts: dict[str, Draft] = {}
+        self.unreadable: dict[str, str] = {}
+        self.done: dict[Identity, Draft] = {}
+        self.elves = self.texts = self.others = 0
+
+    def run(self) -> StaticScan:
+        later: list[Item] = []
+        count = max(1, len(self.files.programs))
+        for number, item in enumerate(self.files.programs):
+            if number % 64 == 0:
+                self.progress("programs", number / count)
+            if not self._program(item):
+                later.append(item)
+        for item in later:
+            # What programs use as their libc is no program; who only calls itself so is one.
+            if item.identity not in self.linker.providers and item.identity not in self.files.interpreters:
+                self._program(item, also_providers=True)
+        for item in self.files.attributed:
+            self._capabilities(item)
+        seen = tuple(unit for start in starts(self.view) for unit in self._start(start))
+        for draft in self.drafts.values():
+            inode = draft.item.inode if draft.item is not None else None
+            if inode is not None and inode.mode & 0o4000 and inode.mode & 0o111 and _counts(draft):
+                draft.add(Kind.SETUID, f"mode {inode.mode & 0o7777:o}, owner {inode.uid}")
+        for application in flatpaks.applications(self.view, self.places):
+            self.drafts[application.path] = Draft(
+                None, list(application.evidence), application.sha256, package=application.package
+            )
+        return StaticScan(
+            entries=tuple(self._entries()),
+            unreadable=tuple(Unreadable(path=one_line(path), why=why) for path, why in self.unreadable.items()),
+            units=seen,
+            files=self.files.count,
+            elves=self.elves,
+            scripts=self.texts,
+            others=self.others,
+            libraries=len(self.linker.looked),
+            flatpak_files=self.files.flatpak_files,
+        )
+
+    def owner(self, path: str) -> str:
+        """MANAGER:NAME of the package that a path in the image belongs to; empty: none."""
+        return self.owners.get(path, "")
+
+    def _owned(self) -> dict[str, str]:
+        placed = Placed(self.view, self.files.directories)
+        owners: dict[str, str] = {}
+        for manager, database in read_databases(self.view):
+            for package in database.packages:
+                owner = f"{manager}:{package.name}"
+                for path in package.files or ():
+                    owners[placed(path)] = owner
+        return owners
+
+    # -- programs ----------------------------------------------------------------------------------------------------
+
+    def _program(self, item: Item, *, also_providers: bool = False) -> bool:
+        """Look at one file; False: later, once it is known who is linked with it."""
+        if item.identity in self.done:
+            self._keep(item, self.done[item.identity])
+            return True
+        draft = Draft(item)
+        try:
+            elf = self.files.elf(item)
+            if elf is not None:
+                names = (elf.soname, item.path.rpartition("/")[2] if not (elf.interpreter or elf.dynamic) else "")
+                if not also_providers and any(name and _SERVES.match(name) for name in names):
+                    return False
+                self.elves += 1
+                library = binaries.is_library(elf)
+                found = (
+                    binaries.examine_library(item, elf)
+                    if library
+                    else binaries.examine(self.files, self.linker, item, elf)
+                )
+                draft = Draft(item, list(found.evidence), found.sha256, listens=found.listens)
+            else:
+                draft = self._text(item)
+        except (ImageError, MalformedElf) as error:
+            what = error.what if isinstance(error, ImageError) else str(error)
+            self.unreadable[item.path] = one_line(what, 300)
+        self.done[item.identity] = draft
+        self._keep(item, draft)
+        return True
+
+    def _keep(self, item: Item, draft: Draft) -> None:
+        if draft.evidence:
+            own = Draft(item, list(draft.evidence), draft.sha256, draft.interpreter, draft.listens)
+            self.drafts.setdefault(item.path, own)
+
+    def _text(self, item: Item) -> Draft:
+        """A script, or whatever else is marked executable."""
+        contents = item.open()
+        head = contents.read_at(0, min(256, contents.size))
+        shebang = parse_shebang(head)
+        if shebang is None:
+            self.others += 1
+            if b"\0" in head or not any(place in item.path for place in _PLACES):
+                return Draft(item)
+            # execvp(3) and every shell give such a file to sh.
+            return self._script(item, "sh")
+        self.texts += 1
+        name = shebang.name
+        if name == "busybox" and shebang.arguments:
+            name = shebang.arguments[0]
+        return self._script(item, name, shebang.interpreter)
+
+    def _script(self, item: Item, name: str, interpreter: str = "") -> Draft:
+        if item.inode.size > MAX_SCRIPT:
+            reason = Evidence(kind=Kind.UNTOLD, detail=f"a script of {item.inode.size} bytes")
+            return Draft(item, [reason], interpreter=interpreter)
+        raw = b"".join(item.open().chunks())
+        language = language_of(name)
+        evidence: list[Evidence]
+        if language is None:
+            # Whatever it says: what runs it can talk on the network, or not.
+            program = self._resolve(interpreter or name)
+            networked = program is not None and self._is_networked(program)
+            detail = f"a script for {one_line(interpreter or name)}, whose language is not known"
+            evidence = [Evidence(kind=Kind.UNTOLD, detail=detail)] if networked else []
+        else:
+            evidence = self.scripts.examine(item, raw, language)
+        listens = not isinstance(language, Shell) and any(entry.kind is Kind.MODULES for entry in evidence)
+        return Draft(item, evidence, hashlib.sha256(raw).hexdigest(), one_line(interpreter), listens)
+
+    def _is_networked(self, item: Item) -> bool:
+        self._program(item)
+        draft = self.done.get(item.identity)
+        return draft is not None and _counts(draft)
+
+    def _resolve(self, program: str) -> Item | None:
+        if program.startswith("/"):
+            return self.files.at(program)
+        if "/" in program or not program:
+            return None
+        return next((item for place in _PATH if (item := self.files.at(f"{place}/{program}")) is not None), None)
+
+    # -- what makes a program one that must be confined --------------------------------------------------------------
+
+    def _capabilities(self, item: Item) -> None:
+        raw = item.filesystem.xattrs(item.inode).get(_CAPABILITY)
+        if raw is None:
+            return
+        try:
+            held = decode(raw)
+        except ValueError as error:
+            self.unreadable[item.path] = one_line(f"its capabilities: {error}", 300)
+            return
+        names = sorted(name for name in held.permitted | held.inheritable if name.startswith("cap_net_"))
+        if names:
+            draft = self.drafts.setdefault(item.path, Draft(item))
+            draft.add(Kind.FILE_CAPABILITY, ", ".join(names))
+            draft.sha256 = draft.sha256 or _digest(item)
+
+    def _start(self, start: Start) -> Iterator[UnitSeen]:
+        """What a unit starts, as far as it is a networked program; and note why that must be confined."""
+        program = self._resolve(start.words[0])
+        if program is None:
+            return
+        self._program(program, also_providers=True)
+        for item, serves, through in self._started(program, start.words):
+            draft = self.drafts.get(item.path)
+            if start.sockets:
+                draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
+                listed = ", ".join(start.sockets[:5])
+                draft.add(Kind.SOCKET_UNIT, f"{start.unit} is handed the sockets {listed}")
+            if draft is None:
+                continue
+            listens = draft.listens if serves is None else serves
+            if start.stays and not start.closed and _counts(draft) and listens:
+                draft.add(Kind.LISTENING_SERVICE, f"{start.unit}{f' ({through})' if through else ''}")
+            if _counts(draft):
+                yield start.seen(item.path)
+
+    def _started(self, program: Item, words: tuple[str, ...]) -> Iterator[tuple[Item, bool | None, str]]:
+        """The program, and what an interpreter is given: a script, a module, or a text; whether that serves others
+        (None: its own code tells), and by which way it is started. What an interpreter could do says nothing of that.
+        """
+        name = words[0].rpartition("/")[2]
+        language = language_of(name)
+        listener = _option(words, "-m") if language is not None and not isinstance(language, Shell) else ""
+        own = program.path.rpartition("/")[2]
+        if libraries().providers.match(own):
+            # The dynamic linker as a command (ld.so(8)): it runs what cannot run by itself as well.
+            loaded = next((item for word in words[1:] if (item := self.files.at(word)) is not None), None)
+            if loaded is not None:
+                self._program(loaded)
+                yield loaded, None, f"through {own}"
+        elif language is None:
+            yield program, None, ""
+        elif name == "busybox":
+            yield program, any(commands(" ".join(words))), " ".join(words[:2])
+        else:
+            serves = bool(listener) and self._module_listens((name, own), listener)
+            yield program, serves, f"-m {listener}" if serves else ""
+        if language is None:
+            return
+        text = _option(words, "-c")
+        if text:
+            for command in commands(text) if isinstance(language, Shell) else ():
+                for word in command.detail.replace(",", " ").split():
+                    item = self._resolve(word)
+                    if item is not None:
+                        self._program(item)
+                        yield item, None, f"through {name}"
+            return
+        script = next((word for word in words[1:] if not word.startswith("-")), "")
+        item = self.files.at(script) if script.startswith("/") and not listener else None
+        if item is not None and item.identity not in self.done:
+            self.done[item.identity] = draft = self._script(item, name, program.path)
+            self._keep(item, draft)
+        if item is not None:
+            yield item, None, ""
+
+    def _module_listens(self, interpreters: tuple[str, ...], name: str) -> bool:
+        """Whether ``-m NAME`` is the network, as far as it can be told: who cannot be found may be anything."""
+        language = language_of(interpreters[0])
+        if language is None or isinstance(language, Shell):
+            return False
+        if is_network(name, language):
+            return True
+        path = name.replace(language.separator, "/")
+        roots = [root for pattern in language.roots for root in expand(self.view, pattern)]
+        roots += [f"{top}/{interpreter}" for top in _STDLIBS for interpreter in interpreters]
+        for root in roots:
+            for suffix in (*language.suffixes, "/__main__.py"):
+                item = self.files.at(f"{root}/{path}{suffix}")
+                if item is not None:
+                    evidence = self.scripts.examine(item, item.filesystem.read_file(item.inode, MAX_SCRIPT), language)
+                    return any(entry.kind is not Kind.REACHES for entry in evidence)
+        return True
+
+    # -- the result --------------------------------------------------------------------------------------------------
+
+    def _entries(self) -> Iterator[Networked]:
+        by_digest: dict[str, list[str]] = {}
+        for path, draft in self.drafts.items():
+            if draft.sha256:
+                by_digest.setdefault(draft.sha256, []).append(path)
+        for path, draft in sorted(self.drafts.items()):
+            twins = by_digest.get(draft.sha256, [])
+            yield Networked(
+                path=one_line(path, 4096),
+                package=one_line(draft.package or self.owner(path)),
+                evidence=tuple(draft.evidence),
+                sha256=draft.sha256,
+                size=draft.item.inode.size if draft.item is not None else 0,
+                interpreter=draft.interpreter,
+                same=tuple(one_line(twin, 4096) for twin in sorted(twins) if twin != path)[:20],
+            )
+
+
+def _counts(draft: Draft) -> bool:
+    """Whether there is more than that it could reach the API somehow."""
+    kinds = frozenset(entry.kind for entry in draft.evidence)
+    return bool(kinds) and tier_of(kinds) != "C"
+
+
+def _option(words: tuple[str, ...], option: str) -> str:
+    """The word behind `option`, among the options before the first argument; also of ``-ec``."""
+    for index, word in enumerate(words[1:-1], 1):
+        if not word.startswith("-"):
+            return ""
+        if word == option or (len(word) > 2 and word[1] != "-" and word.endswith(option[1:])):
+            return words[index + 1]
+    return ""
+
+
+def _digest(item: Item) -> str:
+    digest = hashlib.sha256()
+    for chunk in item.open().chunks():
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,309 @@
+"""Why a script counts as networked: by the modules that it imports, or by the programs that it runs.
+
+Scripts are read as text, not understood: what is searched for is in data/netscripts.toml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from pytest_osgates import data
+from pytest_osgates.checks.apparmor_model import Evidence, Kind
+from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.observers.networked.files import Files, Item
+from pytest_osgates.observers.networked.knowledge import fitting
+from pytest_osgates.vm.errors import ImageError
+from pytest_osgates.vm.text import one_line
+
+MAX_SCRIPT = 4 << 20
+MAX_MODULES = 400
+# A line longer than this is looked at in pieces, so that no expression runs away with it.
+_PIECE, _OVERLAP = 4096, 256
+_SHOWN = 8
+# fs/binfmt_script.c: the first line, up to 255 characters.
+_SHEBANG = re.compile(rb"#![ \t]*([^\s\0]+)[ \t]*([^\n\0]*)")
+_FROM = re.compile(r"([\w.]+)[ \t]+import[ \t]+(.*)", re.DOTALL)
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+
+
+@dataclass(frozen=True)
+class Language:
+    """How a language names what it imports."""
+
+    name: str
+    interpreters: re.Pattern[str]
+    imports: tuple[re.Pattern[str], ...]
+    separator: str
+    modules: frozenset[str]
+    roots: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    comment: str
+
+
+@dataclass(frozen=True)
+class Shell:
+    """What a shell starts that talks on the network."""
+
+    interpreters: re.Pattern[str]
+    command: re.Pattern[str]
+    variable: re.Pattern[str]
+    ambiguous: frozenset[str]
+    phrases: tuple[re.Pattern[str], ...]
+    inline: re.Pattern[str]
+
+
+@cache
+def languages() -> tuple[Language, ...]:
+    """data/netscripts.toml, ``[[language]]``."""
+    return tuple(_language(row) for row in data.load("netscripts")["language"])
+
+
+def _language(row: dict[str, Any]) -> Language:
+    return Language(
+        name=row["name"],
+        interpreters=fitting(row["interpreters"]),
+        imports=tuple(re.compile(text, re.M) for text in row["imports"]),
+        separator=row["separator"],
+        modules=frozenset(row["modules"]),
+        roots=tuple(row["roots"]),
+        suffixes=tuple(row["suffixes"]),
+        comment=row["comment"],
+    )
+
+
+@cache
+def shell() -> Shell:
+    """data/netscripts.toml, ``[shell]``."""
+    row = data.load("netscripts")["shell"]
+    names = "|".join(sorted((re.escape(name) for name in row["commands"]), key=len, reverse=True))
+    before = "|".join(re.escape(word) for word in row["before"])
+    # In the place of a command: at the beginning, after what separates commands or begins a list, after a word that
+    # takes a command; assignments and options of such words may come between. Or a variable in such a place.
+    command = (
+        rf"(?:^|[;&|(`]|\{{[ \t]|(?<![\w-])(?:{before})[ \t]+(?:-[\w-]+[ \t]+)*)[ \t]*"
+        rf"(?:[A-Za-z_]\w*=[^\s;|&]*[ \t]+)*[\"'\\]?(?:(?:/[\w./+-]*/)?(?P<name>{names})(?![\w.=:/+@%-])"
+        r"|\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+)))(?P<rest>[\"']?[ \t]*[^\n]{0,1})"
+    )
+    return Shell(
+        fitting(row["interpreters"]),
+        re.compile(command, re.M),
+        re.compile(rf"(?<![\w$])(\w+)=[\"']?(?:/[\w./+-]*/)?({names})(?![\w.=:/+@%-])", re.M),
+        frozenset(row["ambiguous"]),
+        tuple(re.compile(text, re.M) for text in row["phrases"]),
+        re.compile(row["inline"]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shebang:
+    """The interpreter of a script by its first line; for env(1), the program that it is asked for, without a path."""
+
+    interpreter: str
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.interpreter.rpartition("/")[2]
+
+
+def parse_shebang(head: bytes) -> Shebang | None:
+    """What the kernel, and env(1) after it, make of a file that begins with `head`; None: it is no script."""
+    match = _SHEBANG.match(head[:256])
+    if match is None:
+        return None
+    words = [match[1], *match[2].split()]
+    texts = [word.decode("utf-8", "surrogateescape") for word in words]
+    if texts[0].rpartition("/")[2] == "env":
+        options = 1
+        while options < len(texts) and (texts[options].startswith("-") or _ASSIGNMENT.match(texts[options])):
+            options += 1
+        texts = texts[options:] or texts
+    return Shebang(texts[0], tuple(texts[1:]))
+
+
+def language_of(name: str) -> Language | Shell | None:
+    """By the name of an interpreter: ``python3.13``, ``bash``; None: none that is known."""
+    if shell().interpreters.match(name):
+        return shell()
+    return next((language for language in languages() if language.interpreters.match(name)), None)
+
+
+@dataclass
+class Scripts:
+    """Examines scripts; each module is read once. `owner`: the package of a path, empty for none."""
+
+    files: Files
+    owner: Callable[[str], str]
+    _imported: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    _roots: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def examine(self, item: Item, raw: bytes, language: Language | Shell) -> list[Evidence]:
+        """What speaks for `item`, with the contents `raw`, being networked."""
+        text = raw.decode("utf-8", "surrogateescape")
+        if b"\0" in raw:
+            return [Evidence(kind=Kind.UNTOLD, detail="a script with something else behind it")]
+        if isinstance(language, Shell):
+            return list(commands(text))
+        found = [*modules(text, language)]
+        return found or list(self._below(item, text, language))
+
+    def _below(self, item: Item, text: str, language: Language) -> Iterator[Evidence]:
+        """Network modules that the script's own modules import: those of its package, or of none."""
+        mine = self.owner(item.path)
+        here = item.path.rpartition("/")[0]
+        roots = (here, *self._directories(language))
+        pending: list[tuple[str, str, tuple[str, ...]]] = [(n, here, (n,)) for n in imported(text, language)]
+        seen: set[str] = set()
+        others: list[str] = []
+        while pending and len(seen) < MAX_MODULES:
+            name, directory, way = pending.pop(0)
+            module = self._find(name, directory, roots, language)
+            if module is None or module.path in seen:
+                continue
+            seen.add(module.path)
+            names = self._imports_of(module, language)
+            network = [inner for inner in names if is_network(inner, language)]
+            if network and self.owner(module.path) in (mine, ""):
+                yield Evidence(kind=Kind.MODULES, detail=_shown((*way[-3:], network[0]), " -> "))
+                return
+            if network:
+                others.append(_shown((*way[-3:], network[0]), " -> "))
+            pending += [(inner, module.path.rpartition("/")[0], (*way, inner)) for inner in names]
+        if others:
+            yield Evidence(kind=Kind.REACHES, detail=others[0])
+
+    def _directories(self, language: Language) -> tuple[str, ...]:
+        if language.name not in self._roots:
+            self._roots[language.name] = tuple(
+                path for root in language.roots for path in expand(self.files.view, root)
+            )
+        return self._roots[language.name]
+
+    def _find(self, name: str, directory: str, roots: tuple[str, ...], language: Language) -> Item | None:
+        """`directory`: of who imports, for names that begin with a dot."""
+        path = name.lstrip(".").replace(language.separator, "/").strip("/")
+        if name.startswith("."):
+            up = len(name) - len(name.lstrip("."))
+            roots = ("/".join(directory.split("/")[: 1 - up or None]),)
+        if not path:
+            return None
+        for root in roots:
+            for suffix in language.suffixes:
+                item = self.files.at(f"{root}/{path}{suffix}")
+                if item is not None:
+                    return item
+        return None
+
+    def _imports_of(self, module: Item, language: Language) -> tuple[str, ...]:
+        key = (language.name, module.path)
+        if key not in self._imported:
+            try:
+                raw = module.filesystem.read_file(module.inode, MAX_SCRIPT)
+            except ImageError:
+                raw = b""
+            self._imported[key] = imported(raw.decode("utf-8", "surrogateescape"), language)
+        return self._imported[key]
+
+
+def expand(view: RootView, pattern: str) -> list[str]:
+    """The directories in the image that a path with ``*`` in some of its parts means."""
+    found = [""]
+    for part in pattern.strip("/").split("/"):
+        if "*" in part:
+            found = [
+                f"{path}/{name}"
+                for path in found
+                for name in view.list_dir(path or "/") or ()
+                if fnmatchcase(name, part)
+            ]
+        else:
+            found = [f"{path}/{part}" for path in found]
+    return [path for path in found if view.list_dir(path) is not None]
+
+
+def _clean(text: str, comment: str) -> str:
+    """The text without lines that are comments, too long lines in pieces; of a shell, those joined that end in
+    a backslash."""
+    lines: list[str] = []
+    for line in text.replace("\\\n", " ").split("\n"):
+        if line.lstrip().startswith(comment):
+            continue
+        if len(line) <= _PIECE:
+            lines.append(line)
+        else:
+            lines += [line[max(0, start - _OVERLAP) : start + _PIECE] for start in range(0, len(line), _PIECE)]
+    return "\n".join(lines)
+
+
+def imported(text: str, language: Language) -> tuple[str, ...]:
+    """The modules that a text imports, pattern by pattern in their order."""
+    names: dict[str, None] = {}
+    clean = _clean(text, language.comment)
+    for pattern in language.imports:
+        for match in pattern.finditer(clean):
+            for name in _several(match[1]):
+                names[name] = None
+    return tuple(name for name in names if name.strip("."))
+
+
+def _several(text: str) -> Iterator[str]:
+    """``a as b, c``: a and c; ``a import b, c``: a, a.b and a.c, for those may be modules. Leading dots stay."""
+    match = _FROM.fullmatch(text)
+    prefix = ""
+    if match is not None:
+        yield match[1]
+        prefix, text = match[1] if match[1].endswith(".") else f"{match[1]}.", match[2]
+    for name in text.split(","):
+        word = name.strip("( \t").split()
+        if word and word[0] != "*":
+            yield prefix + word[0].rstrip(".")
+
+
+def is_network(name: str, language: Language) -> bool:
+    """Whether a module is the network, or below one that is."""
+    parts = name.split(language.separator)
+    return any(language.separator.join(parts[:count]) in language.modules for count in range(1, len(parts) + 1))
+
+
+def modules(text: str, language: Language) -> Iterator[Evidence]:
+    """The network modules that a text itself imports."""
+    found = [name for name in imported(text, language) if is_network(name, language)]
+    if found:
+        yield Evidence(kind=Kind.MODULES, detail=f"{language.name}: {_shown(found)}")
+
+
+def commands(text: str) -> Iterator[Evidence]:
+    """The programs that a shell's text starts; in other languages' programs that it holds, their modules."""
+    known = shell()
+    found: dict[str, None] = {}
+    clean = _clean(text, "#")
+    values = dict(known.variable.findall(clean))
+    for match in known.command.finditer(clean):
+        name = match["name"] or values.get(match["braced"] or match["plain"], "")
+        if name and not (name in known.ambiguous and not _has_argument(match["rest"])):
+            found[name] = None
+    for pattern in known.phrases:
+        found.update(dict.fromkeys(match[0] for match in pattern.finditer(clean)))
+    if found:
+        yield Evidence(kind=Kind.COMMANDS, detail=_shown(found))
+    if known.inline.search(clean):
+        for language in languages():
+            # Behind a quote or a semicolon as well as at the beginning of a line.
+            yield from modules(re.sub(r"['\";]", "\n", text), language)
+
+
+def _has_argument(rest: str) -> bool:
+    """Whether what follows a word can be the argument of a command, not the next command or the end of a pattern."""
+    return rest[:1] in " \t\"'" and rest[-1:] not in ("", " ", "\t", ")", "|", "&", ";", "=", "}", "]")
+
+
+def _shown(names: Iterable[str], separator: str = ", ") -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return one_line(separator.join(listed[:_SHOWN]) + more, 200)

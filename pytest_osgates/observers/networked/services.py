@@ -1,0 +1,137 @@
+"""Units that listen, and what they start; inetd's services. From files alone: what boots may start more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_osgates.checks.apparmor_model import UnitSeen
+from pytest_osgates.image import units
+from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.image.units import Unit
+from pytest_osgates.vm.errors import ImageError
+from pytest_osgates.vm.text import one_line
+
+_MAIN = "ExecStart"
+_STARTS = (_MAIN, "ExecStartPre", "ExecStartPost", "ExecReload", "ExecCondition", "ExecStop", "ExecStopPost")
+_LISTENS = ("ListenStream", "ListenDatagram", "ListenSequentialPacket")
+_TRUE = frozenset({"1", "yes", "y", "true", "t", "on"})
+_INTERNET = frozenset({"AF_INET", "AF_INET6", "AF_PACKET"})
+_INETD = "/etc/inetd.conf"
+_XINETD = "/etc/xinetd.d"
+MAX_TEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Start:
+    """A command line that a unit or inetd starts, and why it counts: `sockets` are internet addresses that are handed
+    to it; `closed`: it cannot open any of its own; `stays`: it goes on to run, on sockets that it opens itself."""
+
+    unit: str
+    words: tuple[str, ...]
+    sockets: tuple[str, ...] = ()
+    closed: bool = False
+    stays: bool = True
+    apparmor_profile: str = ""
+
+    def seen(self, program: str) -> UnitSeen:
+        """For the observation."""
+        return UnitSeen(
+            name=one_line(self.unit),
+            program=program,
+            apparmor_profile=one_line(self.apparmor_profile),
+            listens=tuple(one_line(address) for address in self.sockets),
+            private_network=self.closed,
+        )
+
+
+def starts(view: RootView) -> Iterator[Start]:
+    """Every command line of every service of the system and of its users, and of inetd."""
+    for directories, scope in ((units.SYSTEM, ""), (units.USER, " (user)")):
+        found = {unit.name: unit for unit in units.read_units(view, directories)}
+        handed: dict[str, list[str]] = {}
+        for unit in found.values():
+            if unit.name.endswith(".socket"):
+                handed.setdefault(service_of(unit), []).extend(addresses(unit))
+        for unit in found.values():
+            if unit.name.endswith(".service"):
+                yield from _service(unit, scope, handed.get(unit.name))
+    yield from _inetd(view)
+
+
+def addresses(socket: Unit) -> list[str]:
+    """The internet addresses that a socket unit listens on."""
+    values = [value for key in _LISTENS for value in socket.values("Socket", key)]
+    return [value for value in values if units.listens_on_internet(value)]
+
+
+def service_of(socket: Unit) -> str:
+    """The service that a socket unit starts (systemd.socket(5))."""
+    named = socket.value("Socket", "Service")
+    if named:
+        return named
+    stem = socket.name.removesuffix(".socket")
+    template = socket.value("Socket", "Accept").lower() in _TRUE and not stem.endswith("@")
+    return f"{stem}@.service" if template else f"{stem}.service"
+
+
+def is_closed(unit: Unit) -> bool:
+    """Whether the unit's processes cannot have sockets of the internet (systemd.exec(5))."""
+    if unit.value("Service", "PrivateNetwork").lower() in _TRUE:
+        return True
+    lines = unit.values("Service", "RestrictAddressFamilies")
+    if not lines:
+        return False
+    allowed: set[str] | None = None
+    denied: set[str] = set()
+    for line in lines:
+        words = set(line.lstrip("~").split())
+        if line.startswith("~"):
+            denied |= words
+            allowed = None if allowed is None else allowed - words
+        else:
+            # The first line says whether it is a list of what may be.
+            allowed = words if allowed is None and not denied else (allowed or set()) | words
+    if allowed is None:
+        return denied >= _INTERNET
+    return not allowed & _INTERNET
+
+
+def _service(unit: Unit, scope: str, sockets: list[str] | None) -> Iterator[Start]:
+    """`sockets`: internet addresses that it is handed; None: no socket unit starts it. Who gets only sockets
+    in the file system listens on those."""
+    stays = unit.value("Service", "Type") != "oneshot" and sockets != []
+    for key in _STARTS:
+        main = key == _MAIN
+        for line in unit.values("Service", key):
+            # Commands that are separated by a semicolon of their own are several.
+            for part in re.split(r"\s;\s", line):
+                words = units.split_command(part)
+                if words:
+                    profile = unit.value("Service", "AppArmorProfile")
+                    handed = tuple(sockets or ()) if main else ()
+                    name = unit.name + scope
+                    yield Start(name, tuple(words), handed, is_closed(unit), main and stays, profile)
+
+
+def _inetd(view: RootView) -> Iterator[Start]:
+    for line in _text(view, _INETD).splitlines():
+        words = line.partition("#")[0].split()
+        # inetd(8): service, type, protocol, wait, user, program, arguments with the program's name.
+        if len(words) >= 6 and words[5] != "internal":
+            through = words[6:7] if words[5].endswith("/tcpd") else []
+            yield Start(f"{_INETD}: {words[0]}", tuple(through or words[5:6]), (words[0],))
+    for name in view.list_dir(_XINETD) or ():
+        text = _text(view, f"{_XINETD}/{name}")
+        if re.search(r"^\s*disable\s*=\s*yes\b", text, re.M):
+            continue
+        for match in re.finditer(r"^\s*server\s*=\s*(\S+)", text, re.M):
+            yield Start(f"{_XINETD}/{one_line(name)}", (match[1],), (name,))
+
+
+def _text(view: RootView, path: str) -> str:
+    try:
+        return (view.read(path, MAX_TEXT) or b"").decode("utf-8", "surrogateescape")
+    except ImageError:
+        return ""

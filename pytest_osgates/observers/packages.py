@@ -1,0 +1,152 @@
+"""The packages and files of an image, read out of it. Nothing is booted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable
+from fnmatch import translate
+
+from pytest_osgates.checks.packages import LISTED, DatabaseSeen, FilesSeen, Manager, PackageSeen, PackagesObservation
+from pytest_osgates.image.packages import Database, Package
+from pytest_osgates.image.packages.dpkg import read_diversions, read_dpkg
+from pytest_osgates.image.packages.rpm import read_rpm
+from pytest_osgates.image.packages.sandboxed import read_flatpak, read_snap
+from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.image.walk import locate, walk
+from pytest_osgates.model import State
+from pytest_osgates.vm.text import one_line
+
+# Without these a package does not work. Images leave out documentation, translations (dpkg.cfg(5), path-exclude) and
+# drivers of hardware that nobody has; what is in /etc, /var and /usr/share may have been changed on purpose.
+_WORKS = re.compile(r"(?:/usr(?:/local)?)?/(?:s?bin|lib(?:32|64|x32|exec)?)/.+")
+_LEFT_OUT = re.compile(r".*/(?:doc|man|locale|info|__pycache__)/.*|(?:/usr)?/lib/(?:modules|firmware)/.*")
+
+
+def observe(view: RootView, patterns: Iterable[str]) -> PackagesObservation:
+    """Everything that the gate `packages` judges; `patterns`: of files to look for.
+
+    :raise ImageError: the file system of the image is damaged.
+    """
+    databases = read_databases(view)
+    finder = Finder(view, patterns)
+    paths, directories = set(), set()
+    for node in walk(view):
+        finder.offer(node.path)
+        paths.add(node.path)
+        if node.inode.is_dir:
+            directories.add(node.path)
+    placed = Placed(view, directories)
+    packages = [
+        _package(manager, package, placed, paths)
+        for manager, database in databases
+        for package in database.packages
+    ]  # fmt: skip
+    return PackagesObservation(
+        state=State.IMAGE,
+        databases=tuple(
+            DatabaseSeen(
+                manager=manager,
+                path=one_line(database.path),
+                packages=len(database.packages),
+                problems=tuple(one_line(problem) for problem in database.problems),
+                left=tuple(one_line(name) for name in database.left),
+            )
+            for manager, database in databases
+        ),
+        packages=tuple(packages),
+        files=finder.found(),
+        walked=len(paths),
+    )
+
+
+def read_databases(view: RootView) -> list[tuple[Manager, Database]]:
+    """Of all managers that are known, as far as they are there."""
+    found: list[tuple[Manager, Database | None]] = [
+        ("dpkg", read_dpkg(view)),
+        *(("rpm", database) for database in read_rpm(view)),
+        ("flatpak", read_flatpak(view)),
+        ("snap", read_snap(view)),
+    ]  # fmt: skip
+    return [(manager, database) for manager, database in found if database is not None]
+
+
+class Placed:
+    """Where the files that packages name lie: behind links of directories (/bin is usr/bin), or diverted."""
+
+    def __init__(self, view: RootView, known: Container[str] = frozenset()) -> None:
+        """`known`: directories that a walk has met, so that no link leads to them."""
+        self._view = view
+        self._known = known
+        self._directories: dict[str, str] = {}
+        self._diverted = read_diversions(view)
+
+    def __call__(self, path: str) -> str:
+        """The path in the image of a file that is called `path` in a list."""
+        directory, _, name = path.rpartition("/")
+        if directory in self._known:
+            return path
+        if directory not in self._directories:
+            node = locate(self._view, directory)
+            self._directories[directory] = directory if node is None else node.path.rstrip("/")
+        return f"{self._directories[directory]}/{name}"
+
+    def diverted(self, path: str) -> str:
+        """The same, of a file that another package may have moved out of its way."""
+        return self(self._diverted.get(path, path))
+
+
+def _package(manager: Manager, package: Package, placed: Placed, paths: set[str]) -> PackageSeen:
+    missing = []
+    if package.files is not None and not package.status.endswith((" config-files", " not-installed")):
+        for path in package.files:
+            if not _WORKS.fullmatch(path) or _LEFT_OUT.fullmatch(path):
+                continue
+            if placed(path) not in paths and placed.diverted(path) not in paths:
+                missing.append(path)
+    return PackageSeen(
+        manager=manager,
+        name=one_line(package.name),
+        version=one_line(package.version),
+        arch=one_line(package.arch),
+        status=one_line(package.status),
+        missing=tuple(one_line(path) for path in missing[:LISTED]),
+        missing_count=len(missing),
+    )
+
+
+class Finder:
+    """Paths that fit patterns. A pattern may go through a link of a directory (/bin/nc*): the part before its first
+    ``*`` or ``?`` is followed in the image."""
+
+    def __init__(self, view: RootView, patterns: Iterable[str]) -> None:
+        self._found: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
+        self._tests: list[tuple[str, re.Pattern[str]]] = []
+        for pattern in dict.fromkeys(patterns):
+            self._found[pattern], self._counts[pattern] = [], 0
+            for form in dict.fromkeys((pattern, _followed(view, pattern))):
+                self._tests.append((pattern, re.compile(translate(form.replace("[", "[[]")))))
+        self._any = re.compile("|".join(f"(?:{test.pattern})" for _, test in self._tests) or r"(?!)")
+
+    def offer(self, path: str) -> None:
+        """Note `path` with each pattern that it fits."""
+        if not self._any.match(path):
+            return
+        for pattern in {pattern for pattern, test in self._tests if test.match(path)}:
+            self._counts[pattern] += 1
+            if len(self._found[pattern]) < LISTED:
+                self._found[pattern].append(path)
+
+    def found(self) -> dict[str, FilesSeen]:
+        """By pattern, also those that nothing fits."""
+        return {
+            pattern: FilesSeen(paths=tuple(one_line(path) for path in paths), count=self._counts[pattern])
+            for pattern, paths in self._found.items()
+        }
+
+
+def _followed(view: RootView, pattern: str) -> str:
+    fixed = re.split(r"[*?]", pattern, maxsplit=1)[0]
+    directory = fixed.rpartition("/")[0]
+    node = locate(view, directory) if directory else None
+    return pattern if node is None else node.path.rstrip("/") + pattern[len(directory) :]

@@ -1,0 +1,163 @@
+"""ELF files: what the kernel and the dynamic linker would make of them, also of broken ones."""
+
+from __future__ import annotations
+
+import pytest
+from elf_builders import BASE, COMPUTED, SOCKET, WRITE, Bytes, elf, library, static
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_osgates.image import elf_code
+from pytest_osgates.image.elf import AARCH64, X86, Elf, MalformedElf, parse_elf
+from pytest_osgates.image.elf_code import goes_to, system_calls
+
+WANTED = frozenset({b"socket", b"connect", b"getaddrinfo"})
+
+
+def parsed(data: bytes) -> Elf:
+    return parse_elf(Bytes(data), WANTED)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("little", [True, False])
+@pytest.mark.parametrize("hashed", ["sysv", "gnu", "relocations"])
+def test_a_program(bits: int, little: bool, hashed: str) -> None:
+    data = elf(
+        ("libc.so.6", "libfoo.so.1"),
+        ("printf", "socket", "getaddrinfo"),
+        exports=("connect", "main"),
+        runpath="$ORIGIN/../lib:/opt/lib",
+        bits=bits,
+        little=little,
+        hashed=hashed,
+    )
+    found = parsed(data)
+    assert (found.bits, found.little, found.machine, found.type) == (bits, little, 62, 3)
+    assert found.interpreter == "/lib64/ld-linux-x86-64.so.2"
+    assert found.needed == ("libc.so.6", "libfoo.so.1")
+    assert found.runpath == ("$ORIGIN/../lib", "/opt/lib")
+    assert found.imports == {"socket", "getaddrinfo"}, "what it exports it does not import"
+    assert not found.is_static
+
+
+def test_a_library_and_a_static_program() -> None:
+    assert parsed(library("libfoo.so.1", ("connect",))).soname == "libfoo.so.1"
+    found = parsed(static())
+    assert found.is_static
+    assert not found.dynamic
+    assert [segment.code for segment in found.segments] == [True]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "too short"),
+        (b"\x7fELF" + bytes(60), "no ELF file of a known class"),
+        (b"\x7fELF\x02\x01" + bytes(50), "too short"),
+        (b"#!/bin/sh\n" + bytes(60), "no ELF"),
+        (elf()[:200], "outside"),
+        (elf()[:-40], "ends outside"),
+    ],
+)
+def test_what_is_broken_is_refused(data: bytes, what: str) -> None:
+    with pytest.raises(MalformedElf, match=what):
+        parsed(data)
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_a_changed_file_is_read_or_refused(data: st.DataObject) -> None:
+    raw = bytearray(elf(("libc.so.6",), ("socket", "connect"), exports=("a", "b"), hashed="gnu"))
+    for _ in range(data.draw(st.integers(1, 8))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]))
+    try:
+        found = parsed(bytes(raw))
+        system_calls(Bytes(bytes(raw)), found)
+    except MalformedElf:
+        return
+    assert found.imports <= {"socket", "connect", "getaddrinfo"}
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_behind_the_magic(raw: bytes) -> None:
+    try:
+        parsed(b"\x7fELF\x02\x01\x01" + raw)
+    except MalformedElf:
+        return
+
+
+def test_an_import_that_no_hash_table_counts_is_found_by_its_relocation() -> None:
+    """A hash table that speaks of fewer symbols than there are hides nothing: relocations are what is looked up."""
+    data = elf(("libc.so.6",), ("printf", "socket"), hashed="relocations")
+    assert parsed(data).imports == {"socket"}
+
+
+# -- code ----------------------------------------------------------------------------------------------------------
+
+
+def calls(code: bytes, machine: int = 62, bits: int = 64) -> elf_code.SystemCalls:
+    data = static(code, machine=machine, bits=bits)
+    return system_calls(Bytes(data), parsed(data))
+
+
+@pytest.mark.parametrize(
+    ("code", "numbers", "untold"),
+    [
+        (SOCKET, {("x86_64", 41)}, 0),
+        (WRITE + SOCKET, {("x86_64", 1), ("x86_64", 41)}, 0),
+        (b"\x6a\x29\x58\x0f\x05", {("x86_64", 41)}, 0),
+        (b"\x48\xc7\xc0\x29\x00\x00\x00\x0f\x05", {("x86_64", 41)}, 0),
+        (b"\xb8\x20\x01\x00\x00\x31\xd2\x0f\x05", {("x86_64", 288)}, 0),
+        (b"\x31\xc0\x0f\x05", {("x86_64", 0)}, 0),
+        (COMPUTED, set(), 1),
+        (b"\x90" * 70 + b"\x0f\x05", set(), 1),
+        (b"\xb8\x66\x00\x00\x00\xcd\x80", {("i386", 102)}, 0),
+        (b"\x90" * 70 + b"\xcd\x80", set(), 0),
+        (b"\xc3", set(), 0),
+    ],
+)
+def test_system_calls_of_amd64(code: bytes, numbers: set[tuple[str, int]], untold: int) -> None:
+    found = calls(b"\x90" * 80 + code)
+    assert set(found.numbers) == numbers
+    assert found.untold == untold
+
+
+def test_system_calls_of_other_machines() -> None:
+    assert calls(b"\xb8\x67\x01\x00\x00\xcd\x80", X86, 32).numbers == {("i386", 359)}
+    assert calls(b"\x90" * 70 + b"\xcd\x80", X86, 32).untold == 1
+    # mov x8, #198; svc #0
+    arm = (0xD2800008 | 198 << 5).to_bytes(4, "little") + b"\x01\x00\x00\xd4"
+    assert calls(arm, AARCH64).numbers == {("aarch64", 198)}
+    assert not calls(SOCKET, machine=8).known
+
+
+def test_stubs_that_share_an_instruction() -> None:
+    """As klibc has them: mov $n,%eax; jmp to mov %rcx,%r10; syscall."""
+    shared = b"\x49\x89\xca\x0f\x05\xc3"
+    stub = b"\xb8\x29\x00\x00\x00\xe9" + (-(len(shared) + 10 + 64)).to_bytes(4, "little", signed=True)
+    code = b"\xc3" * 64 + shared + b"\xc3" * 64 + stub
+    data = static(code)
+    found = system_calls(Bytes(data), parsed(data))
+    assert ("x86_64", 41) in found.numbers
+    assert found.untold == 0
+    ((at, _, number),) = found.stubs
+    assert number == 41
+    assert at == BASE + data.index(stub)
+    caller = static(b"\xe8" + bytes(4))
+    place = caller.index(b"\xe8" + bytes(4))
+    distance = (at - (BASE + place + 5)).to_bytes(4, "little", signed=True)
+    calling = caller.replace(b"\xe8" + bytes(4), b"\xe8" + distance)
+    assert goes_to(Bytes(calling), parsed(calling), frozenset({at})) == {at}
+    assert goes_to(Bytes(caller), parsed(caller), frozenset({at})) == frozenset()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 3000), st.binary(max_size=60))
+def test_a_call_is_found_wherever_pieces_are_cut(place: int, noise: bytes) -> None:
+    before = elf_code._PIECE
+    elf_code._PIECE = 256
+    try:
+        found = calls(b"\x90" * place + SOCKET + noise)
+    finally:
+        elf_code._PIECE = before
+    assert ("x86_64", 41) in found.numbers

@@ -1,0 +1,306 @@
+"""Data bases of packages: dpkg's, rpm's, what is deployed as a Flatpak or snap; well-formed, damaged and hostile."""
+
+from __future__ import annotations
+
+import base64
+import sqlite3
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_root import Directory, Entry, Link, root
+
+from pytest_osgates.image.packages import Trouble
+from pytest_osgates.image.packages.dpkg import parse_status, read_diversions, read_dpkg
+from pytest_osgates.image.packages.rpm import MalformedHeader, parse_database, parse_header, read_rpm
+from pytest_osgates.image.packages.sandboxed import read_flatpak, read_snap
+
+# A header as rpm 4.18 wrote it into its data base: osgates-sample 4:1.2-3 with two files.
+REAL = zlib.decompress(
+    base64.b64decode(
+        "eNqllcuLHUUUxus+8jTRhGQ0BhezESaQvre6u7q6WhCVGTQjPgaMYjAR63nTeF/c7hlGETHgzpUIkoUgSP6F2blwIa5cuBDc6C6C"
+        "0RhHEZ2FOqm+9SXBuLThdPGr75xTp17dhJBHCem8Swh5zNs+Qtrf+faIN+NtPwlPy/v84Nu93trga+Cj4B/BC+CffNv1dgJ83bcH"
+        "vD0E/hn8MPgG/JfAvyDfafCv0Cn4D+gMvIN8Avw39BXwP+CnA3e7yHc2zKnbaB1v58EHwK+BD8LfgO/B+gzBh8A3wIfhvw2+D/oO"
+        "+EjgVht8PNTXOoT6FkJ86zT0B+CP+XZPQF8JdXYfhL4GPgn+GLyE/FuIfwrxnyL/GfDn4FXEfwl+GfpXiD8H/Wvweejfwv8C9Kvg"
+        "V8F/glWop70P8QZ8L9iCj4EdGOepOwSfBNdh/DZF/nWwAG+E8duPB/9jH0B/BvwF8q2Br8L/JfD38L8Mvgb9o8CtFvRt8B7cp9/D"
+        "fWodDvk7XehHwRHO53aI70wxnz3or1H//dA3oQ/Ab4Evgt9peJlMqoGsbRVVcjQdWhL3EpLO73JXLqLPZ3q9nR3fGM379z67epa8"
+        "OK6mVpeutIYMy/H6JhlP5ExfxHeguQ+dS1cuXWmgiW2sEFZyy1wSc5c4xRQvnHOFSiVjgiU6FVxwLbnIXOqyzGgmdGZSp+KY5soy"
+        "8r8T3Hlmk0l99+vfKxH5lYjSXjXTvdl0PvNdPHetWLOoB2+Zdx2Waml5MprObFVZ82Q5tM/Jka1OEWhNz0o5sFV9p29NvjGcyLlz"
+        "dUZu2LWZdeXmKZL2aI9FMWE93qPzNrxj0aP43t62Nqa2nz0yL/3WVFuhzp6ejB1BzX1b6z7pr1ezvirHfRI9nyxGA6Kn5YQM3iyn"
+        "pMB+RsaqUo6jsMf/fZ54YXl1dbG2m3UYe712kSAulVwlQpmCOZtRvy02s4oWNDE2oZnSjAqWWi0ctVY5zguldcG5yV2uizgPuRKT"
+        "piaRWinrYi6cTJNU5zxnOY9tpq3fUZUqk9BE5zKLE52wWHNbUGmclHy+QPOf1e7uX5/hZ+WP79bb719+pcO2vvmw/clv53beG/lx"
+        "ldA6K4y1/rhkMbUspbnPZ2muGctyxrSwitAiltafL8opi5VLZEwFdS4Rae4Vp5WWWRL71ggVp6m2jJssNkVuCk/OhruwgG1p/qWd"
+        "hm8CYxojEg=="
+    )
+)
+OK = "install ok installed"
+
+
+def stanza(name: str, status: str = OK, version: str = "1.0", **more: str) -> str:
+    fields = {"Package": name, "Status": status, "Architecture": "amd64", "Version": version, **more}
+    return "".join(f"{key}: {value}\n" for key, value in fields.items() if value) + "\n"
+
+
+# -- dpkg ----------------------------------------------------------------------------------------------------------
+
+
+def test_status_as_dpkg_writes_it() -> None:
+    text = stanza("adduser", Description="add users\n and remove them\n .\n Status: purge ok not-installed")
+    text += stanza("Gone", "deinstall ok config-files") + stanza("half", "install reinstreq half-installed")
+    trouble = Trouble()
+    packages = parse_status(text.encode(), trouble)
+    assert [(package.name, package.version, package.status) for package in packages] == [
+        ("adduser", "1.0", OK),
+        ("gone", "1.0", "deinstall ok config-files"),
+        ("half", "1.0", "install reinstreq half-installed"),
+    ]
+    assert trouble.found == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "no package"),
+        ("\n\n\n", "no package"),
+        (stanza("a")[:-1], "breaks off"),
+        (stanza("aa") + "Package: bb\nStat", "breaks off"),
+        (stanza("aa", ""), "has the status"),
+        (stanza("aa", "install ok fine"), "has the status"),
+        (stanza("aa", "install ok"), "has the status"),
+        (stanza("aa", version=""), "has no version"),
+        (stanza("../aa"), "no name of a package"),
+        (stanza("aa").replace("Package", "Paket"), "no name of a package"),
+        (" x\n" + stanza("aa"), "goes on with what never began"),
+        ("rubbish\n" + stanza("aa"), "is no field"),
+        (
+            stanza("aa", Package2="x") + stanza("bb").replace("Version", "Status: purge ok not-installed\nVersion"),
+            "second",
+        ),
+        ("\0" + stanza("aa"), "NUL"),
+    ],
+)
+def test_a_damaged_status_is_told(text: str, problem: str) -> None:
+    trouble = Trouble()
+    parse_status(text.encode(), trouble)
+    assert any(problem in found for found in trouble.found), trouble.found
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_status_or_trouble(raw: bytes) -> None:
+    trouble = Trouble()
+    packages = parse_status(raw, trouble)
+    assert packages or trouble.found
+
+
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9+.-]{1,20}", fullmatch=True)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=8, unique=True), st.integers(min_value=1))
+def test_a_status_that_is_cut_anywhere_is_told_or_loses_whole_packages(names: list[str], cut: int) -> None:
+    raw = "".join(stanza(name) for name in names).encode()
+    raw = raw[: cut % len(raw)]
+    trouble = Trouble()
+    packages = parse_status(raw, trouble)
+    if not trouble.found:
+        # Cut between two packages: what the lists of files beside it tell.
+        assert [package.name for package in packages] == names[: len(packages)]
+        assert all(package.status == OK and package.version == "1.0" for package in packages)
+
+
+def dpkg(status: str | None, lists: dict[str, str], **more: Entry) -> dict[str, Entry]:
+    files: dict[str, Entry] = {"/var/lib/dpkg/info": Directory(), "/var/lib/dpkg/updates": Directory()}
+    if status is not None:
+        files["/var/lib/dpkg/status"] = status.encode()
+    files |= {f"/var/lib/dpkg/info/{name}.list": text.encode() for name, text in lists.items()}
+    return files | {f"/var/lib/dpkg/{path}": entry for path, entry in more.items()}
+
+
+def test_dpkg_with_files_and_diversions() -> None:
+    status = stanza("aa") + stanza("lib") + stanza("old", "deinstall ok config-files")
+    lists = {"aa": "/.\n/bin/aa\n", "lib:amd64": "/lib/lib.so\n", "stale": "/bin/stale\n", "old": "/etc/old\n"}
+    view = root(dpkg(status, lists, diversions=b"/bin/sh\n/bin/sh.distrib\ndash\n"))
+    found = read_dpkg(view)
+    assert found is not None
+    assert found.problems == ()
+    assert [package.files for package in found.packages] == [("/.", "/bin/aa"), ("/lib/lib.so",), ("/etc/old",)]
+    assert found.left == ("stale",)
+    assert read_diversions(view) == {"/bin/sh": "/bin/sh.distrib"}
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (dpkg(None, {"aa": ""}), "it is not there"),
+        (dpkg(stanza("aa"), {}), "no list of files"),
+        (dpkg(stanza("aa") * 2, {"aa": ""}), "twice"),
+        (dpkg(stanza("aa"), {"aa": ""}, **{"updates/0001": b"x"}), "interrupted"),
+        ({"/var/lib/dpkg/status": Directory()}, "a directory"),
+        (dpkg(stanza("aa"), {}, **{"info/aa.list": Directory()}), "a directory"),
+    ],
+)
+def test_a_damaged_dpkg_is_told(files: dict[str, Entry], problem: str) -> None:
+    found = read_dpkg(root(files))
+    assert found is not None
+    assert any(problem in text for text in found.problems), found.problems
+
+
+def test_dpkg_without_dpkg() -> None:
+    assert read_dpkg(root({"/usr": Directory()})) is None
+    base = b"Package: base-files\nVersion: 12\nArchitecture: amd64\n"
+    found = read_dpkg(root({"/var/lib/dpkg/status.d/base": base}))
+    assert found is not None
+    assert [(package.name, package.status) for package in found.packages] == [("base-files", OK)]
+    assert found.problems == ()
+
+
+# -- rpm -----------------------------------------------------------------------------------------------------------
+
+
+def header(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """A header of (tag, type, count, data)."""
+    index, data = b"", b""
+    for tag, kind, count, value in tags:
+        index += struct.pack(">IIiI", tag, kind, len(data), count)
+        data += value
+    return struct.pack(">II", len(tags), len(data)) + index + data
+
+
+def simple(name: bytes, version: bytes = b"1") -> bytes:
+    return header((1000, 6, 1, name + b"\0"), (1001, 6, 1, version + b"\0"), (1002, 6, 1, b"2.fc43\0"))
+
+
+def database(*blobs: bytes, index: bool = True, schema: str = "") -> bytes:
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(
+        schema
+        or "CREATE TABLE Packages (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);"
+        "CREATE TABLE Name (key TEXT NOT NULL, hnum INTEGER NOT NULL, idx INTEGER NOT NULL);"
+    )
+    for blob in () if schema else blobs:
+        row = connection.execute("INSERT INTO Packages (blob) VALUES (?)", (blob,)).lastrowid
+        if index:
+            connection.execute("INSERT INTO Name VALUES ('x', ?, 0)", (row,))
+    connection.commit()
+    raw = connection.serialize()
+    connection.close()
+    return raw
+
+
+def test_a_header_of_rpm_itself() -> None:
+    package = parse_header(REAL)
+    assert (package.name, package.version, package.arch) == ("osgates-sample", "4:1.2-3", "noarch")
+    assert package.files == ("/etc/sample.conf", "/usr/bin/sample")
+
+
+def test_a_data_base_of_rpm() -> None:
+    trouble = Trouble()
+    raw = bytearray(database(REAL, simple(b"bash", b"5.2"), simple(b"gpg-pubkey")))
+    raw[18:20] = b"\2\2"  # as rpm leaves it: made for a write-ahead log
+    packages = parse_database(bytes(raw), trouble)
+    assert [(package.name, package.version) for package in packages] == [
+        ("osgates-sample", "4:1.2-3"),
+        ("bash", "5.2-2.fc43"),
+    ]
+    assert trouble.found == []
+
+
+# Counts to the end of time, if it may.
+ENDLESS = (
+    "CREATE TABLE Name (hnum);CREATE VIEW Packages AS WITH RECURSIVE n(hnum, blob) AS "
+    "(SELECT 1, x'00' UNION ALL SELECT hnum + 1, blob FROM n) SELECT * FROM n;"
+)
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (b"", "no data base of SQLite"),
+        (b"SQLite format 3\0" + bytes(200), "SQLite cannot read it"),
+        (database(REAL)[:5000], "SQLite cannot read it"),
+        (database(), "no package"),
+        (database(REAL, index=False), "its index of names has 0 packages, the table 1"),
+        (database(schema="CREATE TABLE Other (x);"), "no table Packages"),
+        (database(schema=ENDLESS), "no table Packages"),
+        (database(simple(b"bash")[:-1]), "a header of"),
+        (database(simple(b"bash"), simple(b"a b")), "tag 1000 is"),
+        (database(header((1000, 6, 1, b"bash\0"))), "tag 1001 is missing"),
+    ],
+)
+def test_a_damaged_data_base_of_rpm_is_told(raw: bytes, problem: str) -> None:
+    trouble = Trouble()
+    parse_database(raw, trouble)
+    assert any(problem in found for found in trouble.found), trouble.found
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_changed_header_is_read_or_refused(data: st.DataObject) -> None:
+    raw = bytearray(REAL)
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    raw = raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw
+    try:
+        package = parse_header(bytes(raw))
+    except MalformedHeader:
+        return
+    assert package.name
+    assert package.version
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_a_changed_data_base_never_passes_for_a_whole_one(data: st.DataObject) -> None:
+    raw = bytearray(database(simple(b"bash"), simple(b"snapd")))
+    start = data.draw(st.integers(0, len(raw) - 64))
+    raw[start : start + 64] = data.draw(st.binary(min_size=64, max_size=64))
+    trouble = Trouble()
+    names = {package.name for package in parse_database(bytes(raw), trouble)}
+    assert trouble.found or len(names) == 2
+
+
+def test_where_rpm_keeps_it() -> None:
+    home = "/usr/lib/sysimage/rpm"
+    files: dict[str, Entry] = {
+        f"{home}/rpmdb.sqlite": database(REAL),
+        f"{home}/rpmdb.sqlite-wal": b"x",
+        f"{home}/Packages": b"x",
+        "/var/lib/rpm": Link("../../usr/lib/sysimage/rpm"),
+    }
+    found = read_rpm(root(files))
+    assert [(database.path.rpartition("/")[2], len(database.packages)) for database in found] == [
+        ("rpmdb.sqlite", 1),
+        ("Packages", 0),
+    ]
+    assert "never taken over" in found[0].problems[0]
+    assert "Berkeley DB" in found[1].problems[0]
+
+
+# -- Flatpak and snap ----------------------------------------------------------------------------------------------
+
+
+def test_flatpaks_and_snaps() -> None:
+    files: dict[str, Entry] = {
+        "/etc/flatpak/installations.d/more.conf": b'[Installation "more"]\nPath=/srv/apps\n',
+        "/etc/flatpak/installations.d/odd.conf": b"\0[",
+        "/var/lib/snapd/snaps/firefox_4173.snap": b"",
+        "/var/lib/snapd/snaps/core_22_1.snap": b"",
+    }
+    for top in ("var/lib/flatpak", "srv/apps", "home/me/.local/share/flatpak"):
+        ref = f"/{top}/app/org.{top.partition('/')[0]}.App/x86_64/stable"
+        files |= {f"{ref}/0a1b/files/x": b"", f"{ref}/active": Link("0a1b"), f"/{top}/app/org.x.current": Link("x")}
+    view = root(files)
+    found = read_flatpak(view)
+    assert found is not None
+    assert [package.name for package in found.packages] == ["org.var.App", "org.srv.App", "org.home.App"]
+    assert [problem.split(":")[0] for problem in found.problems] == ["/etc/flatpak/installations.d/odd.conf"]
+    snaps = read_snap(view)
+    assert snaps is not None
+    assert {package.name for package in snaps.packages} == {"firefox", "core_22"}
+
+
+def test_neither_flatpak_nor_snap() -> None:
+    view = root({"/usr": Directory()})
+    assert read_flatpak(view) is None
+    assert read_snap(view) is None

@@ -1,0 +1,218 @@
+"""Scripts that talk on the network: what they import, and what they run."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from elf_builders import elf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_root import Entry, Link, program, root
+
+from pytest_osgates.checks.apparmor_model import Kind, Tier
+from pytest_osgates.observers.networked.scan import scan
+from pytest_osgates.observers.networked.scripts import (
+    Language,
+    commands,
+    imported,
+    is_network,
+    language_of,
+    modules,
+    parse_shebang,
+)
+
+
+def language(name: str) -> Language:
+    found = language_of(name)
+    assert isinstance(found, Language)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("head", "interpreter", "arguments"),
+    [
+        (b"#!/bin/sh\n", "/bin/sh", ()),
+        (b"#! /usr/bin/perl -w\nuse x", "/usr/bin/perl", ("-w",)),
+        (b"#!/usr/bin/env python3\n", "python3", ()),
+        (b"#!/usr/bin/env -S A=1 python3 -u\n", "python3", ("-u",)),
+        (b"#!/usr/bin/env\n", "/usr/bin/env", ()),
+        (b"#!sh", "sh", ()),
+    ],
+)
+def test_first_lines(head: bytes, interpreter: str, arguments: tuple[str, ...]) -> None:
+    found = parse_shebang(head)
+    assert found is not None
+    assert (found.interpreter, found.arguments) == (interpreter, arguments)
+
+
+@pytest.mark.parametrize("head", [b"", b"#", b"#!", b"#! \n", b"\x7fELF", b" #!/bin/sh\n"])
+def test_no_script(head: bytes) -> None:
+    assert parse_shebang(head) is None
+
+
+@given(st.binary(max_size=300))
+def test_any_first_line(head: bytes) -> None:
+    found = parse_shebang(head)
+    assert (found is None) or (head.startswith(b"#!") and found.interpreter)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "network"),
+    [
+        ("python3", "import os, socket\n", True),
+        ("python3.13", "from urllib.request import urlopen\n", True),
+        ("python3", "from urllib.parse import quote\n", False),
+        ("python3", "    import http.client as c\n", True),
+        ("python3", "x = __import__('socket')\n", True),
+        ("python3", 'import importlib; importlib.import_module("ssl")\n', True),
+        ("python3", "from gi.repository import Gio, GLib\n", True),
+        ("python3", "# import socket\nimport sys\nprint('import of socket')\n", False),
+        ("python3", "import socketfoo\n", False),
+        ("perl", "use strict;\nuse IO::Socket::INET;\n", True),
+        ("perl", "  require LWP::UserAgent;\n", True),
+        ("perl5.40", "my $s = IO::Socket::INET->new('x');\n", True),
+        ("perl", "use File::Spec;\n", False),
+        ("ruby3.3", "require 'net/http'\n", True),
+        ("ruby", "TCPSocket.new 'x', 1\n", True),
+        ("ruby", "require 'json'\n", False),
+        ("node", "const n = require('node:net')\n", True),
+        ("nodejs", 'import x from "https"\n', True),
+        ("node", "await fetch ('http://x')\n", True),
+        ("node", "const fs = require('fs')\n", False),
+        ("gjs-console", "const Soup = imports.gi.Soup;\n", True),
+        ("lua5.4", 'local s = require "socket.http"\n', True),
+        ("php8.4", "<?php fsockopen('x');\n", True),
+        ("tclsh8.6", "set s [socket localhost 1]\n", True),
+        ("gawk", 'BEGIN { s = "/inet/tcp/0/x/80" }\n', True),
+        ("mawk", "{ print }\n", False),
+    ],
+)
+def test_modules(name: str, text: str, network: bool) -> None:
+    assert bool(list(modules(text, language(name)))) is network
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("curl -s http://x\n", "curl"),
+        ("  /usr/bin/wget x; true\n", "wget"),
+        ("if ! ping -c1 x; then :; fi\n", "ping"),
+        ("x=$(curl x)\n", "curl"),
+        ("y=`nc -l 1`\n", "nc"),
+        ("true && exec ssh x\n", "ssh"),
+        ("A=1 B=2 rsync a b\n", "rsync"),
+        ("sudo -n socat a b\n", "socat"),
+        ("find . | xargs -0 curl\n", "curl"),
+        ("FETCH=/usr/bin/curl\n$FETCH x\n", "curl"),
+        ('FETCH=curl\n"${FETCH}" x\n', "curl"),
+        ("{ curl x; }\n", "curl"),
+        ("cat <\\\n x | \\\n nc x 1\n", "nc"),
+        ("exec 3<>/dev/tcp/x/80\n", "/dev/tcp/"),
+        ("openssl s_client -connect x\n", "openssl s_client"),
+        ("busybox httpd -p 80\n", "httpd, busybox httpd"),
+        ("host example.org\n", "host"),
+        ("python3 -m http.server\n", "python3 -m http.server"),
+        ("echo curl\n", ""),
+        ("# curl x\n", ""),
+        ("rm -f ${links} $host\n", ""),
+        ("NAME=ssh\n", ""),
+        ("case $x in *.snap|*.deb) ;; esac\n", ""),
+        ("curl=1 curlew --curl my-curl curl.txt\n", ""),
+        ("openssl dgst -sha256 x\n", ""),
+    ],
+)
+def test_commands(text: str, names: str) -> None:
+    assert ", ".join(entry.detail for entry in commands(text)) == names
+
+
+def test_other_languages_on_a_command_line() -> None:
+    (entry,) = commands("python3 -c 'import sys; import socket; socket.socket()'\n")
+    assert (entry.kind, entry.detail) == (Kind.MODULES, "python: socket")
+    assert list(commands("perl -e 'print 1'\n")) == []
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(max_size=400), st.sampled_from(["python3", "perl", "ruby", "node", "lua", "php", "tclsh", "awk"]))
+def test_any_text(text: str, name: str) -> None:
+    found = language(name)
+    assert all(imported(text, found))
+    for entry in (*modules(text, found), *commands(text)):
+        assert entry.detail.isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a=" * 40_000, "sudo " * 20_000, "import " + "a, " * 20_000, "gpg " * 20_000, " " * 80_000, "${a" * 20_000],
+)
+def test_long_lines_take_no_time(text: str) -> None:
+    begun = time.process_time()
+    list(commands(text))
+    for name in ("python3", "perl", "node", "tclsh"):
+        imported(text, language(name))
+    assert time.process_time() - begun < 5
+
+
+def test_names_below_a_module() -> None:
+    python = language("python3")
+    assert is_network("http.server", python)
+    assert is_network("asyncio", python)
+    assert not is_network("urllib", python)
+    assert not is_network("", python)
+
+
+BASE: dict[str, Entry] = {
+    "/bin": Link("usr/bin"),
+    "/usr/bin/dash": program(elf()),
+    "/usr/bin/sh": Link("dash"),
+    "/usr/bin/strange": program(elf(imports=("socket",))),
+    "/usr/bin/plain": program(elf()),
+}
+
+
+def entry_of(files: dict[str, Entry], path: str) -> tuple[Tier, set[Kind]] | None:
+    entries = {entry.path: entry for entry in scan(root(BASE | files)).entries}
+    found = entries.get(path)
+    return None if found is None else (found.tier, {reason.kind for reason in found.evidence})
+
+
+def test_a_script_and_its_own_modules() -> None:
+    files: dict[str, Entry] = {
+        "/usr/bin/app": program(b"#!/usr/bin/python3\nfrom app.cli import main\nmain()\n"),
+        "/usr/lib/python3/dist-packages/app/__init__.py": b"import os\n",
+        "/usr/lib/python3/dist-packages/app/net.py": b"import ssl\n",
+        "/usr/lib/python3/dist-packages/app/cli.py": b"import sys\n",
+    }
+    assert entry_of(files, "/usr/bin/app") is None, "nothing imports app.net"
+    for text in (b"import app.net", b"from app import net\n", b"from . import x, net\n", b"from .net import x\n"):
+        files["/usr/lib/python3/dist-packages/app/cli.py"] = text
+        assert entry_of(files, "/usr/bin/app") == (Tier.B, {Kind.MODULES}), text
+
+
+def test_a_module_of_another_package_is_reported() -> None:
+    stanza = b"Package: %s\nStatus: install ok installed\nVersion: 1\nArchitecture: all\n\n"
+    files: dict[str, Entry] = {
+        "/usr/bin/app": program(b"#!/usr/bin/python3\nimport lib\n"),
+        "/usr/lib/python3/dist-packages/lib.py": b"import socket\n",
+        "/var/lib/dpkg/status": stanza % b"app" + stanza % b"lib",
+        "/var/lib/dpkg/info/app.list": b"/usr/bin/app\n",
+        "/var/lib/dpkg/info/lib.list": b"/usr/lib/python3/dist-packages/lib.py\n",
+    }
+    assert entry_of(files, "/usr/bin/app") == (Tier.C, {Kind.REACHES})
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (b"#!/bin/sh\ncurl x\n", (Tier.B, {Kind.COMMANDS})),
+        (b"#!/bin/sh\ntrue\n", None),
+        (b"#!/bin/sh\ntrue\nexit\n\0\1\2", (Tier.B, {Kind.UNTOLD})),
+        (b"curl x\n", (Tier.B, {Kind.COMMANDS})),
+        (b"\0\1\2curl x\n", None),
+        (b"#!/usr/bin/strange\nanything\n", (Tier.B, {Kind.UNTOLD})),
+        (b"#!/usr/bin/plain\nanything\n", None),
+        (b"#!/bin/busybox sh\nwget x\n", (Tier.B, {Kind.COMMANDS})),
+    ],
+)
+def test_executable_texts(text: bytes, wanted: tuple[Tier, set[Kind]] | None) -> None:
+    assert entry_of({"/usr/bin/x": program(text)}, "/usr/bin/x") == wanted

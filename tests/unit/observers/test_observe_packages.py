@@ -1,0 +1,68 @@
+"""Packages and files out of small images, as the boot stacks their layers."""
+
+from __future__ import annotations
+
+import pytest
+from memory_root import Directory, Entry, Gone, Link, program, root
+
+from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.image.walk import locate, walk
+from pytest_osgates.model import State
+from pytest_osgates.observers.packages import observe
+
+STATUS = "Package: {0}\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1\n\n"
+BASE: dict[str, Entry] = {
+    "/bin": Link("usr/bin"),
+    "/lib": Link("usr/lib"),
+    "/usr/lib": Directory(),
+    "/usr/bin/nft": program(b"x"),
+    "/usr/bin/dash": program(b"x"),
+    "/usr/bin/sh": Link("dash"),
+    "/var/lib/dpkg/status": (STATUS.format("nftables") + STATUS.format("dash")).encode(),
+    "/var/lib/dpkg/info/nftables.list": b"/.\n/bin\n/bin/nft\n/lib/libnft.so\n/usr/share/doc/nft\n",
+    "/var/lib/dpkg/info/dash.list": b"/bin/sh\n/usr/bin/dash\n/lib/modules/1/a.ko\n/usr/lib/man/man1/x\n",
+}
+
+
+@pytest.fixture
+def view() -> RootView:
+    return root(BASE, {"/usr/bin/nft": Gone(), "/usr/bin/nc": b"x", "/usr/share/doc": Directory(opaque=True)})
+
+
+def test_what_the_upper_layer_takes_away_is_missing(view: RootView) -> None:
+    seen = observe(view, ["/bin/n?", "/usr/bin/nft", "/usr/lib/snapd/*", "*.ko", "/nowhere/[ab]/x"])
+    assert seen.state is State.IMAGE
+    assert {package.name: package.missing for package in seen.packages} == {
+        "nftables": ("/bin/nft", "/lib/libnft.so"),
+        "dash": (),
+    }
+    assert seen.files["/bin/n?"].paths == ("/usr/bin/nc",)
+    assert [seen.files[path].count for path in ("/usr/bin/nft", "/usr/lib/snapd/*", "*.ko", "/nowhere/[ab]/x")] == [
+        0
+    ] * 4
+    assert [database.problems for database in seen.databases] == [()]
+
+
+def test_a_walk_meets_every_name_once(view: RootView) -> None:
+    paths = [node.path for node in walk(view)]
+    assert len(paths) == len(set(paths))
+    assert "/usr/bin/nft" not in paths
+    assert {"/usr/bin/nc", "/usr/bin/sh", "/bin", "/var/lib/dpkg/info/dash.list"} <= set(paths)
+    for path in paths:
+        node = locate(view, path, follow=False)
+        assert node is not None
+        assert node.path == path
+
+
+def test_locate_says_where_links_lead(view: RootView) -> None:
+    found = locate(view, "/bin/../bin/sh")
+    assert found is not None
+    assert found.path == "/usr/bin/dash"
+    link = locate(view, "/bin/sh", follow=False)
+    assert link is not None
+    assert link.path == "/usr/bin/sh"
+    assert locate(view, "/bin/nft") is None
+    assert locate(view, "/bin/sh/x") is None
+    root = locate(view, "/../..")
+    assert root is not None
+    assert root.path == "/"

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.boots
 # One worker makes the machine, by a boot, for all its rows.
 one_worker = pytest.mark.xdist_group("tpm-machine")
 
-QUICK = ("untampered-1", "fresh", "command-line-edited")
+QUICK = ("untampered-1", "fresh")
+QUICK_WEAK = ("tpm-blank",)
 ROWS = loader.load(loader.find("demo-tpm")).gates["tpm"].rows
 MORE = ("initrd-replaced", "db-key-added")
 
@@ -64,7 +65,10 @@ def test_the_sound_machine_passes_each_row(row: str, gates: Gates, demo_iso: Pat
     assert [boot["outcome"] for boot in seen["boots"]][-1:] == (["asked"] if row == "cleared" else ["unlocked"])
 
 
-@pytest.mark.parametrize("name", variant_names("tpm"))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK_WEAK else [pytest.mark.slow]) for name in variant_names("tpm")],
+)
 def test_each_weakness_is_found(name: str, gates: Gates, demo_iso: Path) -> None:
     host = vm_host.select("auto", None)
     host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))

@@ -159,6 +159,8 @@ def judge(seen: PackagesObservation, policy: PackagesPolicy) -> list[Finding]:
         if _is_sound(seen, entry):
             for name in entry.names:
                 findings += [finding for finding in _required(seen, entry, name) if finding not in findings]
+    if policy.excluded_files and not seen.walked:
+        findings.append(_unproven("no-files", "packages", "no file of the image was looked at", "all of them"))
     for file_entry in policy.excluded_files:
         for path in file_entry.paths:
             findings += _file(seen, path, file_entry.reason)
@@ -324,6 +326,7 @@ def controls(seen: PackagesObservation, policy: PackagesPolicy) -> tuple[Control
     broken = {finding.key for finding in judge(seen, policy)}
     made = [
         Control("no data base", _without_databases, "no-database", "packages", Severity.UNPROVEN),
+        *([Control("no file", _unwalked, "no-files", "packages", Severity.UNPROVEN)] if policy.excluded_files else []),
         Control("a damaged data base", _damaged, "database", f"/{_CONTROL}", Severity.UNPROVEN),
     ]
     for entry in policy.excluded:
@@ -376,6 +379,10 @@ def _with_file(pattern: str) -> Sabotage:
 
 def _without_databases(seen: PackagesObservation) -> PackagesObservation:
     return seen.model_copy(update={"databases": (), "packages": ()})
+
+
+def _unwalked(seen: PackagesObservation) -> PackagesObservation:
+    return seen.model_copy(update={"walked": 0})
 
 
 def _damaged(seen: PackagesObservation) -> PackagesObservation:

@@ -67,6 +67,11 @@ def test_a_clean_image_passes_and_each_control_is_caught() -> None:
     assert all(control.caught for control in result.controls)
 
 
+def test_files_of_which_none_was_looked_at_prove_nothing() -> None:
+    assert judged(seen(walked=0)).verdict is Verdict.NOT_PROVEN
+    assert decisive(judged(seen(walked=0))) == [("no-files", "packages")]
+
+
 @pytest.mark.parametrize(
     ("planted", "finding"),
     [

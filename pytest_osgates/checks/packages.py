@@ -326,7 +326,11 @@ def controls(seen: PackagesObservation, policy: PackagesPolicy) -> tuple[Control
     broken = {finding.key for finding in judge(seen, policy)}
     made = [
         Control("no data base", _without_databases, "no-database", "packages", Severity.UNPROVEN),
-        *([Control("no file", _unwalked, "no-files", "packages", Severity.UNPROVEN)] if policy.excluded_files else []),
+        *(
+            [Control("no file", _unwalked, "no-files", "packages", Severity.UNPROVEN)]
+            if policy.excluded_files
+            else []
+        ),
         Control("a damaged data base", _damaged, "database", f"/{_CONTROL}", Severity.UNPROVEN),
     ]
     for entry in policy.excluded:

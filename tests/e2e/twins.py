@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +113,45 @@ def contacts(capture: Path) -> list[Contact]:
                 found.append(Contact(name, record.at))
     begun = next(contact.at for contact in found if contact.name == FIRST)
     return [Contact(contact.name, contact.at - begun) for contact in found]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two runs. ``names``: whether each name was asked for as often in both. ``seconds``, ``share``: by how much the
+    same contact's times differ at most, and of the time since the first one. ``swapped``: how many seconds those are
+    apart, in the second run, that came in another order in the first."""
+
+    names: bool
+    seconds: float = 0.0
+    share: float = 0.0
+    swapped: tuple[float, ...] = ()
+
+
+def compare(quick: list[Contact], real: list[Contact]) -> Compared:
+    """Contacts of one name are told apart by their number."""
+    sides: list[dict[tuple[str, int], float]] = []
+    for seen in (quick, real):
+        times: dict[tuple[str, int], float] = {}
+        counts: Counter[str] = Counter()
+        for contact in seen:
+            times[contact.name, counts[contact.name]] = contact.at
+            counts[contact.name] += 1
+        sides.append(times)
+    one, other = sides
+    if one.keys() != other.keys():
+        return Compared(names=False)
+    order = sorted(other, key=lambda key: other[key])
+    return Compared(
+        names=True,
+        seconds=max((abs(one[key] - other[key]) for key in other), default=0.0),
+        share=max((abs(one[key] - other[key]) / other[key] for key in other if other[key]), default=0.0),
+        swapped=tuple(
+            other[later] - other[earlier]
+            for place, earlier in enumerate(order)
+            for later in order[place + 1 :]
+            if one[later] < one[earlier]
+        ),
+    )
 
 
 def window(evidence: Path) -> tuple[float, float]:

@@ -114,6 +114,14 @@ class PackageEntry(Model):
     manager: Manager | None = None
     reason: Reason
 
+    @model_validator(mode="after")
+    def _lower(self) -> PackageEntry:
+        # dpkg's own names have no capital letters: such a name would fit nothing, and be taken for absent.
+        for name in self.names:
+            if self.manager == "dpkg" and name != name.lower():
+                raise ValueError(f"{name!r}: names of Debian's packages are in lower case")
+        return self
+
 
 class FileEntry(Model):
     """``[[gate.packages.excluded_files]]``: paths with ``*`` (which also stands for ``/``) and ``?``."""

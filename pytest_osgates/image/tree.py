@@ -64,28 +64,36 @@ def components(path: str) -> list[str]:
 
 
 def resolve(tree: Tree[N], path: str, *, follow: bool) -> N | None:
-    """The node at `path`, which is taken from the root, symbolic links resolved inside the tree.
+    """The node at `path`, as :func:`resolved` finds it."""
+    found = resolved(tree, path, follow=follow)
+    return None if found is None else found[1]
+
+
+def resolved(tree: Tree[N], path: str, *, follow: bool) -> tuple[str, N] | None:
+    """The node at `path`, which is taken from the root, symbolic links resolved inside the tree; and the path
+    from the root that is left once they are.
 
     `..` does not leave the root. With `follow` a link at the end is followed as well. None: there is nothing, or the
     links do not end (ELOOP).
     """
     pending = components(path)[::-1]
-    trail = [tree.root_node()]
+    trail = [("", tree.root_node())]
     links = 0
     while pending:
-        if len(pending) > MAX_COMPONENTS or len(trail) > MAX_COMPONENTS or not tree.is_directory(trail[-1]):
+        parent, directory = trail[-1]
+        if len(pending) > MAX_COMPONENTS or len(trail) > MAX_COMPONENTS or not tree.is_directory(directory):
             return None
         name = pending.pop()
         if name == "..":
             if len(trail) > 1:
                 trail.pop()
             continue
-        node = tree.child(trail[-1], name)
+        node = tree.child(directory, name)
         if node is None:
             return None
         target = tree.link_target(node)
         if target is None or not (follow or pending):
-            trail.append(node)
+            trail.append((f"{parent}/{name}", node))
             continue
         links += 1
         if links > MAX_LINKS or not target:
@@ -93,4 +101,5 @@ def resolve(tree: Tree[N], path: str, *, follow: bool) -> N | None:
         if target.startswith("/"):
             del trail[1:]
         pending.extend(reversed(components(target)))
-    return trail[-1]
+    where, node = trail[-1]
+    return where or "/", node

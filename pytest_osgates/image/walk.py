@@ -9,7 +9,7 @@ from pytest_osgates.image.rootfs import MergedNode, RootView
 from pytest_osgates.image.source import damaged, shown
 from pytest_osgates.image.squashfs import MAX_DEPTH, MAX_ENTRIES, Squashfs
 from pytest_osgates.image.squashfs_format import Inode
-from pytest_osgates.image.tree import MAX_COMPONENTS, MAX_LINKS, components
+from pytest_osgates.image.tree import resolved
 from pytest_osgates.vm.errors import ImageError
 
 
@@ -75,34 +75,9 @@ def _children(view: RootView, directory: MergedNode) -> Iterator[tuple[str, Merg
 
 
 def locate(view: RootView, path: str, follow: bool = True) -> Node | None:
-    """What is at `path`, by the path that is left when all symbolic links are followed; None: nothing.
-
-    As :func:`pytest_osgates.image.tree.resolve`, which does not say by which way it came.
-    """
-    pending = components(path)[::-1]
-    trail: list[tuple[str, MergedNode]] = [("", view.root_node())]
-    links = 0
-    while pending:
-        parent, directory = trail[-1]
-        if len(pending) > MAX_COMPONENTS or len(trail) > MAX_COMPONENTS or not directory.inode.is_dir:
-            return None
-        name = pending.pop()
-        if name == "..":
-            if len(trail) > 1:
-                trail.pop()
-            continue
-        node = view.child(directory, name)
-        if node is None:
-            return None
-        target = node.inode.target
-        if target is None or not (follow or pending):
-            trail.append((f"{parent}/{name}", node))
-            continue
-        links += 1
-        if links > MAX_LINKS or not target:
-            return None
-        if target.startswith("/"):
-            del trail[1:]
-        pending.extend(reversed(components(target)))
-    where, node = trail[-1]
-    return Node(where or "/", *node.parts[0], node)
+    """What is at `path`, by the path that is left when all symbolic links are followed; None: nothing."""
+    found = resolved(view, path, follow=follow)
+    if found is None:
+        return None
+    where, node = found
+    return Node(where, *node.parts[0], node)

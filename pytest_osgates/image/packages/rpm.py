@@ -84,7 +84,8 @@ def parse_database(raw: bytes, trouble: Trouble) -> list[Package]:
             # The keys that signatures are checked with are kept as packages without files.
             if package.name != "gpg-pubkey":
                 packages.append(package)
-    except (sqlite3.Error, OverflowError, MemoryError) as error:
+    except (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError) as error:
+        # UnicodeDecodeError: a name in the schema, or a word of the integrity check, that is no UTF-8.
         trouble.add(f"SQLite cannot read it: {error}")
     if not packages:
         trouble.add("there is no package in it")

@@ -67,6 +67,13 @@ def test_a_clean_image_passes_and_each_control_is_caught() -> None:
     assert all(control.caught for control in result.controls)
 
 
+def test_a_name_that_no_debian_package_can_have_is_refused() -> None:
+    entry = {"names": ["Snapd"], "reason": "no"}
+    with pytest.raises(ValidationError, match="lower case"):
+        PackagesPolicy.model_validate({"excluded": [{**entry, "manager": "dpkg"}]})
+    assert PackagesPolicy.model_validate({"excluded": [{**entry, "manager": "rpm"}]}).excluded[0].names == ("Snapd",)
+
+
 def test_files_of_which_none_was_looked_at_prove_nothing() -> None:
     assert judged(seen(walked=0)).verdict is Verdict.NOT_PROVEN
     assert decisive(judged(seen(walked=0))) == [("no-files", "packages")]

@@ -260,6 +260,14 @@ def test_a_changed_data_base_never_passes_for_a_whole_one(data: st.DataObject) -
     assert trouble.found or len(names) == 2
 
 
+def test_a_data_base_whose_schema_is_no_text_is_told() -> None:
+    raw = bytearray(database(simple(b"bash"), simple(b"snapd")))
+    raw[4091:4155] = b"\x80" + bytes(63)
+    trouble = Trouble()
+    parse_database(bytes(raw), trouble)
+    assert any("SQLite cannot read it" in problem for problem in trouble.found)
+
+
 def test_where_rpm_keeps_it() -> None:
     home = "/usr/lib/sysimage/rpm"
     files: dict[str, Entry] = {

@@ -12,6 +12,7 @@ import threading
 import time
 from datetime import UTC, datetime
 
+from pytest_osgates.vm.affinity import Berth
 from pytest_osgates.vm.argv import TICK, TICK_US
 from pytest_osgates.vm.errors import HostError, QmpFailed
 from pytest_osgates.vm.machine import Machine
@@ -19,8 +20,8 @@ from pytest_osgates.vm.machine import Machine
 # Microseconds of guest time a jump at most: when it is quiet, and while frames come and go.
 QUIET_US, BUSY_US = 10_000, 500
 LOOK_S = 0.02
-# Host seconds without a frame after which it is quiet.
-QUIET_S = 0.25
+# Host seconds without a frame after which it is quiet. A guest that works on an answer is not idle: it skips nothing.
+QUIET_S = 0.1
 
 
 class Governor:
@@ -31,6 +32,7 @@ class Governor:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="governor", daemon=True)
         self._interval = TICK_US
+        self._berth = None if machine.pid is None else Berth(machine.pid)
         self.changes = 0
         self.failure: HostError | None = None
 
@@ -41,6 +43,8 @@ class Governor:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(10.0)
+        if self._berth is not None:
+            self._berth.leave()
 
     def _run(self) -> None:
         frames, heard = -1, 0.0
@@ -49,6 +53,8 @@ class Governor:
                 count = sum(_frames(link.stats()) for link in self._machine.sinkholes)
                 if count != frames:
                     frames, heard = count, time.monotonic()
+                if self._berth is not None:
+                    self._berth.settle()
                 self._set(BUSY_US if time.monotonic() - heard < QUIET_S else QUIET_US)
             except HostError as error:
                 self.failure = error

@@ -273,6 +273,11 @@ class Machine:
         return _needed(self._qmp, "monitor", self.spec)
 
     @property
+    def pid(self) -> int | None:
+        """QEMU's; None: it was not started."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def serial(self) -> Console:
         """The serial console. :raise HostError: not powered on."""
         return _needed(self._serial, "serial console", self.spec)

@@ -251,7 +251,7 @@ def _probe(watch: Watch) -> bool:
         answers = [set(link.stats()["answered"]) for link in links]
         if all(answered & set(wanted) for answered, wanted in zip(answers, asked, strict=True)):
             return True
-        pause.wait(POLL_S)
+        pause.wait(POLL_S / 10 if watch.skipping else POLL_S)
     return False
 
 

@@ -22,6 +22,7 @@ class FakeMachine:
         self.set: list[int] = []
         self.died = False
         self.date: dict[str, Any] = {}
+        self.pid = None
         self.qmp = self
         self.sinkholes = [SimpleNamespace(stats=self.stats)]
 

@@ -59,15 +59,16 @@ def told(name: str, evidence: Path) -> None:
     )
 
 
-def planted(evidence: Path, seconds: float) -> list[Contact]:
+def planted(evidence: Path, seconds: float, *, sparse: bool = False) -> list[Contact]:
     """The contacts in a capture, and on stdout how far they are from where they were planted."""
     (capture,) = evidence.glob("machines/*/net0.pcap")
     seen = [contact for contact in contacts(capture) if contact.at <= seconds]
     when = {contact.name: contact.at for contact in seen}
-    single = [contact for contact in expected(seconds) if contact.name.startswith("once-")]
+    wanted = expected(seconds, sparse=sparse)
+    single = [contact for contact in wanted if contact.name.startswith("once-")]
     late = [when[contact.name] - contact.at for contact in single if contact.name in when]
     print(
-        f"  contacts seen: {len(seen)} of {len(expected(seconds))}; single timers: {len(late)} of {len(single)}",
+        f"  contacts seen: {len(seen)} of {len(wanted)}; single timers: {len(late)} of {len(single)}",
         end="",
     )
     print(f", late by {min(late):.2f} to {max(late):.2f} s" if late else "", flush=True)
@@ -98,14 +99,17 @@ def main() -> None:
                 run(cached_demo_iso(_quiet), directory / "idle", 1800, "accelerated"),
             )
             return
-        fault = directory / "twin"
-        fault.mkdir()
-        iso = cached_demo_iso(_quiet, plant(fault))
+        faults = {sparse: directory / f"twin-{sparse}" for sparse in (False, True)}
+        for sparse, fault in faults.items():
+            fault.mkdir()
+            plant(fault, sparse=sparse)
         if options.day:
+            iso = cached_demo_iso(_quiet, faults[True])
             evidence = run(iso, directory / "day", 86_400, "accelerated")
             told("24 hours, accelerated", evidence)
-            planted(evidence, 86_340)
+            planted(evidence, 86_340, sparse=True)
         if options.twin is not None:
+            iso = cached_demo_iso(_quiet, faults[False])
             seen: dict[str, list[Contact]] = {}
 
             def watch(mode: str) -> None:

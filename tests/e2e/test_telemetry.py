@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,3 +33,28 @@ def test_forty_emitters(gates: Gates, fault_iso: Callable[[str | Path], Path], t
     # The service that sends is the one that is suspected.
     suspects = {suspect for flow in seen["flows"] if flow["dst"] == "203.0.113.8" for suspect in flow["suspects"]}
     assert any("osgates-fault-idle" in suspect for suspect in suspects)
+
+
+@pytest.mark.slow
+def test_half_an_hour_in_real_time(gates: Gates, demo_iso: Path) -> None:
+    """The window of a sign-off: thirty minutes by the host's clock in which the clean demo says nothing."""
+    profile = quick_profile(gates.directory)
+    begun = time.monotonic()
+    outcome = gates.run(
+        *("--iso", demo_iso, "--iso-distro", profile, "-m", "telemetry", "--iso-time", "real", "--iso-idle", "30m")
+    )
+    assert time.monotonic() - begun > 1800
+    assert outcome.status == 0
+    assert outcome.verdicts["gates"]["telemetry"]["verdict"] == "PASS"
+    assert outcome.root is not None
+    seen = json.loads((outcome.root / "observations/telemetry.json").read_text())
+    assert seen["timing"]["mode"] == "real"
+    assert seen["timing"]["idle_s"] >= 1800
+    assert [(canary["moment"], canary["datagram"]) for canary in seen["canaries"]] == [
+        ("start", True),
+        ("middle", True),
+        ("end", True),
+    ]
+    assert {flow["dst"] for flow in seen["flows"] if not flow["canary"]} <= {"255.255.255.255", "10.0.2.2"}
+    (card,) = seen["cards"]
+    assert (card["captured_out"], card["captured_in"]) == (card["counted_out"], card["counted_in"])

@@ -36,6 +36,8 @@ from tests.faults.table import check_manifest
 from tests.heeding import heed_interruptions
 
 ENDED = "ended before"
+# Gates of the demo that a run judges, and within how many seconds it is struck.
+SOME_GATES = (("boot", 150.0), ("kconfig or settings", 100.0), ("telemetry", 150.0), ("boot or settings", 180.0))
 # Beyond what the run would take by itself on a quiet machine. What hangs hangs for ever.
 ENDS_SECONDS = 900.0
 GONE_SECONDS = 10.0
@@ -193,17 +195,28 @@ def one(number: int, seed: int, *, whole: bool) -> tuple[str, list[str]]:
     workers = dice.choice((0, 2))
     options = ["-n", "2", "--dist", "loadgroup"] if workers else []
     if whole:
-        iso, profile = cached_demo_iso(quiet), quick_profile(directory, watch_s=20)
-        arguments, longest = ["-m", "boot or kconfig or settings"], 150.0
+        iso, profile = cached_demo_iso(quiet), quick_profile(directory, watch_s=20, idle_s=20)
+        marks, longest = dice.choice(SOME_GATES)
+        arguments = ["-m", marks]
     else:
         iso, profile = make_quick_iso(cached_demo_iso(quiet), directory), write_profile(directory)
-        arguments, longest = [], 35.0
+        marks, arguments, longest = "all", [], 35.0
     names = [name for name in STRIKES if workers or name != "worker killed"]
     dice.shuffle(names)
-    name = names[0]
     after = dice.uniform(0.5, longest)
     process = gates.start("--iso", iso, "--iso-distro", profile, *arguments, *options)
-    chaos = Chaos(gates, process, dice, workers)
+    try:
+        return _struck(number, Chaos(gates, process, dice, workers), names, after, longest, marks)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=ENDS_SECONDS)
+
+
+def _struck(
+    number: int, chaos: Chaos, names: list[str], after: float, longest: float, marks: str
+) -> tuple[str, list[str]]:
+    process, workers, directory, name = chaos.process, chaos.workers, chaos.gates.directory, names[0]
     before: set[tuple[str, str]] = set()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(after)
@@ -216,7 +229,7 @@ def one(number: int, seed: int, *, whole: bool) -> tuple[str, list[str]]:
             if chaos.told:
                 break
     _judge(chaos, name, before, longest)
-    left = f"{number:3} {name:26} after {after:5.1f} s, {workers} workers: {chaos.told or ENDED}"
+    left = f"{number:3} {name:26} after {after:5.1f} s, {workers} workers, {marks}: {chaos.told or ENDED}"
     if not chaos.wrong:
         shutil.rmtree(directory, ignore_errors=True)
     return left, [*chaos.wrong, *([f"see {directory}"] if chaos.wrong else [])]

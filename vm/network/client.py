@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,24 @@ class SinkholeLink:
     def probe(self) -> list[str]:
         """Ask the guest's own addresses over the link, from outside; which ones. `stats` says who answered."""
         return [str(address) for address in self.ask("probe")["asked"]]
+
+    def sweep(self, plan: Sequence[dict[str, object]]) -> list[str]:
+        """Let the prober begin (:meth:`pytest_osgates.vm.network.prober.Prober.start`); the names of all sweeps."""
+        return [str(name) for name in self._asked("sweep", plan=list(plan))["sweeps"]]
+
+    def sweep_status(self) -> dict[str, Any]:
+        """Whether it runs, what it did, and what the light probe heard."""
+        return self._asked("sweep-status")
+
+    def sweep_result(self, index: int) -> dict[str, Any]:
+        """Of one sweep, by its number."""
+        return self._asked("sweep-result", index=index)
+
+    def _asked(self, do: str, **fields: object) -> dict[str, Any]:
+        answer = self.ask(do, **fields)
+        if "error" in answer:
+            raise HostError(f"the prober of {self.name}: {answer['error']}")
+        return answer
 
     def behave(self, misbehaviour: Misbehaviour) -> None:
         """From now on."""

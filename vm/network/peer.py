@@ -4,13 +4,15 @@ LINK and CONTROL are inherited descriptors of connected sockets, SETTINGS, too, 
 through a tunnel is written to TUNNEL.pcap and TUNNEL.events.jsonl. A process of its own, because the plugin's threads
 would share one interpreter lock with ten thousands of frames a second.
 
-On CONTROL each line is a JSON object with ``do``, and is answered by one: ``stats``, ``probe``, ``behave``, ``stop``.
+On CONTROL each line is a JSON object with ``do``, and is answered by one: ``stats``, ``probe``, ``behave``, ``stop``;
+of the prober ``sweep``, ``sweep-status``, ``sweep-result``.
 The first line is ours: ``{"ready": true}``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import heapq
 import json
 import os
@@ -19,6 +21,7 @@ import socket
 import struct
 import sys
 import tempfile
+import termios
 import time
 from collections import deque
 from pathlib import Path
@@ -109,12 +112,17 @@ class Peer:
             wait = IDLE
             if self._late:
                 wait = min(wait, max(0.0, self._late[0][0] - time.monotonic()))
+            if self.sink.prober is not None:
+                wait = min(wait, self.sink.prober.wait())
             for key, events in self._selector.select(wait):
                 if key.fileobj is self._control:
                     self._commands()
                 elif events & selectors.EVENT_READ:
                     self._frames()
             self._due()
+            if self.sink.prober is not None and self._open:
+                self.sink.prober.tick(time.monotonic(), self._backlog())
+                self._take()
             if self._queue and self._open:
                 self._write()
             now = time.monotonic()
@@ -194,6 +202,14 @@ class Peer:
             self.sink.log.add("link-closed")
             self.sink.log.flush()
 
+    def _backlog(self) -> int:
+        """Bytes, or more, that QEMU has not taken (unix(7): SIOCOUTQ, which is TIOCOUTQ by another name)."""
+        try:
+            (kept,) = struct.unpack("i", fcntl.ioctl(self._link, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            kept = 0
+        return self._queued + int(kept)
+
     # -- control --------------------------------------------------------------------------------------------------
 
     def _commands(self) -> None:
@@ -222,6 +238,8 @@ class Peer:
                 whom = self.sink.probe()
                 self._take()
                 return {"asked": whom}
+            case "sweep" | "sweep-status" | "sweep-result":
+                return self._sweep(asked)
             case "behave":
                 self.sink.behave(misbehaviour(asked["misbehaviour"]))
                 return {"done": True}
@@ -234,6 +252,20 @@ class Peer:
                 self._stop = True
                 return self._stats()
         return {"error": f"unknown command {asked['do']!r}"}
+
+    def _sweep(self, asked: dict[str, Any]) -> dict[str, object]:
+        prober = self.sink.prober
+        if prober is None:
+            return {"error": "this sinkhole has no prober"}
+        try:
+            if asked["do"] == "sweep":
+                return {"sweeps": prober.start(asked["plan"])}
+            if asked["do"] == "sweep-result":
+                result: dict[str, object] = prober.sweeps[asked["index"]].result()
+                return result
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return {"error": str(error)}
+        return {**prober.status(), "tx_frames": self.sink.tx_frames, "answers_dropped": self.dropped}
 
     def _ready(self) -> bool:
         with selectors.DefaultSelector() as one:

@@ -65,13 +65,33 @@ class Misbehaviour:
 
 
 @dataclass(frozen=True)
+class Probing:
+    """What the prober does by itself, from the moment at which the guest has an address: every ``canary_s`` seconds
+    it tries a port that is listed (``boot_ports``, and those of probes.toml) and one that nobody would listen on;
+    0: never.
+    ``lose_every``: each n-th of its frames is thrown away, to show that loss is noticed; 0: none.
+    """
+
+    canary_s: float = 0.05
+    boot_ports: tuple[int, ...] = ()
+    lose_every: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.canary_s <= 60.0 or self.lose_every < 0:
+            raise UsageError("the prober: canary_s is 0 to 60, lose_every 0 or more")
+        if not all(0 < port < 65536 for port in self.boot_ports):
+            raise UsageError("the prober: ports are 1 to 65535")
+
+
+@dataclass(frozen=True)
 class Settings:
     """One sinkhole: one network card.
 
     ``subnet``: the third octet of 10.0.N.0/24 and of 2001:db8:N::/64, so that two cards differ. ``lease_s``: of DHCP;
     renewal comes at half of it. ``capture``: the pcap file that QEMU writes for this card, whose last time stamp is
     the guest's clock; None: the host's own clock is. ``max_log``: bytes of the event log. ``vpn``, ``secure``: the
-    VPN peer and the encrypted resolver that the sinkhole is, besides everything else.
+    VPN peer and the encrypted resolver that the sinkhole is, besides everything else. ``probing``: it tries from
+    outside what the guest answers.
     """
 
     subnet: int = 2
@@ -84,6 +104,7 @@ class Settings:
     misbehaviour: Misbehaviour = field(default_factory=Misbehaviour)
     vpn: Vpn | None = None
     secure: Resolver | None = None
+    probing: Probing | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.subnet <= 255:
@@ -158,6 +179,8 @@ class Settings:
             data["vpn"] = Vpn(**{**data["vpn"], **lists})
         if data["secure"] is not None:
             data["secure"] = Resolver(**{**data["secure"], "kind": SecureDns(data["secure"]["kind"])})
+        if data["probing"] is not None:
+            data["probing"] = Probing(**{**data["probing"], "boot_ports": tuple(data["probing"]["boot_ports"])})
         return cls(**data)
 
 

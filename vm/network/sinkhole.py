@@ -15,6 +15,7 @@ from pytest_osgates.vm.network.authority import Authority, Completed
 from pytest_osgates.vm.network.events import EventLog
 from pytest_osgates.vm.network.ip import Header, Reassembler, parse4, parse6
 from pytest_osgates.vm.network.names import NameTable
+from pytest_osgates.vm.network.prober import Prober
 from pytest_osgates.vm.network.settings import Misbehaviour, Refusal, Settings, TlsAnswer
 from pytest_osgates.vm.network.tcp import Session, Tcp
 from pytest_osgates.vm.network.udp import Udp
@@ -67,6 +68,7 @@ class Sinkhole:
         # What the profile declares, and is set by whoever knows where it writes to.
         self.tunnel: Tunnel | None = None
         self.secure: SecureResolver | None = None
+        self.prober = None if settings.probing is None else Prober(self, settings)
         self._fragments = Reassembler()
         self._once: set[tuple[object, ...]] = set()
 
@@ -136,6 +138,8 @@ class Sinkhole:
     def _frame(self, frame: bytes) -> None:
         if len(frame) < 14:
             raise Malformed("an Ethernet frame cut short")
+        if self.prober is not None and self.prober.takes(frame):
+            return
         kind, at, vlan, tags = frame[12:14], 14, None, b""
         while kind in VLAN:
             # Tags nest (IEEE 802.1ad); each is 4 bytes.
@@ -173,6 +177,8 @@ class Sinkhole:
         if header.src not in self.guest_addresses and header.src.strip(b"\0") and len(self.guest_addresses) < 1000:
             self.guest_addresses[header.src] = source
             self.log.add("address", address=text_of(header.src), mac=mac_text(source))
+            if self.prober is not None:
+                self.prober.learn(header.src, source)
         self.guest_mac = source
         if not self.permits("ipv4" if len(header.src) == 4 else "ipv6"):
             self.note("blocked", what="ip", dst=text_of(header.dst))
@@ -209,7 +215,7 @@ class Sinkhole:
             return
         taken = packet.target in self.guest_addresses or packet.target == self.settings.guest
         if packet.operation == arp.REQUEST and (packet.target in own or not (packet.claims or taken)):
-            self.send(link, arp.reply(packet, self.settings.hardware))
+            self.send(link, arp.reply(packet, self._owner(packet.target)))
 
     def _icmp(self, packet: Packet) -> None:
         message = packet.payload
@@ -251,14 +257,21 @@ class Sinkhole:
             target = icmpv6.solicited_target(message)
             # Without a source it asks whether its own address is free (RFC 4862 5.4): nobody else has it.
             if target is not None and not nobody and target not in self.guest_addresses:
-                body = icmpv6.neighbour_advertisement(target, settings.hardware)
+                body = icmpv6.neighbour_advertisement(target, self._owner(target))
                 self._icmpv6_send(packet, target, packet.src, body, 2)
+            elif target is not None and nobody and self.prober is not None:
+                self.prober.learn(target, packet.source_mac)
         elif kind == icmpv6.NEIGHBOUR_ADVERTISEMENT and len(message) >= 24:
             self.answered.add(message[8:24])
         elif kind == icmpv6.ECHO and not packet.multicast and not nobody:
             answer = icmpv6.echo_reply(message)
             if answer is not None:
                 self._icmpv6_send(packet, packet.dst, packet.src, answer, 2)
+
+    def _owner(self, address: bytes) -> bytes:
+        """The hardware address behind an address that is not the guest's."""
+        near = None if self.prober is None else self.prober.owner(address)
+        return self.settings.hardware if near is None else near
 
     def _advertise(self) -> None:
         """Say once more that there is a router, to whoever asked before and may have forgotten it."""

@@ -80,6 +80,8 @@ class Udp:
         if granted:
             # It may not say a word with it for long, but can be asked for it.
             sink.guest_addresses.setdefault(settings.guest, packet.source_mac)
+            if sink.prober is not None:
+                sink.prober.learn(settings.guest, packet.source_mac)
         if answer is not None:
             # A client that has an address gets its answer there, others by broadcast (RFC 2131 4.1).
             own = message.raw[12:16]

@@ -262,6 +262,7 @@ class Prober:
             "finished": sum(sweep.done for sweep in self.sweeps),
             "sweeps": len(self.sweeps),
             "lost_on_purpose": self.lost_on_purpose,
+            "macs": [wire.mac_text(mac) for mac in dict.fromkeys(self._sink.guest_addresses.values())][:20],
             "watched": [
                 {
                     "address": wire.text_of(address),
@@ -596,7 +597,7 @@ class Prober:
     def _note(self, address: bytes, origin: str, port: int, state: int) -> None:
         known = self.watched[address].heard
         if (origin, port) not in known and len(known) < MAX_HEARD:
-            known[origin, port] = (state, self._sink.log.clock())
+            known[origin, port] = (state, self._now)
 
 
 __all__ = ["CLOSED", "OPEN", "SILENT", "UNASKED", "UNPROVEN", "Prober", "Sweep", "ordered", "source_for"]

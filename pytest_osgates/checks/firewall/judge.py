@@ -1,0 +1,252 @@
+"""The judge of the gate `firewall`. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from pytest_osgates.checks.firewall.agreement import agreement, let_in, packet_for
+from pytest_osgates.checks.firewall.policy import Allowed, FirewallPolicy
+from pytest_osgates.checks.firewall.proof import losses, vacuity
+from pytest_osgates.checks.firewall.rules import (
+    ACCEPT,
+    Family,
+    input_chains,
+    not_understood,
+    outcomes,
+    unnamed_port,
+)
+from pytest_osgates.checks.firewall.said import finding, places, unproven
+from pytest_osgates.checks.firewall.seen import Answers, BootAnswer, FirewallObservation, Sweep, place
+from pytest_osgates.model import Finding, Severity
+
+# What an unfriendly host could open: shown one by one up to here.
+SHOWN = 60
+
+
+def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
+    """First whether what was tried can be believed, then the rules, then what answered, then whether they agree."""
+    findings = [*vacuity(seen, policy), *losses(seen, policy), *_ruleset(seen, policy)]
+    bare = {
+        family
+        for family in policy.families
+        for finding in findings
+        if finding.rule == "no-ruleset" or finding.key == ("not-default-deny", family)
+    }
+    used: set[int] = set()
+    answers = [*_open(seen, policy, used), *_quiet(seen, policy, bare, used), *_kinds(seen, policy, bare, used)]
+    findings += answers
+    findings += _booting(seen, policy, bare, {finding.key for finding in answers}, used)
+    findings += agreement(seen, policy, bare, {finding.subject for finding in findings})
+    findings += let_in(seen, bare, policy)
+    for number, entry in enumerate(policy.allowed):
+        if number not in used:
+            what = ", ".join(map(str, (*entry.ports, *entry.kinds)))
+            findings.append(
+                finding(
+                    *("unused", f"{entry.protocol}/{what}", "nothing answered there"),
+                    *("no allowance without need", Severity.REMARK),
+                )
+            )
+    return findings
+
+
+def _ways(seen: FirewallObservation, family: Family) -> list[Sweep]:
+    """One sweep for each way in."""
+    ways = {(sweep.origin, sweep.scope): sweep for sweep in seen.sweeps if sweep.family == family}
+    return list(ways.values())
+
+
+def _ruleset(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Finding]:
+    rules = seen.ruleset
+    if rules.problem:
+        yield unproven("ruleset-not-read", "input", rules.problem, "all rules that are in force")
+        return
+    if not any(input_chains(rules, family) for family in policy.families):
+        yield finding(
+            *("no-ruleset", "input", "no base chain filters what comes in", "a default-deny ruleset"),
+            hint="nft(8): table inet filter, a chain with hook input and policy drop; enable nftables.service",
+        )
+        return
+    for family in policy.families:
+        yield from _default_deny(seen, policy, family)
+        for text in list(not_understood(rules, family))[:20]:
+            yield finding(
+                *("not-understood", family, text, "the sweep says what it lets in", Severity.REMARK),
+            )
+    if seen.changed:
+        yield finding(
+            *("ruleset-changed", "input", "the rules were others after the sweeps than before"),
+            *("rules that stay", Severity.REMARK),
+        )
+
+
+def _default_deny(seen: FirewallObservation, policy: FirewallPolicy, family: Family) -> Iterator[Finding]:
+    chains = input_chains(seen.ruleset, family)
+    open_ways = {}
+    for sweep in _ways(seen, family):
+        for protocol in ("tcp", "udp"):
+            port = unnamed_port(seen.ruleset, protocol)
+            packet = packet_for(seen, sweep, protocol, port)
+            # Conditions that are not understood do not hold here: what falls through is to be denied.
+            if ACCEPT in outcomes(seen.ruleset, packet, guess=False):
+                open_ways[f"{protocol} from {place(sweep.origin)}"] = port
+    if open_ways or not chains:
+        said = "; ".join(f"{chain.subject}: policy {chain.policy or 'accept'}" for chain in chains[:5])
+        ways = ", ".join(f"{way} (port {port})" for way, port in open_ways.items())
+        yield finding(
+            *("not-default-deny", family, f"{said or 'no base chain'}: lets in {ways or 'everything'}"),
+            "whatever no rule names is dropped",
+            hint="policy drop, or a last rule that drops",
+        )
+        return
+    if policy.chain_policy == "drop":
+        for chain in chains:
+            if chain.policy != "drop":
+                yield finding("chain-policy", chain.subject, f"policy {chain.policy or 'accept'}", "policy drop")
+
+
+def _note(policy: FirewallPolicy, entry: Allowed, used: set[int]) -> None:
+    used.add(policy.allowed.index(entry))
+
+
+def _open(seen: FirewallObservation, policy: FirewallPolicy, used: set[int]) -> Iterator[Finding]:
+    where: dict[tuple[str, int], list[Sweep]] = defaultdict(list)
+    allowed: dict[tuple[str, int], Allowed] = {}
+    many: dict[tuple[str, str], list[Answers]] = defaultdict(list)
+    for sweep in seen.sweeps:
+        for answer in sweep.of("open"):
+            if answer.count > SHOWN:
+                many[sweep.protocol, sweep.where].append(answer)
+                continue
+            for port in range(answer.first, answer.last + 1):
+                entry = policy.allows(sweep.protocol, port, sweep.family, sweep.origin)
+                if entry is not None:
+                    _note(policy, entry, used)
+                    allowed[sweep.protocol, port] = entry
+                if entry is None or not entry.documented:
+                    where[sweep.protocol, port].append(sweep)
+    for (protocol, port), entry in sorted(allowed.items()):
+        if entry.documented and (protocol, port) not in where:
+            yield finding(
+                *("open", f"{protocol}/{port}", "it answers", "closed to everybody"),
+                *(Severity.ACCEPTED, "", entry.reason),
+            )
+    for (protocol, port), sweeps in sorted(where.items())[: 4 * SHOWN]:
+        yield finding(
+            *("open", f"{protocol}/{port}", f"it answers, by {places(sweeps)}{_who(seen, protocol, port)}"),
+            "no answer, or an entry in gate.firewall.allowed with its reason",
+            hint="close the port in the ruleset, or do not start what listens",
+        )
+    for (protocol, place_), answers in sorted(many.items()):
+        text = ", ".join(answer.text for answer in answers[:10])
+        yield finding("open", f"{protocol}/{text}", f"all of them answer, by {place_}", "no answer")
+    for sweep in seen.sweeps:
+        for port in sweep.elsewhere:
+            if policy.allows("udp", port, sweep.family, sweep.origin) is None:
+                yield finding(
+                    *("open", f"udp/{port}", f"it answered a datagram to another port, by {sweep.where}"),
+                    "no answer",
+                )
+                break
+
+
+def _who(seen: FirewallObservation, protocol: str, port: int) -> str:
+    who = [one.text for one in seen.listeners if (one.protocol, one.port) == (protocol, port)]
+    return f": {', '.join(dict.fromkeys(who))}"[:300] if who else ": nobody in the guest is known to listen there"
+
+
+def _quiet(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], used: set[int]) -> Iterator[Finding]:
+    """Ports that say that they are closed."""
+    found: dict[tuple[str, str, Family], dict[str, list[Answers]]] = defaultdict(lambda: defaultdict(list))
+    for sweep in seen.sweeps:
+        for answer in sweep.answers:
+            if answer.how not in ("closed", "rejected"):
+                continue
+            entry = policy.allows(sweep.protocol, answer.first, sweep.family, sweep.origin)
+            if answer.count == 1 and entry is not None:
+                # Nobody listens where somebody may: that is what is allowed there.
+                _note(policy, entry, used)
+                continue
+            rule = "refused" if answer.how == "closed" else "rejected"
+            found[rule, sweep.protocol, sweep.family][sweep.where].append(answer)
+    if policy.closed_answers == "refused":
+        return
+    for (rule, protocol, family), ways in found.items():
+        said = "; ".join(f"by {where}: {_count(answers)}" for where, answers in ways.items())
+        yield finding(
+            *(rule, f"{protocol} {family}", f"ports say that they are closed, {said}"),
+            *("silence", Severity.REMARK if family in bare else Severity.VIOLATION),
+            'drop instead of reject, or closed_answers = "refused"',
+        )
+
+
+def _count(answers: list[Answers]) -> str:
+    total = sum(answer.count for answer in answers)
+    return f"{total} ({', '.join(answer.text for answer in answers[:5])}{', ...' if len(answers) > 5 else ''})"
+
+
+def _kinds(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], used: set[int]) -> Iterator[Finding]:
+    found: dict[str, list[tuple[Sweep, str]]] = defaultdict(list)
+    allowed: dict[str, Allowed] = {}
+    for sweep in seen.sweeps:
+        protocol = "icmp" if sweep.family == "ipv4" else "icmpv6"
+        for kind, how in sweep.heard.items():
+            entry = policy.allows(protocol, kind, sweep.family, sweep.origin)
+            if entry is not None:
+                _note(policy, entry, used)
+            if entry is not None and entry.documented:
+                allowed[f"{protocol}/{kind}"] = entry
+            elif not (how.startswith("error") and policy.closed_answers == "refused"):
+                found[f"{protocol}/{kind}"].append((sweep, how))
+    for subject, entry in allowed.items():
+        if subject not in found:
+            yield finding("answers", subject, "it answers", "no answer", Severity.ACCEPTED, reason=entry.reason)
+    for subject, heard in found.items():
+        sweeps = [sweep for sweep, _ in heard]
+        severity = Severity.REMARK if {sweep.family for sweep in sweeps} <= bare else Severity.VIOLATION
+        yield finding(
+            *("answers", subject, f"{heard[0][1]}, by {places(sweeps)}"),
+            *("no answer, or an entry in gate.firewall.allowed with its reason", severity),
+        )
+
+
+def _booting(
+    seen: FirewallObservation,
+    policy: FirewallPolicy,
+    bare: set[Family],
+    known: set[tuple[str, str]],
+    used: set[int],
+) -> Iterator[Finding]:
+    """What answered before the machine was ready, and does not any more."""
+    opened: dict[int, list[str]] = defaultdict(list)
+    refused: dict[Family, list[BootAnswer]] = defaultdict(list)
+    for watch in seen.boot:
+        for answer in watch.answers:
+            entry = policy.allows("tcp", answer.port, watch.family, answer.origin)
+            if entry is not None:
+                _note(policy, entry, used)
+                if entry.documented:
+                    continue
+            if answer.how == "open":
+                if ("open", f"tcp/{answer.port}") not in known:
+                    opened[answer.port].append(f"{watch.address} {answer.before_s:.1f} s before ready")
+            elif not any((rule, f"tcp {watch.family}") in known for rule in ("refused", "rejected")):
+                refused[watch.family].append(answer)
+    for port, where in sorted(opened.items())[:SHOWN]:
+        yield finding(
+            *("open-at-boot", f"tcp/{port}", f"it answered while the machine booted: {', '.join(where[:4])}"),
+            "the rules stand before the network does",
+            hint="systemd.special(7): Before=network-pre.target, Wants=network-pre.target",
+        )
+    for family, answers in refused.items():
+        if policy.closed_answers == "silent" and family not in bare:
+            first = max(answer.before_s for answer in answers)
+            last = min(answer.before_s for answer in answers)
+            ports = ", ".join(str(answer.port) for answer in answers[:5])
+            yield finding(
+                *("refused-at-boot", f"tcp {family}"),
+                f"{len(answers)} closed ports answered ({ports}), {first:.1f} to {last:.1f} s before ready",
+                "the rules stand before the network does",
+                hint="systemd.special(7): Before=network-pre.target, Wants=network-pre.target",
+            )

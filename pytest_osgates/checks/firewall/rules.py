@@ -1,0 +1,329 @@
+"""What a ruleset of nftables does with one packet that comes in: rules as data, and a reader of them. Pure.
+
+Netfilter asks all base chains of a hook, by priority; one that drops decides, one that accepts only ends its own part
+(nft(8), "Chains"). A condition that is not understood may hold or not: both ways are followed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_osgates.model import Model
+
+Family = Literal["ipv4", "ipv6"]
+# Hooks that a packet for this machine passes before a program gets it.
+HOOKS = ("ingress", "prerouting", "input")
+_FAMILIES: dict[str, frozenset[str]] = {"ipv4": frozenset({"ip", "inet"}), "ipv6": frozenset({"ip6", "inet"})}
+_LOWER = frozenset({"netdev", "bridge"})
+_PORT = re.compile(r"[0-9]{1,5}")
+DEPTH = 16
+BUDGET = 200_000
+# IP protocols by number, where a rule names them so.
+_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6", "ipv6-icmp": "icmpv6", "132": "sctp"}
+
+
+class Match(Model):
+    """A condition: ``key`` as nft writes it (``tcp dport``, ``iifname``, ``ip saddr``, ``ct state``), empty if it is
+    not understood. ``values``: single ones, ``FIRST-LAST``, ``NETWORK/LENGTH``; any of them will do. ``negated``:
+    none may.
+    """
+
+    key: str
+    values: tuple[str, ...] = ()
+    negated: bool = False
+
+
+class Branch(Model):
+    """What follows: accept, drop, reject, queue, return, continue, jump, goto (with ``target``)."""
+
+    action: str
+    target: str = ""
+    values: tuple[str, ...] = ()
+
+
+class Rule(Model):
+    """Conditions, all of which must hold, and what follows; of a verdict map ``key`` and its branches, each with its
+    values. ``translates``: it changes address or port. ``text``: for people."""
+
+    matches: tuple[Match, ...] = ()
+    branches: tuple[Branch, ...] = ()
+    key: str = ""
+    translates: bool = False
+    text: str = ""
+
+
+class Chain(Model):
+    """Of ``family`` and ``table``; a base chain has ``hook``, ``priority`` and ``policy``."""
+
+    family: str
+    table: str
+    name: str
+    kind: str = ""
+    hook: str = ""
+    priority: int = 0
+    policy: str = ""
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """For findings."""
+        return f"{self.family} {self.table} {self.name}"
+
+
+class Ruleset(Model):
+    """What a guest says of its filter. ``source``: by which tool; ``problem``: why it cannot be known, or not wholly.
+    ``legacy``: tables of the old iptables, whose rules are among ``chains``, under the table ``legacy NAME``.
+    """
+
+    source: str
+    chains: tuple[Chain, ...] = ()
+    problem: str = ""
+    legacy: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Packet:
+    """An unsolicited packet. ``protocol``: tcp, udp, icmp, icmpv6; ``port``: to which, 0: it has none."""
+
+    family: Family
+    protocol: str
+    port: int
+    source: str
+    interface: str
+    target: str = ""
+    icmp_type: str = ""
+
+
+ACCEPT, DENY = "accept", frozenset({"drop", "reject"})
+
+
+def base_chains(ruleset: Ruleset, family: Family) -> list[Chain]:
+    """Those that an incoming packet passes, first things first."""
+    asked = _FAMILIES[family] | _LOWER
+    found = [
+        chain
+        for chain in ruleset.chains
+        if chain.hook in HOOKS and chain.family in asked and chain.kind in ("", "filter", "nat")
+    ]
+    return sorted(found, key=lambda chain: (HOOKS.index(chain.hook), chain.priority))
+
+
+def input_chains(ruleset: Ruleset, family: Family) -> list[Chain]:
+    """Those that decide what comes in."""
+    return [
+        chain
+        for chain in base_chains(ruleset, family)
+        if chain.hook == "input" and chain.family in _FAMILIES[family] and chain.kind in ("", "filter")
+    ]
+
+
+def outcomes(ruleset: Ruleset, packet: Packet, *, guess: bool | None = None) -> frozenset[str]:
+    """What may become of it: ``accept``, ``drop``, ``reject``. `guess`: how conditions that are not understood are
+    taken; None: both ways. Without any base chain it is accepted.
+    """
+    reader = _Reader(ruleset, packet, guess)
+    found: set[str] = set()
+    for chain in base_chains(ruleset, packet.family):
+        ends = reader.base(chain)
+        found |= ends & DENY
+        if ACCEPT not in ends:
+            return frozenset(found)
+    return frozenset(found | {ACCEPT})
+
+
+def _ranges(ruleset: Ruleset, protocol: str) -> Iterator[tuple[int, int]]:
+    """Of ports that rules speak of."""
+    keys = {f"{protocol} dport", "th dport"}
+    for chain in ruleset.chains:
+        for rule in chain.rules:
+            lists = [match.values for match in rule.matches if match.key in keys]
+            lists += [branch.values for branch in rule.branches if rule.key in keys]
+            for value in (value for values in lists for value in values):
+                ends = [int(end) for end in value.split("-")[:2] if _PORT.fullmatch(end)]
+                if ends:
+                    yield ends[0], ends[-1]
+
+
+def named_ports(ruleset: Ruleset, protocol: str) -> tuple[int, ...]:
+    """Ports that rules speak of: the ends of their ranges."""
+    found = {end for ends in _ranges(ruleset, protocol) for end in ends if 0 < end < 65536}
+    return tuple(sorted(found)[:4096])
+
+
+def unnamed_port(ruleset: Ruleset, protocol: str) -> int:
+    """One that no rule speaks of, but for ranges that leave none out."""
+    port = 1
+    for first, last in sorted(_ranges(ruleset, protocol)):
+        if first > port:
+            break
+        port = max(port, last + 1)
+    return port if port < 65536 else 47001
+
+
+def translates(ruleset: Ruleset) -> bool:
+    """Whether rules change addresses or ports: then rules speak of other ones than those that were tried."""
+    return any(rule.translates for chain in ruleset.chains for rule in chain.rules)
+
+
+def not_understood(ruleset: Ruleset, family: Family) -> Iterator[str]:
+    """Rules in the way of a packet whose conditions are not understood, and that could let it in."""
+    reach = {(chain.family, chain.table): True for chain in base_chains(ruleset, family)}
+    for chain in ruleset.chains:
+        if (chain.family, chain.table) in reach:
+            for rule in chain.rules:
+                lets = any(branch.action in ("accept", "queue", "jump", "goto") for branch in rule.branches)
+                if lets and (any(not match.key for match in rule.matches) or (rule.branches and rule.key == "?")):
+                    yield f"{chain.subject}: {rule.text}"
+
+
+class _Reader:
+    def __init__(self, ruleset: Ruleset, packet: Packet, guess: bool | None) -> None:
+        self._chains = {(chain.family, chain.table, chain.name): chain for chain in ruleset.chains}
+        self._packet = packet
+        self._guess = guess
+        self._left = BUDGET
+
+    def base(self, chain: Chain) -> set[str]:
+        """Its ends; a packet that falls through meets the policy, which is accept where there is none."""
+        ends = self._chain(chain, 0)
+        if "continue" in ends:
+            ends = (ends - {"continue"}) | {chain.policy if chain.policy in ("accept", "drop") else ACCEPT}
+        return ends
+
+    def _chain(self, chain: Chain, depth: int) -> set[str]:
+        ends: set[str] = set()
+        for rule in chain.rules:
+            self._left -= 1
+            if depth > DEPTH or self._left < 0:
+                return ends | {ACCEPT, "drop", "continue"}
+            holds = self._all(rule.matches)
+            if holds is False:
+                continue
+            taken = self._branches(chain, rule, depth)
+            ends |= taken - {"continue"}
+            if holds and "continue" not in taken:
+                return ends - {"return"} | ({"continue"} if "return" in ends else set())
+        return ends - {"return"} | {"continue"}
+
+    def _branches(self, chain: Chain, rule: Rule, depth: int) -> set[str]:
+        if not rule.key:
+            return self._follow(chain, rule.branches[0], depth) if rule.branches else {"continue"}
+        ends: set[str] = set()
+        sure = False
+        for branch in rule.branches:
+            holds = True if branch.values == ("*",) else self._holds(Match(key=rule.key, values=branch.values))
+            if holds is not False:
+                ends |= self._follow(chain, branch, depth)
+                sure = sure or bool(holds)
+            if holds:
+                break
+        return ends if sure else ends | {"continue"}
+
+    def _follow(self, chain: Chain, branch: Branch, depth: int) -> set[str]:
+        if branch.action in ("accept", "drop", "reject", "return", "continue"):
+            return {branch.action}
+        if branch.action == "queue":
+            # A program decides.
+            return {ACCEPT, "drop"} if self._guess is None else {ACCEPT if self._guess else "drop"}
+        target = self._chains.get((chain.family, chain.table, branch.target))
+        if branch.action not in ("jump", "goto") or target is None:
+            return {ACCEPT, "drop", "continue"} if self._guess is None else {"continue"}
+        ends = self._chain(target, depth + 1)
+        if branch.action == "goto" and "continue" in ends:
+            return ends - {"continue"} | {"return"}
+        return ends
+
+    def _all(self, matches: Iterable[Match]) -> bool | None:
+        known: bool | None = True
+        for match in matches:
+            holds = self._holds(match)
+            if holds is False:
+                return False
+            if holds is None:
+                known = None
+        return known
+
+    def _holds(self, match: Match) -> bool | None:
+        holds = self._any(match)
+        if holds is None:
+            return self._guess
+        return not holds if match.negated else holds
+
+    def _any(self, match: Match) -> bool | None:
+        packet = self._packet
+        if match.key in ("tcp dport", "udp dport", "th dport", "sctp dport", "dccp dport", "udplite dport"):
+            if not match.key.startswith(("th ", packet.protocol + " ")) or packet.protocol.startswith("icmp"):
+                return _never(match)
+            return _has_port(match.values, packet.port)
+        if match.key in ("icmp type", "icmpv6 type"):
+            if match.key.split()[0] != packet.protocol:
+                return _never(match)
+            return packet.icmp_type in match.values if packet.icmp_type else None
+        if match.key in ("ip saddr", "ip6 saddr", "ip daddr", "ip6 daddr"):
+            if (match.key[:3] == "ip6") != (packet.family == "ipv6"):
+                return _never(match)
+            address = packet.source if match.key.endswith("saddr") else packet.target
+            return _has_address(match.values, address) if address else None
+        facts = {
+            "iif": packet.interface,
+            "iifname": packet.interface,
+            "ct state": "new",
+            "ct status": "",
+            "ct direction": "original",
+            "meta l4proto": packet.protocol,
+            "ip protocol": packet.protocol if packet.family == "ipv4" else "",
+            "ip6 nexthdr": packet.protocol if packet.family == "ipv6" else "",
+            "meta nfproto": packet.family,
+            "meta protocol": "ip" if packet.family == "ipv4" else "ip6",
+            "meta pkttype": "host",
+            "fib daddr type": "local",
+        }
+        if match.key not in facts:
+            return None
+        values = [_NUMBERS.get(value, value) for value in match.values]
+        if match.key == "ct status":
+            return False
+        return any(_fits(facts[match.key], value) for value in values)
+
+
+def _never(match: Match) -> bool:
+    """A field that the packet has not: the rule does not apply, negated or not."""
+    return match.negated
+
+
+def _fits(fact: str, value: str) -> bool:
+    return fact.startswith(value[:-1]) if value.endswith("*") else fact == value
+
+
+def _has_port(values: tuple[str, ...], port: int) -> bool | None:
+    unknown = False
+    for value in values:
+        first, _, last = value.partition("-")
+        if not _PORT.fullmatch(first) or (last and not _PORT.fullmatch(last)):
+            unknown = True
+        elif int(first) <= port <= int(last or first):
+            return True
+    return None if unknown else False
+
+
+def _has_address(values: tuple[str, ...], address: str) -> bool | None:
+    unknown = False
+    own = ipaddress.ip_address(address)
+    for value in values:
+        first, _, last = value.partition("-")
+        try:
+            if last:
+                low, high = ipaddress.ip_address(first), ipaddress.ip_address(last)
+                if low.version == own.version and int(low) <= int(own) <= int(high):
+                    return True
+            else:
+                network = ipaddress.ip_network(value, strict=False)
+                if own.version == network.version and own in network:
+                    return True
+        except ValueError:
+            unknown = True
+    return None if unknown else False

@@ -1,0 +1,355 @@
+"""Asks a machine from outside what it answers, and inside for its rules and counters; for the gate `firewall`."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from pytest_osgates.checks.firewall.policy import FirewallPolicy
+from pytest_osgates.checks.firewall.rules import Ruleset
+from pytest_osgates.checks.firewall.seen import (
+    Accounts,
+    Address,
+    Answers,
+    BootAnswer,
+    BootWatch,
+    FirewallObservation,
+    How,
+    Listener,
+    Origin,
+    Sweep,
+)
+from pytest_osgates.model import State
+from pytest_osgates.observers import confinement
+from pytest_osgates.observers.firewall import inside
+from pytest_osgates.observers.firewall.inside import Inside
+from pytest_osgates.progress import ProgressLog, Step
+from pytest_osgates.vm.errors import HostError
+from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.network import probe_frames, probes
+from pytest_osgates.vm.network.client import SinkholeLink
+from pytest_osgates.vm.network.settings import Probing, Settings
+from pytest_osgates.vm.spec import card_mac
+from pytest_osgates.vm.text import one_line
+
+ADDRESS_S = 90.0
+WATCHED_S = 30.0
+SWEEP_S = 600.0
+POLL_S = 0.2
+RUNS = 2
+MAX_STATE = 1 << 17
+
+
+@dataclass
+class Siege:
+    """One machine that is ready, and how it is tried."""
+
+    machine: Machine
+    state: State
+    policy: FirewallPolicy
+    progress: ProgressLog
+    ready_at: float
+    who: str = "firewall"
+
+
+def settings_for(policy: FirewallPolicy, lose_every: int = 0) -> tuple[Settings, ...]:
+    """The sinkhole of a machine that is tried. `lose_every`: see there."""
+    return (Settings(probing=Probing(boot_ports=policy.boot_ports, lose_every=lose_every)),)
+
+
+def observe(siege: Siege) -> FirewallObservation:
+    """From a machine that is ready to an observation.
+
+    :raise OsgatesError: machine, sinkhole or guest ended while they were needed.
+    """
+    link, shell = siege.machine.sinkholes[0], siege.machine.shell
+    problems: list[str] = []
+    _step(siege, "waiting for an address", 0.0, ADDRESS_S)
+    before = _await_addresses(siege)
+    mac, card = _card(link, before)
+    if not card:
+        problems.append("the guest has no card with the hardware address that is seen on the wire")
+    targets = _targets(link, before, card)
+    _await_watched(siege, targets)
+    boot = _boot(link.sweep_status(), siege.ready_at)
+    ruleset = inside.rules(shell, before.tables)
+    running = confinement.observe_running(shell)
+    listeners = inside.listeners(running)
+    problems += [f"sockets: {problem}" for problem in running.problems[:5]]
+    sweeps: list[Sweep] = []
+    accounts = Accounts(problem="nothing was tried")
+    for run in range(1, RUNS + 1):
+        plan = list(_plan(targets, mac, siege.policy.origins, listeners)) if card else []
+        sweeps, accounts = _run(siege, plan, mac, card, run)
+        # Once more where something may be lost; and then it is for the judge.
+        if not accounts.problem and not accounts.lost and not accounts.drops and all(map(_is_proven, sweeps)):
+            break
+    again = inside.rules(shell, before.tables)
+    _step(siege, "done", 0.0, None, done=True)
+    return FirewallObservation(
+        state=siege.state,
+        addresses=tuple(targets),
+        default_routes=tuple(before.routes),
+        sweeps=tuple(sweeps),
+        accounts=accounts,
+        boot=boot,
+        ruleset=ruleset,
+        changed=_without_counters(again) != _without_counters(ruleset),
+        listeners=listeners,
+        problems=tuple(problems),
+    )
+
+
+def _without_counters(ruleset: Ruleset) -> list[tuple[object, ...]]:
+    return [
+        (chain.subject, chain.hook, chain.policy, [(rule.matches, rule.branches) for rule in chain.rules])
+        for chain in ruleset.chains
+    ]
+
+
+def _is_proven(sweep: Sweep) -> bool:
+    return sweep.done and not any(sweep.of("unproven")) and not sweep.unproven_kinds
+
+
+def _step(
+    siege: Siege, stage: str, elapsed: float, expected: float | None, *, done: bool = False, **counts: int
+) -> None:
+    siege.progress.step(Step(siege.who, stage, elapsed, expected, counts, done))
+
+
+# -- whom to try --------------------------------------------------------------------------------------------------
+
+
+def _await_addresses(siege: Siege) -> Inside:
+    """Until the guest has an address of every family that the profile demands; that it never has is for the judge."""
+    begun = time.monotonic()
+    pause = threading.Event()
+    while True:
+        siege.machine.check()
+        seen = inside.look(siege.machine.shell)
+        wanted = {(family, "global") for family in siege.policy.families}
+        if "ipv6" in siege.policy.families:
+            wanted.add(("ipv6", "link-local"))
+        elapsed = time.monotonic() - begun
+        if wanted <= {(one.family, one.scope) for one in seen.addresses} or elapsed > ADDRESS_S:
+            return seen
+        _step(siege, "waiting for an address", elapsed, ADDRESS_S)
+        pause.wait(2.0)
+
+
+def _card(link: SinkholeLink, seen: Inside) -> tuple[str, str]:
+    """Hardware address and interface of the card that is probed: the one that was given to it, or the one that the
+    guest gave itself."""
+    used = [str(mac) for mac in link.sweep_status().get("macs", [])]
+    for mac in (card_mac(0), *used):
+        if name := seen.card(mac):
+            return mac, name
+    return card_mac(0), ""
+
+
+def _targets(link: SinkholeLink, seen: Inside, card: str) -> list[Address]:
+    """One address of each family and scope, of this card where that is known; those seen on the wire first."""
+    wire = {str(address) for address in link.stats()["addresses"]}
+    found: dict[tuple[str, str], Address] = {}
+    for one in sorted(seen.addresses, key=lambda one: one.address not in wire):
+        if one.interface in ("", card):
+            found.setdefault((one.family, one.scope), one.model_copy(update={"interface": card}))
+    return list(found.values())
+
+
+def _await_watched(siege: Siege, targets: list[Address]) -> None:
+    """Until the light probe has tried every family often enough, or will not."""
+    pause = threading.Event()
+    begun = time.monotonic()
+    families = {one.family for one in targets} & set(siege.policy.families)
+    while time.monotonic() - begun < WATCHED_S:
+        siege.machine.check()
+        boot = _boot(siege.machine.sinkholes[0].sweep_status(), siege.ready_at)
+        if all(
+            sum(one.proven for one in boot if one.family == family) >= siege.policy.boot_probes for family in families
+        ):
+            return
+        pause.wait(POLL_S)
+
+
+def _boot(status: dict[str, Any], ready_at: float) -> tuple[BootWatch, ...]:
+    """Of the light probe. Its times are of the same clock as ours: both processes run on this host."""
+    found = []
+    for one in status["watched"]:
+        answers = tuple(
+            BootAnswer(
+                port=int(port),
+                how=_how(int(state))[0],
+                origin="beyond" if origin == "beyond" else "link",
+                code=_how(int(state))[1],
+                before_s=round(ready_at - float(at), 3),
+            )
+            for origin, port, state, at in one["heard"]
+        )
+        found.append(
+            BootWatch(
+                address=one["address"],
+                family="ipv6" if ":" in one["address"] else "ipv4",
+                groups=one["groups"],
+                proven=one["proven"],
+                alive_s=round(ready_at - one["alive"], 3) if one["alive"] else 0.0,
+                longest_gap=one["longest_gap"],
+                answers=answers,
+            )
+        )
+    return tuple(found)
+
+
+# -- trying -------------------------------------------------------------------------------------------------------
+
+
+def _plan(
+    targets: list[Address], mac: str, origins: Sequence[Origin], listeners: Sequence[Listener]
+) -> Iterator[dict[str, object]]:
+    """What listens is tried first, by somebody of whom nothing was heard yet: a filter that counts connections, and
+    locks out who makes many, lets the first ones through. Then everything."""
+    tcp = sorted({one.port for one in listeners if one.protocol == "tcp"})
+    udp = sorted({*probes.payloads(), *(one.port for one in listeners if one.protocol == "udp")})
+    for only in (True, False):
+        for one in targets:
+            for origin in origins:
+                if origin == "beyond" and one.scope == "link-local":
+                    continue
+                where = f"{one.family} {one.scope} {origin}"
+                base = {"target": one.address, "mac": mac, "origin": origin, "family": one.family, "scope": one.scope}
+                if only:
+                    if tcp:
+                        yield {**base, "name": f"listeners {where}", "protocol": "tcp", "ports": tcp}
+                    continue
+                yield {**base, "name": f"tcp {where}", "protocol": "tcp", "ports": None}
+                yield {**base, "name": f"udp {where}", "protocol": "udp", "ports": udp}
+                yield {**base, "name": f"kinds {where}", "protocol": "kinds", "ports": []}
+
+
+def _run(siege: Siege, plan: list[dict[str, object]], mac: str, card: str, run: int) -> tuple[list[Sweep], Accounts]:
+    """All sweeps, between two looks at the counters of both sides."""
+    link, shell = siege.machine.sinkholes[0], siege.machine.shell
+    if not plan:
+        return [], Accounts(problem="there is no address to try")
+    begun = time.monotonic()
+    first = len(link.sweep([])) if run > 1 else 0
+    problem = ""
+    before = inside.look(shell)
+    counted = _count(siege, link, mac)
+    link.sweep(plan)
+    pause = threading.Event()
+    while True:
+        siege.machine.check()
+        status = link.sweep_status()
+        elapsed = time.monotonic() - begun
+        if not status["running"]:
+            break
+        if elapsed > SWEEP_S:
+            problem = f"the sweeps did not end in {SWEEP_S:.0f} s"
+            break
+        _step(siege, f"trying {status['sweep'] or 'late answers'}", elapsed, None, ports_left=int(status["left"]))
+        pause.wait(POLL_S)
+    recount = _count(siege, link, mac)
+    after = inside.look(shell)
+    results = [link.sweep_result(first + index) for index in range(len(plan))]
+    sweeps = [_sweep(asked, told) for asked, told in zip(plan, results, strict=True)]
+    if counted is None or recount is None:
+        problem = problem or "the guest was never without traffic: nobody can say how many frames it was sent"
+        counted = recount = (0, 0)
+    if status["answers_dropped"]:
+        problem = problem or f"{status['answers_dropped']} frames found no room on their way"
+    accounts = Accounts(
+        sent=recount[0] - counted[0],
+        own=sum(sweep.frames for sweep in sweeps),
+        received=recount[1] - counted[1],
+        drops=inside.losses(before, after, card),
+        reached=inside.reached(before, after),
+        lost_on_purpose=int(status["lost_on_purpose"]),
+        runs=run,
+        problem=problem,
+    )
+    return sweeps, accounts
+
+
+def _count(siege: Siege, link: SinkholeLink, mac: str) -> tuple[int, int] | None:
+    """Frames sent, frames received: while nothing was sent, so that both are of one moment. None: never."""
+    pause = threading.Event()
+    for _ in range(20):
+        pause.wait(POLL_S)
+        sent = int(link.stats()["tx_frames"])
+        pause.wait(POLL_S)
+        taken = inside.received(siege.machine.shell, mac)
+        if int(link.stats()["tx_frames"]) == sent:
+            return sent, taken
+    return None
+
+
+def _how(state: int) -> tuple[How, int]:
+    """A byte of the prober, and the code of a rejection; -1: another error."""
+    if state == probe_frames.OPEN:
+        return "open", 0
+    if state == probe_frames.CLOSED:
+        return "closed", 0
+    if probe_frames.REJECTED4 <= state < probe_frames.ERROR:
+        return "rejected", state & 15
+    return ("rejected", -1) if state == probe_frames.ERROR else ("unproven", 0)
+
+
+def answers_of(state: bytes) -> tuple[Answers, ...]:
+    """From one byte a port to ranges."""
+    found: list[Answers] = []
+    skipped = (probe_frames.SILENT, probe_frames.UNASKED)
+    port = 1
+    while port < len(state):
+        kind = state[port]
+        if kind in skipped:
+            port += 1
+            continue
+        last = port
+        while last + 1 < len(state) and state[last + 1] == kind:
+            last += 1
+        how, code = _how(kind)
+        found.append(Answers(how=how, first=port, last=last, code=code))
+        port = last + 1
+    return tuple(found)
+
+
+def _sweep(asked: dict[str, object], told: dict[str, Any]) -> Sweep:
+    protocol = cast(Literal["tcp", "udp", "kinds"], asked["protocol"])
+    state = b""
+    if told["state"]:
+        # Our own process wrote it; but it heard strangers.
+        state = zlib.decompressobj().decompress(base64.b64decode(told["state"]), MAX_STATE)
+        if len(state) != 65536:
+            raise HostError("the prober's result is cut short")
+    return Sweep(
+        name=str(asked["name"]),
+        protocol=protocol,
+        family="ipv4" if asked["family"] == "ipv4" else "ipv6",
+        origin="link" if asked["origin"] == "link" else "beyond",
+        scope="global" if asked["scope"] == "global" else "link-local",
+        target=str(ipaddress.ip_address(str(told["target"]))),
+        source=str(ipaddress.ip_address(str(told["source"]))),
+        asked=int(told["asked"]),
+        full=not str(asked["name"]).startswith("listeners"),
+        frames=int(told["frames"]),
+        repeated=int(told["repeated"]),
+        strange=int(told["strange"]),
+        elsewhere=tuple(told["elsewhere"]),
+        paced="link" if told["paced"] == "link" else "answers",
+        seconds=float(told["seconds"]),
+        done=bool(told["done"]),
+        answers=answers_of(state),
+        kinds=tuple(told["kinds"]),
+        heard={one_line(name, 60): one_line(how, 60) for name, how in told["heard"].items()},
+        unproven_kinds=tuple(told["unproven"]),
+    )
+
+
+__all__ = ["Siege", "observe", "settings_for"]

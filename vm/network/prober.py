@@ -33,6 +33,7 @@ STALL_S, STALLS = 2.0, 6
 GREET_S = 3.0
 LINGER_S = {"tcp": 1.0, "udp": 3.0, "kinds": 2.0}
 TRIES = 3
+MOST_AGAIN = 4096
 # Of the light probe: a group that got no answer is given up after this.
 WATCH_S = 0.5
 MAX_WATCHED, MAX_HEARD, MAX_SWEEPS = 6, 2000, 48
@@ -367,6 +368,9 @@ class Prober:
             return False
         sweep.second = True
         silent = [port for port in sweep.items if sweep.state[port] == SILENT]
+        if len(silent) > MOST_AGAIN:
+            # Not a few that were kept from it, but a filter.
+            return False
         sweep.pending.extend(silent)
         sweep.repeated += len(silent)
         return bool(silent)

@@ -72,15 +72,24 @@ def _unheard(seen: FirewallObservation, sweep: Sweep) -> Iterator[Finding]:
                 )
 
 
+def accepts(seen: FirewallObservation, sweep: Sweep, port: int) -> bool:
+    """Whether the rules let a port in, whatever comes of conditions that are not understood."""
+    packet = packet_for(seen, sweep, sweep.protocol, port)
+    return not outcomes(seen.ruleset, packet, guess=False) & DENY
+
+
 def _accepts(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[Finding]:
     """Doors that are open though nobody stands behind them today."""
-    for port in named_ports(seen.ruleset, sweep.protocol):
-        if policy.allows(sweep.protocol, port, sweep.family, sweep.origin) is not None:
-            continue
-        packet = packet_for(seen, sweep, sweep.protocol, port)
-        if not outcomes(seen.ruleset, packet, guess=False) & DENY:
+    for first, last in named_ports(seen.ruleset, sweep.protocol):
+        low, high = first, last
+        while low <= high and policy.allows(sweep.protocol, low, sweep.family, sweep.origin) is not None:
+            low += 1
+        while high > low and policy.allows(sweep.protocol, high, sweep.family, sweep.origin) is not None:
+            high -= 1
+        if low <= high and any(accepts(seen, sweep, port) for port in {low, high}):
+            ports = str(first) if first == last else f"{first}-{last}"
             yield finding(
-                *("accepts", f"{sweep.protocol}/{port}", f"a rule lets it in by {sweep.where}"),
+                *("accepts", f"{sweep.protocol}/{ports}", f"a rule lets it in, {sweep.where}"),
                 "no rule for what is not in gate.firewall.allowed",
             )
 

@@ -20,6 +20,8 @@ def controls(seen: FirewallObservation, policy: FirewallPolicy) -> tuple[Control
     """An open port, everything let in, loss, no address, an answer while it boots, a port that says it is closed."""
     broken = {finding.key for finding in judge(seen, policy) if finding.severity is not Severity.REMARK}
     family = policy.families[0]
+    # Where no filter stands, that is the finding, and what comes of it is none of its own.
+    bare = bool({("no-ruleset", "input"), ("not-default-deny", family)} & broken)
     made = [
         Control("the guest has no address", _homeless, "no-address", f"{family} {scopes(family, 'link')[0]}", _NOT),
         Control("the rules cannot be read", _unread, "ruleset-not-read", "input", _NOT),
@@ -32,20 +34,20 @@ def controls(seen: FirewallObservation, policy: FirewallPolicy) -> tuple[Control
         port = next(
             port
             for port in range(65000, 0, -1)
-            if tcp.state(port) is None and policy.allows("tcp", port, family, tcp.origin) is None
+            if tcp.state(port) != "open"
+            and ("open", f"tcp/{port}") not in broken
+            and policy.allows("tcp", port, family, tcp.origin) is None
         )
         made += [
             Control("a port is open", _answering(tcp, "open", port), "open", f"tcp/{port}"),
             Control("a probe may be lost", _answering(tcp, "unproven", port), "not-proven", tcp.name, _NOT),
         ]
-        if policy.closed_answers == "silent":
-            made.append(
-                Control("a port says it is closed", _answering(tcp, "closed", port), "refused", f"tcp {family}")
-            )
+        if policy.closed_answers == "silent" and not bare:
+            made.append(Control("a port says it is closed", _answering(tcp, "closed", port), "refused", family))
         if any(watch.family == family for watch in seen.boot):
             made.append(Control("a port is open at boot", _early(family, port), "open-at-boot", f"tcp/{port}"))
     kinds = next((one for one in seen.sweeps if one.protocol == "kinds" and one.family == family), None)
-    if kinds is not None:
+    if kinds is not None and not bare:
         protocol = "icmp" if family == "ipv4" else "icmpv6"
         made.append(Control("a message is answered", _chatty(kinds), "answers", f"{protocol}/{_CONTROL}"))
     return tuple(control for control in made if (control.rule, control.subject) not in broken)

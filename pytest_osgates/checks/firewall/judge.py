@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pytest_osgates.checks.firewall.agreement import agreement, let_in, packet_for
+from pytest_osgates.checks.firewall.agreement import accepts, agreement, let_in, packet_for
 from pytest_osgates.checks.firewall.policy import Allowed, FirewallPolicy
 from pytest_osgates.checks.firewall.proof import losses, vacuity
 from pytest_osgates.checks.firewall.rules import (
@@ -157,33 +157,55 @@ def _who(seen: FirewallObservation, protocol: str, port: int) -> str:
 
 
 def _quiet(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], used: set[int]) -> Iterator[Finding]:
-    """Ports that say that they are closed."""
-    found: dict[tuple[str, str, Family], dict[str, list[Answers]]] = defaultdict(lambda: defaultdict(list))
+    """Ports, and other protocols, that say that they are closed."""
+    found: dict[tuple[str, Family], dict[str, list[Answers]]] = defaultdict(lambda: defaultdict(list))
     for sweep in seen.sweeps:
         for answer in sweep.answers:
-            if answer.how not in ("closed", "rejected"):
-                continue
-            entry = policy.allows(sweep.protocol, answer.first, sweep.family, sweep.origin)
-            if answer.count == 1 and entry is not None:
-                # Nobody listens where somebody may: that is what is allowed there.
-                _note(policy, entry, used)
-                continue
-            rule = "refused" if answer.how == "closed" else "rejected"
-            found[rule, sweep.protocol, sweep.family][sweep.where].append(answer)
+            if answer.how in ("closed", "rejected"):
+                rule = "refused" if answer.how == "closed" else "rejected"
+                for part in _not_accepted(seen, policy, sweep, answer, bare, used):
+                    found[rule, sweep.family][f"{sweep.protocol} by {sweep.where}"].append(part)
+    errors = [sweep for sweep in seen.sweeps if any(how.startswith("error") for how in sweep.heard.values())]
     if policy.closed_answers == "refused":
         return
-    for (rule, protocol, family), ways in found.items():
-        said = "; ".join(f"by {where}: {_count(answers)}" for where, answers in ways.items())
+    for sweep in errors:
+        _ = found["rejected", sweep.family][f"ICMP by {sweep.where}"]
+    for (rule, family), ways in found.items():
+        said = "; ".join(f"{where}{_count(answers)}" for where, answers in ways.items())
         yield finding(
-            *(rule, f"{protocol} {family}", f"ports say that they are closed, {said}"),
+            *(rule, family, f"what is closed says so: {said}"),
             *("silence", Severity.REMARK if family in bare else Severity.VIOLATION),
             'drop instead of reject, or closed_answers = "refused"',
         )
 
 
+def _not_accepted(
+    seen: FirewallObservation,
+    policy: FirewallPolicy,
+    sweep: Sweep,
+    answer: Answers,
+    bare: set[Family],
+    used: set[int],
+) -> Iterator[Answers]:
+    """Without what the profile allows, or what a rule lets in: nobody listens there today, the rule is the finding."""
+    if answer.count > SHOWN:
+        yield answer
+        return
+    for port in range(answer.first, answer.last + 1):
+        entry = policy.allows(sweep.protocol, port, sweep.family, sweep.origin)
+        if entry is not None:
+            _note(policy, entry, used)
+            continue
+        let = answer.how == "closed" and sweep.family not in bare and not seen.ruleset.problem
+        if not let or not accepts(seen, sweep, port):
+            yield Answers(how=answer.how, first=port, last=port, code=answer.code)
+
+
 def _count(answers: list[Answers]) -> str:
+    if not answers:
+        return ""
     total = sum(answer.count for answer in answers)
-    return f"{total} ({', '.join(answer.text for answer in answers[:5])}{', ...' if len(answers) > 5 else ''})"
+    return f": {total} ({', '.join(answer.text for answer in answers[:5])}{', ...' if len(answers) > 5 else ''})"
 
 
 def _kinds(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], used: set[int]) -> Iterator[Finding]:
@@ -192,12 +214,14 @@ def _kinds(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family],
     for sweep in seen.sweeps:
         protocol = "icmp" if sweep.family == "ipv4" else "icmpv6"
         for kind, how in sweep.heard.items():
+            if how.startswith("error"):
+                continue
             entry = policy.allows(protocol, kind, sweep.family, sweep.origin)
             if entry is not None:
                 _note(policy, entry, used)
             if entry is not None and entry.documented:
                 allowed[f"{protocol}/{kind}"] = entry
-            elif not (how.startswith("error") and policy.closed_answers == "refused"):
+            else:
                 found[f"{protocol}/{kind}"].append((sweep, how))
     for subject, entry in allowed.items():
         if subject not in found:
@@ -231,7 +255,7 @@ def _booting(
             if answer.how == "open":
                 if ("open", f"tcp/{answer.port}") not in known:
                     opened[answer.port].append(f"{watch.address} {answer.before_s:.1f} s before ready")
-            elif not any((rule, f"tcp {watch.family}") in known for rule in ("refused", "rejected")):
+            elif not any((rule, watch.family) in known for rule in ("refused", "rejected")):
                 refused[watch.family].append(answer)
     for port, where in sorted(opened.items())[:SHOWN]:
         yield finding(
@@ -245,7 +269,7 @@ def _booting(
             last = min(answer.before_s for answer in answers)
             ports = ", ".join(str(answer.port) for answer in answers[:5])
             yield finding(
-                *("refused-at-boot", f"tcp {family}"),
+                *("refused-at-boot", family),
                 f"{len(answers)} closed ports answered ({ports}), {first:.1f} to {last:.1f} s before ready",
                 "the rules stand before the network does",
                 hint="systemd.special(7): Before=network-pre.target, Wants=network-pre.target",

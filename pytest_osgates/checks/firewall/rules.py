@@ -148,9 +148,9 @@ def _ranges(ruleset: Ruleset, protocol: str) -> Iterator[tuple[int, int]]:
                     yield ends[0], ends[-1]
 
 
-def named_ports(ruleset: Ruleset, protocol: str) -> tuple[int, ...]:
-    """Ports that rules speak of: the ends of their ranges."""
-    found = {end for ends in _ranges(ruleset, protocol) for end in ends if 0 < end < 65536}
+def named_ports(ruleset: Ruleset, protocol: str) -> tuple[tuple[int, int], ...]:
+    """Ranges of ports that rules speak of."""
+    found = {(max(first, 1), last) for first, last in _ranges(ruleset, protocol) if first <= last < 65536 and last}
     return tuple(sorted(found)[:4096])
 
 

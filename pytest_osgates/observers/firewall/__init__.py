@@ -238,7 +238,8 @@ def _run(siege: Siege, plan: list[dict[str, object]], mac: str, card: str, run: 
     if not plan:
         return [], Accounts(problem="there is no address to try")
     begun = time.monotonic()
-    first = len(link.sweep([])) if run > 1 else 0
+    # The light probe ends with it: what is counted is counted while nothing is sent.
+    first = len(link.sweep([]))
     problem = ""
     before = inside.look(shell)
     counted = _count(siege, link, mac)

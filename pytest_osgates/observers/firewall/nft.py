@@ -217,7 +217,7 @@ def _compound(*values: Json) -> bool:
     return any(not isinstance(value, int | str) or isinstance(value, bool) for value in values)
 
 
-_POLICY = re.compile(r":(\S{1,60}) (ACCEPT|DROP|-)\b")
+_POLICY = re.compile(r":(\S{1,60}) (ACCEPT|DROP|-)(?: |$)")
 _APPEND = re.compile(r"-A (\S{1,60})(.*?)(?: -([jg]) (\S{1,60}))?((?: --reject-with \S+)?)$")
 _HOOKS = {"INPUT": "input", "PREROUTING": "prerouting"}
 

@@ -28,11 +28,12 @@ def test_demo_passes_every_gate_on_every_firmware(gates: Gates, demo_iso: Path) 
     assert all(control["caught"] for gate in outcome.verdicts["gates"].values() for control in gate["controls"])
     assert outcome.root is not None
     # Two workers, and no state was made twice.
-    assert {path.name for path in (outcome.root / "machines").iterdir()} == {*ROWS, "telemetry"}
+    assert {path.name for path in (outcome.root / "machines").iterdir()} == {*ROWS, "firewall", "telemetry"}
     _check_boots(outcome.root)
     _check_manifest(outcome.root)
     _check_junit(junit)
-    for gate, fewest in (("kconfig", 300), ("lynis", 400), ("packages", 100), ("settings", 20), ("telemetry", 4)):
+    considered = {"kconfig": 300, "lynis": 400, "packages": 100, "settings": 20, "telemetry": 4, "firewall": 131_000}
+    for gate, fewest in considered.items():
         assert outcome.verdicts["gates"][gate]["verdict"] == "PASS", gate
         assert outcome.verdicts["gates"][gate]["considered"] > fewest, gate
     lynis = json.loads((outcome.root / "observations/lynis.json").read_text())
@@ -74,7 +75,7 @@ def _check_manifest(root: Path) -> None:
 
 def _check_junit(path: Path) -> None:
     cases = ET.parse(path).getroot().findall(".//testcase")  # noqa: S314  (our own output)
-    assert len(cases) == len(ROWS) + 5
+    assert len(cases) == len(ROWS) + 6
     for case in cases:
         properties = {(entry.get("name"), entry.get("value")) for entry in case.findall("./properties/property")}
         assert ("verdict", "PASS") in properties

@@ -11,8 +11,6 @@ have to prove the rest.
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_osgates.vm.network import arp, icmpv6, probe_frames, probes, wire
 from pytest_osgates.vm.network.probe_frames import CLOSED, OPEN, SILENT, UNASKED, UNPROVEN, Heard
 from pytest_osgates.vm.network.settings import Settings
+from pytest_osgates.vm.network.sweeps import STEP, Sweep, ordered, source_for
 
 if TYPE_CHECKING:
     from pytest_osgates.vm.network.sinkhole import Sinkhole
@@ -37,31 +36,8 @@ MOST_AGAIN = 4096
 # Of the light probe: a group that got no answer is given up after this.
 WATCH_S = 0.5
 MAX_WATCHED, MAX_HEARD, MAX_SWEEPS = 6, 2000, 48
-# A permutation of all ports: neighbours are far apart in time.
-_STEP = 40503
-
-# Addresses on the internet (ICANN's own) in no list of documentation or private ranges, which filters drop by
-# themselves. Nothing leaves the host.
-_BEYOND4 = bytes((192, 0, 43))
-_BEYOND6 = bytes.fromhex("2620000002d002000000000000000000")[:15]
-_NEAR6 = b"\x4f\x53\0\0\0\0\0"
 # The last byte of an address: the light probe's two, sweeps, kinds, markers.
 _WATCH, _SWEEPS, _KINDS, _MARKERS = 64, 66, 128, 192
-
-
-def source_for(target: bytes, origin: str, low: int) -> bytes:
-    """An address beside `target` on its link, or one beyond the gateway."""
-    if len(target) == 4:
-        near = target[:3] + bytes((250 if low == target[3] else low,))
-        return _BEYOND4 + bytes((low,)) if origin == "beyond" else near
-    return _BEYOND6 + bytes((low,)) if origin == "beyond" else target[:8] + _NEAR6 + bytes((low,))
-
-
-def ordered(ports: Sequence[int] | None) -> list[int]:
-    """Those, or all 65,535, in an order in which neighbours are far apart."""
-    wanted = None if ports is None else set(ports)
-    every = ((number * _STEP) & 0xFFFF for number in range(1 << 16))
-    return [port for port in every if port and (wanted is None or port in wanted)]
 
 
 @dataclass
@@ -69,65 +45,6 @@ class _Batch:
     marker: int
     items: list[int]
     sent_at: float
-
-
-@dataclass
-class Sweep:
-    """One pass over ports or kinds, from one address to another. `items`: ports, or numbers of kinds.
-
-    `state`: by port; `heard`: by kind. `frames`: everything that was sent for it, markers too. `strange`: answers
-    that fit no probe; `elsewhere`: ports that answered to a datagram that another one got.
-    """
-
-    name: str
-    protocol: str
-    origin: str
-    target: bytes
-    mac: bytes
-    link: bytes
-    source: bytes
-    items: list[int]
-    state: bytearray = field(default_factory=lambda: bytearray(b"\xff" * 65536))
-    heard: dict[str, str] = field(default_factory=dict)
-    pending: deque[int] = field(default_factory=deque)
-    tries: dict[int, int] = field(default_factory=dict)
-    frames: int = 0
-    repeated: int = 0
-    strange: int = 0
-    elsewhere: dict[int, int] = field(default_factory=dict)
-    blind: bool = False
-    second: bool = False
-    seconds: float = 0.0
-    done: bool = False
-
-    def result(self) -> dict[str, object]:
-        """For the other process: `state` as one byte a port, zlib, base64."""
-        return {
-            "name": self.name,
-            "protocol": self.protocol,
-            "origin": self.origin,
-            "target": wire.text_of(self.target),
-            "source": wire.text_of(self.source),
-            "asked": len(self.items),
-            "frames": self.frames,
-            "repeated": self.repeated,
-            "strange": self.strange,
-            "elsewhere": sorted(self.elsewhere)[:100],
-            "paced": "link" if self.blind else "answers",
-            "seconds": round(self.seconds, 3),
-            "done": self.done,
-            "state": "" if self.protocol == "kinds" else base64.b64encode(zlib.compress(self.state, 1)).decode(),
-            "kinds": [kind.name for kind in self.kinds] if self.protocol == "kinds" else [],
-            "unproven": [self.kinds[item].name for item in self.items if self.tries.get(item, 0) < 0]
-            if self.protocol == "kinds"
-            else [],
-            "heard": dict(self.heard),
-        }
-
-    @property
-    def kinds(self) -> tuple[probes.Kind, ...]:
-        """Of the target's family."""
-        return probes.kinds(4 if len(self.target) == 4 else 6)
 
 
 @dataclass
@@ -454,7 +371,7 @@ class Prober:
         source = source_for(address, origin, _WATCH if origin == "link" else _WATCH + 1)
         link = one.mac + (self._ears[source].mac or self._settings.hardware)
         make = probe_frames.syn(link, source, address)
-        canary = 0x8000 | (self._listed * _STEP & 0x7FFF)
+        canary = 0x8000 | (self._listed * STEP & 0x7FFF)
         number, frame = self._marker(address, one.mac)
         one.marker, one.sent_at = number, self._now
         one.groups += 1
@@ -602,6 +519,3 @@ class Prober:
         known = self.watched[address].heard
         if (origin, port) not in known and len(known) < MAX_HEARD:
             known[origin, port] = (state, self._now)
-
-
-__all__ = ["CLOSED", "OPEN", "SILENT", "UNASKED", "UNPROVEN", "Prober", "Sweep", "ordered", "source_for"]

@@ -187,7 +187,7 @@ def _not_accepted(
     bare: set[Family],
     used: set[int],
 ) -> Iterator[Answers]:
-    """Without what the profile allows, or what a rule lets in: nobody listens there today; the finding is the rule."""
+    """Without what the profile allows, or what a rule lets in: nobody listens there; the finding is the rule."""
     if answer.count > SHOWN:
         yield answer
         return

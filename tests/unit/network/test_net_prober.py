@@ -24,8 +24,9 @@ from pytest_osgates.vm.network import arp, icmpv6, probe_frames, prober, probes,
 from pytest_osgates.vm.network.client import SinkholeLink
 from pytest_osgates.vm.network.ip import parse4, parse6
 from pytest_osgates.vm.network.probe_frames import CLOSED, OPEN, SILENT, UNASKED, UNPROVEN
-from pytest_osgates.vm.network.prober import Prober, ordered, source_for
+from pytest_osgates.vm.network.prober import Prober
 from pytest_osgates.vm.network.settings import Probing, Settings
+from pytest_osgates.vm.network.sweeps import ordered, source_for
 
 V4 = bytes((10, 0, 2, 15))
 LL = bytes.fromhex("fe80000000000000505400fffe123456")

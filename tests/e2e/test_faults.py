@@ -22,6 +22,7 @@ QUICK = (
     "file-capability",
     "packages-left",
     "packages-damaged",
+    "firewall-open-port",
 )
 FAULTS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in fault_names()]
 

@@ -255,7 +255,12 @@ def _booting(
             if answer.how == "open":
                 if ("open", f"tcp/{answer.port}") not in known:
                     opened[answer.port].append(f"{watch.address} {answer.before_s:.1f} s before ready")
-            elif not any((rule, watch.family) in known for rule in ("refused", "rejected")):
+            elif not any((rule, watch.family) in known for rule in ("refused", "rejected")) and not any(
+                (sweep.protocol, sweep.family, sweep.origin) == ("tcp", watch.family, answer.origin)
+                and sweep.state(answer.port) is not None
+                for sweep in seen.sweeps
+            ):
+                # One that says so to this day is no finding of the boot's.
                 refused[watch.family].append(answer)
     for port, where in sorted(opened.items())[:SHOWN]:
         yield finding(

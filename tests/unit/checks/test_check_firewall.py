@@ -252,7 +252,10 @@ def test_what_answers_while_it_boots() -> None:
     assert keys(booting(closed)) == {("refused-at-boot", "ipv4")}
     assert keys(booting(closed), FirewallPolicy(closed_answers="refused")) == set()
     assert keys(booting(early), allowing(protocol="tcp", ports=(8080,))) == set()
-    # What is open for good is no finding of the boot's.
+    # What is open for good is no finding of the boot's; nor is a door that nobody stands behind.
+    door = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, port(50000)))
+    seen = observed(sweeps=answering("closed", 50000), ruleset=door, boot=booting(closed).boot)
+    assert keys(seen) == {("accepts", "tcp/50000")}
     rules = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, port(8080)))
     seen = observed(sweeps=answering("open", 8080), ruleset=rules, boot=booting(early).boot)
     assert keys(seen) == {("open", "tcp/8080")}

@@ -4,8 +4,8 @@
     .venv/bin/python bench/bench_sweep.py 20000     the first so many ports only
 
 The peer takes every frame at once, answers markers, and to each SYN says nothing (a filter), that the port is
-closed, or that it is open: what is measured is the prober alone, in its own process, over a socket pair as QEMU has it. None
-lost: both sides' counts are compared, and each port's state.
+closed, or that it is open: what is measured is the prober alone, in its own process, over a socket pair as QEMU has
+it. None lost: both sides' counts are compared, and each port's state.
 """
 
 from __future__ import annotations

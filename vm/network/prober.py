@@ -35,6 +35,7 @@ TRIES = 3
 MOST_AGAIN = 4096
 # Of the light probe: a group that got no answer is given up after this.
 WATCH_S = 0.5
+LISTED = 4
 MAX_WATCHED, MAX_HEARD, MAX_SWEEPS = 6, 2000, 48
 # The last byte of an address: the light probe's two, sweeps, kinds, markers.
 _WATCH, _SWEEPS, _KINDS, _MARKERS = 64, 66, 128, 192
@@ -353,7 +354,7 @@ class Prober:
         self._active = None
 
     def _watch(self, backlog: int) -> None:
-        """One group of the light probe: a port that is listed, one that nobody would listen on, and a marker."""
+        """One group of the light probe: ports that are listed, one that nobody would listen on, and a marker."""
         if self._now < self._due or self._probing is None:
             return
         self._due = self._now + self._probing.canary_s
@@ -375,7 +376,9 @@ class Prober:
         number, frame = self._marker(address, one.mac)
         one.marker, one.sent_at = number, self._now
         one.groups += 1
-        self._emit([make(ports[self._listed % len(ports)]), make(canary), frame])
+        begin = self._listed * LISTED
+        listed = [make(ports[(begin + number) % len(ports)]) for number in range(LISTED)]
+        self._emit([*listed, make(canary), frame])
 
     # -- hearing --------------------------------------------------------------------------------------------------
 

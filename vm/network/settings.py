@@ -67,8 +67,8 @@ class Misbehaviour:
 @dataclass(frozen=True)
 class Probing:
     """What the prober does by itself, from the moment at which the guest has an address: every ``canary_s`` seconds
-    it tries a port that is listed (``boot_ports``, and those of probes.toml) and one that nobody would listen on;
-    0: never.
+    it tries some ports that are listed (``boot_ports``, and those of probes.toml) and one that nobody would listen
+    on; 0: never.
     ``lose_every``: each n-th of its frames is thrown away, to show that loss is noticed; 0: none.
     """
 

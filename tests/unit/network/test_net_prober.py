@@ -416,7 +416,7 @@ def test_the_light_probe_does_not_heap_frames_up_before_a_guest_that_is_not_ther
     world.prober.learn(V4, MAC)
     for _ in range(1000):
         world.step()
-    assert stack.taken < 3 * 5 / prober.WATCH_S + 6
+    assert stack.taken < (prober.LISTED + 2) * (5 / prober.WATCH_S + 2)
     assert world.prober.status()["watched"][0]["proven"] == 0  # type: ignore[index]
 
 

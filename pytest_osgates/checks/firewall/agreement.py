@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_osgates.checks.firewall.policy import FirewallPolicy
-from pytest_osgates.checks.firewall.rules import ACCEPT, DENY, Family, Packet, named_ports, outcomes, translates
+from pytest_osgates.checks.firewall.rules import (
+    ACCEPT,
+    DENY,
+    Family,
+    Packet,
+    named_ports,
+    not_understood,
+    outcomes,
+    translates,
+)
 from pytest_osgates.checks.firewall.said import finding, unproven
 from pytest_osgates.checks.firewall.seen import FirewallObservation, Sweep
 from pytest_osgates.model import Finding, Severity
@@ -123,7 +132,10 @@ def let_in(seen: FirewallObservation, bare: set[Family], policy: FirewallPolicy)
                 "none: what has no answer can still be heard",
             )
         elif more > 0:
+            # Where a rule may let something in, and nobody can say what, this may be it.
+            opaque = any(True for family in policy.families for _ in not_understood(seen.ruleset, family))
             yield finding(
                 *("let-in", protocol, f"{more} more than were answered got past the filter"),
-                *("none, but for what else was on the wire", Severity.REMARK),
+                "none, but for what else was on the wire",
+                Severity.UNPROVEN if opaque else Severity.REMARK,
             )

@@ -19,6 +19,14 @@ Family = Literal["ipv4", "ipv6"]
 HOOKS = ("ingress", "prerouting", "input")
 _FAMILIES: dict[str, frozenset[str]] = {"ipv4": frozenset({"ip", "inet"}), "ipv6": frozenset({"ip6", "inet"})}
 _LOWER = frozenset({"netdev", "bridge"})
+_PORTS = ("tcp dport", "udp dport", "th dport", "sctp dport", "dccp dport", "udplite dport")
+_TYPES = ("icmp type", "icmpv6 type")
+_ADDRESSES = ("ip saddr", "ip6 saddr", "ip daddr", "ip6 daddr")
+_FACTS = (
+    *("iif", "iifname", "ct state", "ct status", "ct direction", "meta l4proto", "ip protocol", "ip6 nexthdr"),
+    *("meta nfproto", "meta protocol", "meta pkttype", "fib daddr type"),
+)
+_UNDERSTOOD = frozenset({*_PORTS, *_TYPES, *_ADDRESSES, *_FACTS})
 _PORT = re.compile(r"[0-9]{1,5}")
 DEPTH = 16
 BUDGET = 200_000
@@ -176,7 +184,8 @@ def not_understood(ruleset: Ruleset, family: Family) -> Iterator[str]:
         if (chain.family, chain.table) in reach:
             for rule in chain.rules:
                 lets = any(branch.action in ("accept", "queue", "jump", "goto") for branch in rule.branches)
-                if lets and (any(not match.key for match in rule.matches) or (rule.branches and rule.key == "?")):
+                keys = {match.key for match in rule.matches} | ({rule.key} if rule.key else set())
+                if lets and not keys <= _UNDERSTOOD:
                     yield f"{chain.subject}: {rule.text}"
 
 
@@ -255,15 +264,15 @@ class _Reader:
 
     def _any(self, match: Match) -> bool | None:
         packet = self._packet
-        if match.key in ("tcp dport", "udp dport", "th dport", "sctp dport", "dccp dport", "udplite dport"):
+        if match.key in _PORTS:
             if not match.key.startswith(("th ", packet.protocol + " ")) or packet.protocol.startswith("icmp"):
                 return _never(match)
             return _has_port(match.values, packet.port)
-        if match.key in ("icmp type", "icmpv6 type"):
+        if match.key in _TYPES:
             if match.key.split()[0] != packet.protocol:
                 return _never(match)
             return packet.icmp_type in match.values if packet.icmp_type else None
-        if match.key in ("ip saddr", "ip6 saddr", "ip daddr", "ip6 daddr"):
+        if match.key in _ADDRESSES:
             if (match.key[:3] == "ip6") != (packet.family == "ipv6"):
                 return _never(match)
             address = packet.source if match.key.endswith("saddr") else packet.target

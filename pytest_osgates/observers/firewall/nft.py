@@ -25,6 +25,10 @@ _PROTOCOLS = frozenset({"ip", "ip6", "tcp", "udp", "th", "icmp", "icmpv6", "sctp
 _FIELDS = frozenset({"dport", "type", "saddr", "daddr", "protocol", "nexthdr"})
 
 
+# Whoever attacks writes all of a packet, and as many or as few as he likes: such a condition keeps nobody out.
+_CHOSEN = "the sender's choice"
+
+
 class _Odd(ValueError):
     """JSON of another form than the documented one."""
 
@@ -105,26 +109,25 @@ class _Tables:
                 matches.append(self._match(place, value))
             elif name == "vmap":
                 key, branches = self._map(place, value)
-                return Rule(matches=tuple(matches), branches=branches, key=key, text=text)
-            elif name in _VERDICTS:
-                return Rule(matches=tuple(matches), branches=(_verdict(statement),), text=text)
-            elif name == "reject":
-                return Rule(matches=tuple(matches), branches=(Branch(action="reject"),), text=text)
-            elif name == "queue":
-                return Rule(matches=tuple(matches), branches=(Branch(action="queue"),), text=text)
+                return Rule(matches=_settled(matches, branches), branches=branches, key=key, text=text)
+            elif name in _VERDICTS or name in ("reject", "queue"):
+                branches = (_verdict(statement),)
+                return Rule(matches=_settled(matches, branches), branches=branches, text=text)
             elif name in _TRANSLATES:
                 translates = True
+            elif name == "limit" and isinstance(value, dict) and not value.get("inv"):
+                matches.append(Match(key=_CHOSEN))
             elif name not in _HARMLESS and name not in _HARMLESS_TOO:
-                # limit, quota, ct count, xt (a match of the old kind), or one that is yet to come.
+                # quota, ct count, xt (a match of the old kind), or one that is yet to come.
                 matches.append(Match(key=""))
-        return Rule(matches=tuple(matches), translates=translates, text=text)
+        return Rule(matches=_settled(matches, ()), translates=translates, text=text)
 
     def _match(self, place: tuple[str, str], value: Json) -> Match:
         operator = str(value["op"])
         key = _key(value["left"])
         values = self._values(place, value["right"], key)
         if not key or values is None or operator not in ("==", "in", "!="):
-            return Match(key="")
+            return Match(key=_CHOSEN if not key and _is_chosen(value["left"]) else "")
         return Match(key=key, values=values, negated=operator == "!=")
 
     def _values(self, place: tuple[str, str], right: Json, key: str) -> tuple[str, ...] | None:
@@ -163,6 +166,25 @@ class _Tables:
             branches.append(verdict.model_copy(update={"values": (wanted,) if known else ("",)}))
             key = key if known else "?"
         return ("?" if len(pairs) > MAX_ELEMENTS else key), tuple(branches)
+
+
+def _settled(matches: list[Match], branches: tuple[Branch, ...]) -> tuple[Match, ...]:
+    """With conditions that the sender chooses: of a rule that lets in they hold, of another they may."""
+    lets = any(branch.action in ("accept", "jump", "goto", "queue") for branch in branches)
+    kept = [match for match in matches if match.key != _CHOSEN]
+    return tuple(kept if lets or len(kept) == len(matches) else [*kept, Match(key="")])
+
+
+def _is_chosen(left: Json) -> bool:
+    """A field of the packet: its source port, flags, length, time to live, ..."""
+    if isinstance(left, dict) and len(left) == 1:
+        ((name, value),) = left.items()
+        if name in ("&", "|", "^", "<<", ">>") and isinstance(value, list) and value:
+            return _is_chosen(value[0])
+        return name in ("payload", "tcp option", "ip option", "exthdr", "sctp chunk") or (
+            name == "meta" and isinstance(value, dict) and value.get("key") == "length"
+        )
+    return False
 
 
 def _list(value: Json) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_osgates.checks.firewall.rules import (
+    _UNDERSTOOD,
     Branch,
     Chain,
     Match,
@@ -76,8 +78,12 @@ def test_a_policy_and_what_comes_before_it() -> None:
         (match({"&": [{"meta": {"key": "mark"}}, 1]}, 1), None),
         (match({"concat": [field("ip", "saddr"), field("tcp", "dport")]}, {"set": []}), None),
         (match(field("tcp", "dport"), "@gone"), None),
-        (match(field("tcp", "flags"), "syn"), None),
-        ({"limit": {"rate": 5, "per": "second"}}, None),
+        (match(field("tcp", "flags"), "syn"), True),
+        (match({"&": [field("tcp", "flags"), ["syn", "ack"]]}, "syn"), True),
+        (match(field("udp", "sport"), 53), True),
+        (match(field("ip", "ttl"), 1, "!="), True),
+        ({"limit": {"rate": 5, "per": "second"}}, True),
+        ({"limit": {"rate": 5, "per": "second", "inv": True}}, None),
         ({"xt": {"type": "match", "name": "recent"}}, None),
         ({"quota": {"val": 1}}, None),
     ],
@@ -88,6 +94,14 @@ def test_conditions(condition: dict[str, Any], holds: bool | None) -> None:
     if holds is None:
         assert ends([condition, {"accept": None}], guess=False) == "drop"
         assert ends([condition, {"accept": None}], guess=True) == "accept"
+
+
+def test_what_the_sender_chooses_keeps_nobody_out() -> None:
+    """A rule for answers of name servers lets everybody in who sends from port 53."""
+    from_53 = match(field("tcp", "sport"), 53)
+    assert ends([from_53, {"accept": None}]) == "accept"
+    assert ends([from_53, {"drop": None}], policy="accept") == "accept|drop"
+    assert ends([from_53, {"drop": None}], policy="accept", guess=False) == "accept"
 
 
 def test_maps_of_verdicts() -> None:
@@ -155,6 +169,15 @@ def test_all_base_chains_are_asked_and_those_of_other_hooks_are_not() -> None:
     six = chain("e", "input", "drop", family="ip6")
     assert outcomes(Ruleset(source="nft", chains=(six,)), SSH) == {"accept"}
     assert outcomes(Ruleset(source="nft", chains=(six,)), SIX) == {"drop"}
+
+
+def test_what_is_said_to_be_understood_is() -> None:
+    for key in _UNDERSTOOD:
+        values = {"ip saddr": "10.0.0.1", "ip daddr": "10.0.0.1", "ct state": "new"}.get(key, "1")
+        one = Rule(matches=(Match(key=key, values=(values,)),), branches=(Branch(action="accept"),))
+        chain = Chain(family="inet", table="t", name="i", hook="input", policy="drop", rules=(one,))
+        typed = replace(SSH, icmp_type="echo-request")
+        assert len(outcomes(Ruleset(source="nft", chains=(chain,)), typed)) == 1, key
 
 
 def test_ports_that_rules_speak_of() -> None:

@@ -64,11 +64,12 @@ def _unexplained(seen: FirewallObservation, sweep: Sweep) -> Iterator[Finding]:
 
 def _unheard(seen: FirewallObservation, sweep: Sweep) -> Iterator[Finding]:
     """Of TCP alone: a program may leave a datagram without an answer."""
-    for one in seen.listeners if sweep.protocol == "tcp" else ():
+    heard = sweep.heard_of() if seen.listeners and sweep.protocol == "tcp" else b""
+    for one in seen.listeners if heard else ():
         wild = {"0.0.0.0", "::"}  # noqa: S104  (what a socket is bound to, in the guest)
         if one.address not in (*wild, sweep.target) or (one.family != sweep.family and one.address != "::"):
             continue
-        if sweep.state(one.port) is None and one.family == sweep.family:
+        if not heard[one.port] and one.family == sweep.family:
             ends = outcomes(seen.ruleset, packet_for(seen, sweep, "tcp", one.port))
             if ends == {ACCEPT}:
                 yield unproven(

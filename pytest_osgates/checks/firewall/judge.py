@@ -22,6 +22,7 @@ from pytest_osgates.model import Finding, Severity
 
 # What an unfriendly host could open: shown one by one up to here.
 SHOWN = 60
+MOST = 500
 
 
 def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
@@ -160,10 +161,12 @@ def _quiet(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family],
     """Ports, and other protocols, that say that they are closed."""
     found: dict[tuple[str, Family], dict[str, list[Answers]]] = defaultdict(lambda: defaultdict(list))
     for sweep in seen.sweeps:
-        for answer in sweep.answers:
+        for number, answer in enumerate(sweep.answers):
             if answer.how in ("closed", "rejected"):
                 rule = "refused" if answer.how == "closed" else "rejected"
-                for part in _not_accepted(seen, policy, sweep, answer, bare, used):
+                # No firewall has so many exceptions.
+                parts = [answer] if number > MOST else _not_accepted(seen, policy, sweep, answer, bare, used)
+                for part in parts:
                     found[rule, sweep.family][f"{sweep.protocol} by {sweep.where}"].append(part)
     errors = [sweep for sweep in seen.sweeps if any(how.startswith("error") for how in sweep.heard.values())]
     if policy.closed_answers == "refused":
@@ -245,6 +248,7 @@ def _booting(
     """What answered before the machine was ready, and does not any more."""
     opened: dict[int, list[str]] = defaultdict(list)
     refused: dict[Family, list[BootAnswer]] = defaultdict(list)
+    steady = [((one.family, one.origin), one.heard_of()) for one in seen.sweeps if one.protocol == "tcp"]
     for watch in seen.boot:
         for answer in watch.answers:
             entry = policy.allows("tcp", answer.port, watch.family, answer.origin)
@@ -256,9 +260,7 @@ def _booting(
                 if ("open", f"tcp/{answer.port}") not in known:
                     opened[answer.port].append(f"{watch.address} {answer.before_s:.1f} s before ready")
             elif not any((rule, watch.family) in known for rule in ("refused", "rejected")) and not any(
-                (sweep.protocol, sweep.family, sweep.origin) == ("tcp", watch.family, answer.origin)
-                and sweep.state(answer.port) is not None
-                for sweep in seen.sweeps
+                way == (watch.family, answer.origin) and ports[answer.port] for way, ports in steady
             ):
                 # One that says so to this day is no finding of the boot's.
                 refused[watch.family].append(answer)

@@ -75,6 +75,14 @@ class Sweep(Model):
         """Those ports."""
         return (answer for answer in self.answers if answer.how == how)
 
+    def heard_of(self) -> bytes:
+        """One byte a port: 1 where it is not silent. For whoever asks about many: there may be as many answers."""
+        ports = bytearray(65536)
+        for answer in self.answers:
+            first, last = max(0, answer.first), min(65535, answer.last)
+            ports[first : last + 1] = b"\1" * max(0, last + 1 - first)
+        return bytes(ports)
+
     def state(self, port: int) -> How | None:
         """What is known of one port; None: silent, or not asked."""
         return next((answer.how for answer in self.answers if answer.first <= port <= answer.last), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -310,6 +311,24 @@ def test_a_rule_for_a_source_port_is_a_rule_for_everybody() -> None:
 
 def test_rules_that_change_are_told() -> None:
     assert keys(observed(changed=True), severity=Severity.REMARK) == {("ruleset-changed", "input")}
+
+
+@pytest.mark.parametrize("how", ["open", "closed"])
+def test_a_guest_that_answers_every_second_port_holds_nobody_up(how: str) -> None:
+    every = tuple(Answers(how=how, first=number, last=number) for number in range(1, 65536, 2))
+    loud = tuple(one.model_copy(update={"answers": every}) if one.protocol == "tcp" else one for one in sweeps())
+    boot = tuple(
+        one.model_copy(
+            update={
+                "answers": tuple(BootAnswer(port=number, how="closed", origin="link") for number in range(1, 2000))
+            }
+        )
+        for one in observed().boot
+    )
+    seen = observed(sweeps=loud, boot=boot, listeners=tuple(listener(number) for number in range(2, 1000, 2)))
+    begun = time.process_time()
+    assert 1 < len(judge(seen, POLICY)) < 2000
+    assert time.process_time() - begun < 4.0
 
 
 def test_thousands_of_open_ports_are_few_findings() -> None:

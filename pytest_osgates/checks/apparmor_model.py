@@ -137,8 +137,9 @@ class Mode(StrEnum):
 
 
 class Attachment(Model):
-    """The label that the kernel gave to one program. ``how``: when it was executed for this in a clone, or of a
-    process that was there. ``error``: why there is no label. ``profile``: the label without its mode."""
+    """The label that the kernel gave to one program. ``how``: when it was executed for this, or of a process that was
+    there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose context
+    it was executed; empty: by nobody in particular, unconfined."""
 
     path: str
     how: Literal["exec", "process"]
@@ -146,15 +147,55 @@ class Attachment(Model):
     mode: Mode = Mode.UNCONFINED
     sha256: str = ""
     pid: int = 0
+    unit: str = ""
     error: str = ""
 
 
+class ProfileSeen(Model):
+    """A profile that confines a program, and what it allows that takes its point away: ``every-file``, ``every-network``,
+    ``unconfined`` (it may become that). ``unknown``: why the kernel does not say."""
+
+    name: str
+    allows: tuple[str, ...] = ()
+    unknown: str = ""
+
+    @property
+    def loose(self) -> bool:
+        """Whether it keeps nobody from anything."""
+        return "unconfined" in self.allows or {"every-file", "every-network"} <= set(self.allows)
+
+
+class Ownerless(Model):
+    """A socket that waits for others, and that no process was seen to hold."""
+
+    protocol: str
+    local: str
+    namespace: str = ""
+
+    @property
+    def name(self) -> str:
+        """``udp 0.0.0.0:51820``."""
+        return f"{self.protocol} {self.local}"
+
+
 class ConfinementSeen(Model):
-    """What the booted kernel said. ``problem``: why it cannot be believed as a whole."""
+    """What the booted kernel said. ``problem``: why it cannot be believed as a whole. ``looks``, ``watched_s``: how often,
+    and over how many seconds of the guest, processes and sockets were listed. ``recorded``: the kernel's own record of
+    sockets was kept all the while, so that what came and went between two looks is known as well; ``not_recorded``: why
+    it was not. ``method``: how programs were kept from running."""
 
     enabled: bool
     attachments: tuple[Attachment, ...]
     problem: str = ""
+    ownerless: tuple[Ownerless, ...] = ()
+    profiles: tuple[ProfileSeen, ...] = ()
+    looks: int = 0
+    watched_s: float = 0.0
+    recorded: bool = False
+    not_recorded: str = ""
+    unnamed: tuple[str, ...] = ()
+    method: str = ""
+    asked_s: int | None = None
 
 
 class ApparmorObservation(Observation):
@@ -205,12 +246,24 @@ class LeftOut(Model):
         return self
 
 
+class KernelSocket(Model):
+    """``[[gate.apparmor.kernel_socket]]``: a socket that waits for others and is the kernel's own (WireGuard, NFS):
+    protocol and local address as they are shown, with * and ?."""
+
+    socket: Annotated[str, Field(min_length=3)]
+    reason: Reason
+
+
 class ApparmorPolicy(Policy):
-    """``[gate.apparmor]``. ``review_days``: how long a review is good for; 0: for ever."""
+    """``[gate.apparmor]``. ``review_days``: how long a review is good for; 0: for ever. ``watch_s``: how long an idle
+    machine is watched. ``loose_profiles``: what a profile is that allows everything."""
 
     documented: tuple[Documented, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    kernel_socket: tuple[KernelSocket, ...] = ()
     review_days: int = Field(default=0, ge=0)
+    watch_s: float = Field(default=60.0, ge=0, le=86400)
+    loose_profiles: Literal["remark", "violation"] = "remark"
 
     @field_validator("documented")
     @classmethod

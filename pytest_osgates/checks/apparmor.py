@@ -146,11 +146,12 @@ def _watched(confinement: ConfinementSeen, policy: ApparmorPolicy) -> Iterator[F
             severity=Severity.UNPROVEN,
         )
     for socket in confinement.ownerless:
+        where = f" in {socket.namespace}" if socket.namespace else ""
         row = next((row for row in policy.kernel_socket if like(socket.name, row.socket)), None)
         yield Finding(
             rule="ownerless-socket",
             subject=socket.name,
-            seen=f"it waits for others{f' in {socket.namespace}' if socket.namespace else ''}, and no process holds it",
+            seen=f"it waits for others{where}, and nobody is known to hold it",
             wanted="a process whose label is known",
             hint="if it is the kernel's own (WireGuard, NFS), say so in [[gate.apparmor.kernel_socket]]",
             severity=Severity.UNPROVEN if row is None else Severity.ACCEPTED,
@@ -239,8 +240,8 @@ def _why_not(
 
 @dataclass(frozen=True)
 class _Found:
-    """What is wrong with the confinement of one program. `softened`: a unit gives it a label that confines, and it must be
-    confined for that unit's sake alone; who starts it otherwise has to document it."""
+    """What is wrong with the confinement of one program. `softened`: its units give it a label that confines, and it
+    must be confined for their sake alone; that others start it without can be documented."""
 
     finding: Finding
     softened: bool = False

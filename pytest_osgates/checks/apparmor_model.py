@@ -138,8 +138,8 @@ class Mode(StrEnum):
 
 class Attachment(Model):
     """The label that the kernel gave to one program. ``how``: when it was executed for this, or of a process that was
-    there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose context
-    it was executed; empty: by nobody in particular, unconfined."""
+    there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose
+    context it was executed; empty: by nobody in particular, unconfined."""
 
     path: str
     how: Literal["exec", "process"]
@@ -152,8 +152,8 @@ class Attachment(Model):
 
 
 class ProfileSeen(Model):
-    """A profile that confines a program, and what it allows that takes its point away: ``every-file``, ``every-network``,
-    ``unconfined`` (it may become that). ``unknown``: why the kernel does not say."""
+    """A profile that confines a program, and what it allows that takes its point away: ``every-file``,
+    ``every-network``, ``unconfined`` (it may become that). ``unknown``: why the kernel does not say."""
 
     name: str
     allows: tuple[str, ...] = ()
@@ -179,10 +179,10 @@ class Ownerless(Model):
 
 
 class ConfinementSeen(Model):
-    """What the booted kernel said. ``problem``: why it cannot be believed as a whole. ``looks``, ``watched_s``: how often,
-    and over how many seconds of the guest, processes and sockets were listed. ``recorded``: the kernel's own record of
-    sockets was kept all the while, so that what came and went between two looks is known as well; ``not_recorded``: why
-    it was not. ``method``: how programs were kept from running."""
+    """What the booted kernel said. ``problem``: why it cannot be believed as a whole. ``looks``, ``watched_s``: how
+    often, and over how many seconds of the guest, processes and sockets were listed. ``recorded``: the kernel's own
+    record of sockets was kept all the while, so that what came and went between two looks is known as well;
+    ``not_recorded``: why it was not. ``method``: how programs were kept from running."""
 
     enabled: bool
     attachments: tuple[Attachment, ...]

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pytest_osgates.checks.apparmor_running import ProcessSeen, RunningSeen, SocketSeen
+from pytest_osgates.checks.apparmor_running import FOREIGN, UNSTEADY, ProcessSeen, RunningSeen, SocketSeen
 from pytest_osgates.observers.confinement.records import Records, read
 from pytest_osgates.vm.errors import ChannelError
 from pytest_osgates.vm.text import one_line
@@ -34,7 +34,10 @@ def running(data: bytes) -> RunningSeen:
     problems: dict[str, None] = {}
     own = _descendants(records)
     links = _links(records.blobs.get("links", b""))
-    processes = [seen for fields in records.said["process"] if (seen := _process(fields, own, links)) is not None]
+    again = {fields[0]: fields[1] for fields in records.said["again"] if len(fields) == 2}
+    processes = [
+        seen for fields in records.said["process"] if (seen := _process(fields, own, links, again)) is not None
+    ]
     holders: dict[int, list[int]] = defaultdict(list)
     for path, target in links.items():
         descriptor, inode = _FD.fullmatch(path), _SOCKET.fullmatch(target)
@@ -104,7 +107,9 @@ def _links(data: bytes) -> dict[str, str]:
     return dict(zip(texts[0::2], texts[1::2], strict=False))
 
 
-def _process(fields: tuple[str, ...], own: set[int], links: dict[str, str]) -> ProcessSeen | None:
+def _process(
+    fields: tuple[str, ...], own: set[int], links: dict[str, str], again: dict[str, str]
+) -> ProcessSeen | None:
     """None for kernel threads, and for what the script runs."""
     if len(fields) != 4 or not re.fullmatch(r"[0-9]{1,10}", fields[0]):
         raise ChannelError("the guest's list of processes is not what was asked for")
@@ -123,7 +128,9 @@ def _process(fields: tuple[str, ...], own: set[int], links: dict[str, str]) -> P
     elif not label:
         error = "the kernel gave no label"
     elif how != "apparmor" and _CONTEXT.fullmatch(label):
-        error = "its label is not AppArmor's"
+        error = FOREIGN
+    elif again.get(fields[0], label) != label:
+        error = UNSTEADY
     return ProcessSeen(
         pid=pid,
         exe=one_line(exe.removesuffix(_DELETED), 4096),

@@ -28,8 +28,8 @@ _FAILED = {
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one program: the label as the kernel says it, or why there is none. ``exe``: the path of what runs, which for a
-    script is its interpreter; ``same``: it is the file that lies at the path (None: nobody can tell)."""
+    """Of one program: the label as the kernel says it, or why there is none. ``exe``: the path of what runs, which
+    for a script is its interpreter; ``same``: it is the file that lies at the path (None: nobody can tell)."""
 
     label: str = ""
     how: str = ""
@@ -41,8 +41,8 @@ class Answer:
 @dataclass(frozen=True)
 class Probed:
     """``enforce`` None: the kernel has no SELinux. ``own``, ``first``: labels of who asked, and of the first process.
-    ``allowed``: by profile and question, the permissions that the kernel names (None: it names none). ``sums``: SHA-256
-    of the files by path. ``refused``: tracing is forbidden."""
+    ``allowed``: by profile and question, the permissions that the kernel names (None: it names none). ``sums``:
+    SHA-256 of the files by path. ``refused``: tracing is forbidden."""
 
     enabled: bool
     scope: int | None
@@ -130,7 +130,8 @@ def _sums(data: bytes) -> dict[str, str]:
 
 
 def _answer(fields: tuple[str, ...], before: str, after: str) -> Answer:
-    """``label HOW LABEL ERRNO PLACE EXE``, or ``failed STAGE ERRNO``. `before`, `after`: device and inode of the file."""
+    """``label HOW LABEL ERRNO PLACE EXE``, or ``failed STAGE ERRNO``. `before`, `after`: device and inode of the
+    file."""
     if fields[0] == "failed" and len(fields) == 3:
         return Answer(error=_why(fields[1], fields[2], there=bool(before or after)))
     if fields[0] != "label" or len(fields) != 6:

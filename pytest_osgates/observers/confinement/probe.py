@@ -1,16 +1,17 @@
 """Which label the kernel gives to programs when they are executed, without an instruction of theirs being run.
 
-A process of the guest, root's and unconfined, forks for each program; the child becomes the program by execve(2). It is
-seized before that (ptrace(2): PTRACE_SEIZE with PTRACE_O_TRACEEXEC and PTRACE_O_EXITKILL), so it stops inside of execve,
-before the first instruction of the program and of its dynamic linker, and is killed there; if the tracer dies, so
-does it. Where nobody may trace (yama's ptrace_scope=3), the child has no address space left for a program
+A process of the guest, root's and unconfined, forks for each program; the child becomes the program by execve(2).
+It is seized before that (ptrace(2): PTRACE_SEIZE with PTRACE_O_TRACEEXEC and PTRACE_O_EXITKILL), so it stops inside
+of execve, before the first instruction of the program and of its dynamic linker, and is killed there; if the tracer
+dies, so does it. Where nobody may trace (yama's ptrace_scope=3), the child has no address space left for a program
 (RLIMIT_AS): execve then fails behind the point at which it has given the label, and the kernel ends the process by
 SIGSEGV before it returns to user space; what has ended keeps its label until it is waited for. Either way is tried
 first on the interpreter itself.
 
-What decides is the path that is executed: for a script its own, not that of its interpreter (security_bprm_creds_for_exec is
-called once, before the interpreter is looked for: fs/exec.c since Linux 5.8; before, AppArmor took the first call
-alone). A unit's AppArmorProfile= is set as systemd sets it, in /proc/self/attr/apparmor/exec.
+What decides is the path that is executed: for a script its own, not that of its interpreter
+(security_bprm_creds_for_exec is called once, before the interpreter is looked for: fs/exec.c since Linux 5.8;
+before, AppArmor took the first call alone). A unit's AppArmorProfile= is set as systemd sets it, in
+/proc/self/attr/apparmor/exec.
 
 The list of programs is a file in the guest: pairs of path and context, each ended by NUL. A context is empty, or one
 of `=` (must be there) and `-` (need not), and a profile. The answer is a sequence of records as those of script.py.
@@ -36,8 +37,8 @@ PATIENCE = 20
 EACH = 0.5
 _SHORTEST = 60.0
 
-# What a profile that allows everything allows: AA_CLASS_FILE (2) and a path, AA_CLASS_NET (14) with family and type as
-# 16-bit numbers, most significant byte first; and, among the files, the profile that it may change to.
+# What a profile that allows everything allows: AA_CLASS_FILE (2) and a path, AA_CLASS_NET (14) with family and type
+# as 16-bit numbers, most significant byte first; and, among the files, the profile that it may change to.
 FILES = ("/osgates-probe/a", "/etc/osgates-probe", "/home/osgates-probe/a")
 QUESTIONS = {
     **{f"file{number}": b"\x02" + path.encode() for number, path in enumerate(FILES)},
@@ -47,8 +48,8 @@ QUESTIONS = {
 }
 QUERIES = tuple(f"{name}={match.hex()}" for name, match in QUESTIONS.items())
 
-# The interpreter must not get a profile of its own: the shell asks for none, which a shell that is confined itself may
-# not do. printf and the redirection are the shell's own, so /proc/self is what becomes the interpreter.
+# The interpreter must not get a profile of its own: the shell asks for none, which a shell that is confined itself
+# may not do. printf and the redirection are the shell's own, so /proc/self is what becomes the interpreter.
 _SCRIPT = r"""
 LC_ALL=C
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -88,8 +89,8 @@ say done
 
 @dataclass(frozen=True)
 class Question:
-    """A program to be executed. ``profile``: what a unit's AppArmorProfile= says, with its `-` if it has one; ``unit``
-    that unit's name."""
+    """A program to be executed. ``profile``: what a unit's AppArmorProfile= says, with its `-` if it has one;
+    ``unit`` that unit's name."""
 
     path: str
     profile: str = ""

@@ -118,7 +118,8 @@ sub ask {
                 if ($done != $child) {
                     @answer = ('failed', 'wait', $! + 0);
                 } elsif ($status == $EXEC_STOP) {
-                    @answer = ('label', label_of($child), place("/proc/$child/exe"), readlink("/proc/$child/exe") // '');
+                    my $exe = "/proc/$child/exe";
+                    @answer = ('label', label_of($child), place($exe), readlink($exe) // '');
                 } elsif (($status & 0xff) == 0x7f) {
                     @answer = ('failed', 'stop', $status);
                 } else {

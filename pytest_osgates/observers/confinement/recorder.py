@@ -1,11 +1,13 @@
-"""The kernel's own record of who opens internet sockets, for what comes and goes between two looks.
+"""The kernel's own record of who uses internet sockets, for what comes and goes between two looks.
 
-An instance of tracefs (Documentation/trace/ftrace.rst) keeps four events: socket(2) with a family of the internet or of
-packets, a TCP socket that begins to listen whoever opened it, and, so that each thread has a program, fork and exec.
-It costs no polling. It does not see sockets that 32-bit programs or io_uring open without listening, nor those that were
-open before; the looks see what lasts.
+An instance of tracefs (Documentation/trace/ftrace.rst) keeps some events: a TCP socket that begins to listen or to
+connect, whoever opened it; socket(2), and what is done with its descriptor, for a datagram socket that is only
+asked for the state of an interface (as udev does) talks to nobody; fork and exec, so that each thread has a
+program. That costs no polling. It does not see the datagrams of 32-bit programs and of io_uring, nor what was there
+before and stays silent; the looks see that.
 
-Attribution is by thread: its last execve, else what its parent was when it was made, else what /proc said at the start.
+Attribution is by thread: its last execve, else what its parent was when it was made, else what /proc said at the
+start. What the first process listens on is for the services of socket units, and is left to the looks.
 """
 
 from __future__ import annotations
@@ -23,12 +25,23 @@ from pytest_osgates.vm.text import one_line
 MAX_TRACE = 24 << 20
 MAX_PROGRAMS = 5000
 _WHAT = "record of sockets"
-# linux/socket.h: AF_INET, AF_INET6, AF_PACKET; net/tcp_states.h: TCP_LISTEN.
+_FIRST = 1
+_STREAM, _RAW, _PACKET = 1, 3, 17
+# linux/socket.h: AF_INET, AF_INET6, AF_PACKET; net/tcp_states.h: TCP_LISTEN (10), TCP_SYN_SENT (2).
 _FAMILIES = {2: "inet", 10: "inet6", 17: "packet"}
 _TYPES = {1: "stream", 2: "datagram", 3: "raw", 5: "seqpacket", 6: "dccp", 10: "packet"}
+_USES = {
+    "sys_bind": "bound",
+    "sys_connect": "connected",
+    "sys_sendto": "sent",
+    "sys_sendmsg": "sent",
+    "sys_sendmmsg": "sent",
+}
 _ENABLE = (
-    ("syscalls/sys_enter_socket", "family == 2 || family == 10 || family == 17"),
-    ("sock/inet_sock_set_state", "newstate == 10"),
+    ("sock/inet_sock_set_state", "newstate == 10 || newstate == 2"),
+    ("syscalls/sys_enter_socket", ""),
+    ("syscalls/sys_exit_socket", ""),
+    *((f"syscalls/sys_enter_{name.removeprefix('sys_')}", "") for name in _USES),
     ("sched/sched_process_exec", ""),
     ("sched/sched_process_fork", ""),
 )
@@ -62,7 +75,8 @@ say recording "$t"
 say end
 """
 _EVENT = r"""
-[ -z @FILTER@ ] || echo @FILTER@ >"$i/events/@EVENT@/filter" 2>/dev/null || { rmdir "$i"; not 'the kernel has no event @EVENT@'; }
+[ -z @FILTER@ ] || echo @FILTER@ >"$i/events/@EVENT@/filter" 2>/dev/null ||
+    { rmdir "$i"; not 'the kernel has no event @EVENT@'; }
 echo 1 >"$i/events/@EVENT@/enable" 2>/dev/null || { rmdir "$i"; not 'the kernel has no event @EVENT@'; }
 """
 _STOP = r"""
@@ -90,7 +104,9 @@ _LINE = re.compile(r"-(\d{1,10})\s+(?:\(\s*[\d-]+\)\s+)?\[\d+\]\s+\S+\s+\d+\.\d+
 _EXEC = re.compile(r": filename=(.*) pid=(\d{1,10}) old_pid=(\d{1,10})")
 _FORK = re.compile(r": comm=.* pid=(\d{1,10}) child_comm=.* child_pid=(\d{1,10})")
 _SOCKET = re.compile(r"\(family: (?:0x)?([0-9a-f]{1,16}), type: (?:0x)?([0-9a-f]{1,16}), protocol: ")
-_LISTEN = re.compile(r": family=(\w+) protocol=(\w+) sport=(\d{1,5}) ")
+_RETURNED = re.compile(r" -> (?:0x)?([0-9a-f]{1,16})")
+_DESCRIPTOR = re.compile(r"\(fd: (?:0x)?([0-9a-f]{1,16})[,)]")
+_TCP = re.compile(r": family=\w+ protocol=(\w+) sport=(\d{1,5}) dport=(\d{1,5}) .*newstate=(\w+)")
 
 
 @dataclass(frozen=True)
@@ -103,8 +119,8 @@ class Recording:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Programs that opened sockets, each with what it opened; ``unnamed``: sockets of which nobody can tell the program;
-    ``problem``: why the record is not complete."""
+    """Programs that opened sockets, each with what it opened; ``unnamed``: sockets of which nobody can tell the
+    program; ``problem``: why the record is not complete."""
 
     programs: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
@@ -154,41 +170,69 @@ def stop(shell: GuestShell, recording: Recording, resolve: Callable[[str], str])
 
 
 def attribute(trace: bytes, running: Mapping[int, str], resolve: Callable[[str], str]) -> Recorded:
-    """Who opened what, by the text of a trace. `running`: programs of threads at its beginning."""
-    programs = dict(running)
-    opened: dict[str, dict[str, None]] = {}
-    unnamed: dict[str, None] = {}
+    """Who used what, by the text of a trace. `running`: programs of threads at its beginning."""
+    state = _State(dict(running))
     for line in trace.decode("utf-8", "surrogateescape").split("\n"):
         head = _LINE.search(line)
-        if head is None:
-            continue
-        thread, event, rest = int(head[1]), head[2], head[3]
-        if event == "sched_process_exec" and (match := _EXEC.fullmatch(rest)):
-            programs[int(match[2])] = match[1]
-        elif event == "sched_process_fork" and (match := _FORK.fullmatch(rest)):
-            parent, child = int(match[1]), int(match[2])
-            if parent in programs:
-                programs[child] = programs[parent]
-            else:
-                programs.pop(child, None)
-        elif what := _opened(event, rest):
-            path = programs.get(thread, "")
-            if path.startswith("/") and len(opened) < MAX_PROGRAMS:
-                opened.setdefault(resolve(posixpath.normpath(path)), {})[what] = None
-            else:
-                name = one_line(path, 200) or f"thread {thread}"
-                unnamed[f"{name}: {what}"] = None
+        if head is not None:
+            state.event(int(head[1]), head[2], head[3])
+    opened: dict[str, dict[str, None]] = {}
+    unnamed: dict[str, None] = {}
+    for program, what in state.used:
+        if program.startswith("/") and len(opened) < MAX_PROGRAMS:
+            opened.setdefault(resolve(posixpath.normpath(program)), {})[what] = None
+        else:
+            unnamed[f"{one_line(program, 200)}: {what}"] = None
     shown = {path: ", ".join(list(what)[:5]) for path, what in opened.items()}
     return Recorded(shown, tuple(list(unnamed)[:50]))
 
 
-def _opened(event: str, rest: str) -> str:
-    """``inet6 stream``, or ``listen 8080``; empty: another event."""
-    if event in {"sys_socket", "sys_enter_socket"} and (match := _SOCKET.search(rest)):
-        family = int(match[1], 16)
+@dataclass
+class _State:
+    """`programs` of threads. `asked`: by thread, the socket(2) that has not returned; `open`: by program and
+    descriptor, datagram sockets that nobody has used yet; `used`: program and what it did."""
+
+    programs: dict[int, str]
+    asked: dict[int, str] = field(default_factory=dict)
+    open: dict[tuple[str, int], str] = field(default_factory=dict)
+    used: dict[tuple[str, str], None] = field(default_factory=dict)
+
+    def event(self, thread: int, name: str, rest: str) -> None:
+        """One line of the trace."""
+        program = self.programs.get(thread, f"thread {thread}")
+        if name == "sched_process_exec" and (match := _EXEC.fullmatch(rest)):
+            self.programs[int(match[2])] = match[1]
+        elif name == "sched_process_fork" and (match := _FORK.fullmatch(rest)):
+            self._forked(int(match[1]), int(match[2]))
+        elif thread == _FIRST:
+            return
+        elif name == "inet_sock_set_state" and (match := _TCP.match(rest)):
+            port = f"listens on port {match[2]}" if match[4] == "TCP_LISTEN" else f"connects to port {match[3]}"
+            self.used[program, f"{match[1].removeprefix('IPPROTO_').lower()} {port}"] = None
+        elif name == "sys_socket" and (match := _SOCKET.match(rest)):
+            self._asked(thread, program, int(match[1], 16), int(match[2], 16))
+        elif name == "sys_socket" and (match := _RETURNED.match(rest)):
+            descriptor, what = int(match[1], 16), self.asked.pop(thread, "")
+            # What is in the way of a new socket is closed by now.
+            self.open.pop((program, descriptor), None)
+            if what and descriptor < 1 << 31:
+                self.open[program, descriptor] = what
+        elif name in _USES and (match := _DESCRIPTOR.match(rest)):
+            what = self.open.get((program, int(match[1], 16)), "")
+            if what:
+                self.used[program, f"{what}, {_USES[name]}"] = None
+
+    def _forked(self, parent: int, child: int) -> None:
+        if parent in self.programs:
+            self.programs[child] = self.programs[parent]
+        else:
+            self.programs.pop(child, None)
+
+    def _asked(self, thread: int, program: str, family: int, kind: int) -> None:
         # The lower four bits are the type, flags are above (net/socket.c, SOCK_TYPE_MASK).
-        kind = int(match[2], 16) & 0xF
-        return f"{_FAMILIES[family]} {_TYPES.get(kind, kind)}" if family in _FAMILIES else ""
-    if event == "inet_sock_set_state" and (match := _LISTEN.match(rest)):
-        return f"listens on port {int(match[3])}"
-    return ""
+        what = _TYPES.get(kind & 0xF, str(kind & 0xF))
+        self.asked[thread] = ""
+        if family == _PACKET or (family in _FAMILIES and kind & 0xF == _RAW):
+            self.used[program, f"{_FAMILIES[family]} {what}"] = None
+        elif family in _FAMILIES and kind & 0xF != _STREAM:
+            self.asked[thread] = f"{_FAMILIES[family]} {what}"

@@ -13,6 +13,7 @@ from pytest_osgates.image.elf import MalformedElf
 from pytest_osgates.image.packages import Trouble
 from pytest_osgates.image.packages.sandboxed import installations
 from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.image.tree import resolved
 from pytest_osgates.observers.networked import binaries, flatpaks
 from pytest_osgates.observers.networked.files import Files, Identity, Item, collect
 from pytest_osgates.observers.networked.knowledge import libraries
@@ -328,6 +329,15 @@ class _Scan:
                 interpreter=draft.interpreter,
                 same=tuple(one_line(twin, 4096) for twin in sorted(twins) if twin != path)[:20],
             )
+
+
+def canonical(view: RootView, path: str) -> str:
+    """The path of a program once all links are followed, as entries have it; itself where there is nothing."""
+    try:
+        found = resolved(view, path, follow=True)
+    except ImageError:
+        return path
+    return path if found is None else one_line(found[0], 4096)
 
 
 def _counts(draft: Draft) -> bool:

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_a_changed_answer_is_read_or_refused(data: st.DataObject) -> None:
     assert seen.problem or len(seen.answers) == 2
 
 
-# -- run here ----------------------------------------------------------------------------------------------------------
+# -- run here -----------------------------------------------------------------------------------------------------
 
 
 class OneLanguage(LocalShell):
@@ -191,7 +192,7 @@ def test_no_instruction_is_run(tmp_path: Path, method: str, hidden: str) -> None
     assert unit.error, "no profile of this name is loaded here"
     assert set(seen.sums) == {str(files[name]) for name in names} | {"/bin/sh"}
     # The program would have left its trace: otherwise its absence says nothing.
-    os.spawnv(os.P_WAIT, str(files["static"]), ["static"])
+    subprocess.run([files["static"]], check=True)
     assert files["mark"].exists()
 
 

@@ -32,6 +32,10 @@ from pytest_osgates.model import Control, Finding, Gate, Severity, State
 
 _CONFINED = frozenset({Mode.ENFORCE, Mode.KILL})
 _RULES = {Mode.UNCONFINED: "unconfined", Mode.COMPLAIN: "complain-mode"}
+_ENABLE = {
+    "AppArmor": "lsm=...,apparmor or apparmor=1 security=apparmor on the kernel's command line",
+    "SELinux": "lsm=...,selinux or selinux=1 security=selinux on the kernel's command line",
+}
 _CONTROL = "/osgates-control"
 _NAMED = 12
 
@@ -54,6 +58,8 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
     findings = [*_scanned(seen.scan, policy), *_kernel(seen.confinement)]
     used: set[str] = set()
     rows: dict[int, int] = {}
+    # Where the kernel confines nobody, that is the one finding.
+    enabled = seen.confinement is not None and seen.confinement.enabled
     for entry in seen.scan.entries:
         if entry.tier is Tier.C:
             continue
@@ -62,9 +68,9 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
         if row is not None and all(reason.kind is not Kind.SOCKET_SEEN for reason in entry.evidence):
             rows[row] = rows.get(row, 0) + 1
             findings.append(_accepted("left-out", entry, "what cannot run", policy.left_out[row].reason))
-        elif seen.confinement is not None:
+        elif enabled:
             findings += _entry(entry, seen, policy, used)
-    if seen.confinement is not None:
+    if enabled and seen.confinement is not None:
         findings += _watched(seen.confinement, policy)
         findings += _unused(seen, policy, used)
     findings += _idle_rows(policy, rows)
@@ -111,11 +117,11 @@ def _kernel(confinement: ConfinementSeen | None) -> Iterator[Finding]:
         )
     elif not confinement.enabled:
         yield Finding(
-            rule="apparmor-disabled",
+            rule=f"{confinement.system.lower()}-disabled",
             subject="kernel",
-            seen="AppArmor is not enabled in the running kernel",
+            seen=f"{confinement.system} is not enabled in the running kernel",
             wanted="enabled",
-            hint="lsm=...,apparmor or apparmor=1 security=apparmor on the kernel's command line",
+            hint=_ENABLE[confinement.system],
         )
 
 
@@ -368,7 +374,7 @@ def _reported(scan: StaticScan) -> list[Finding]:
     ]
 
 
-def baseline(seen: ApparmorObservation, policy: ApparmorPolicy) -> str:
+def baseline(seen: ApparmorObservation, policy: ApparmorPolicy, gate: str = "apparmor") -> str:
     """Entries for programs of tier B that are not confined; who reviews them fills in the rest."""
     entries = {entry.path: entry for entry in seen.scan.entries}
     blocks = []
@@ -376,7 +382,7 @@ def baseline(seen: ApparmorObservation, policy: ApparmorPolicy) -> str:
         entry = entries.get(finding.subject)
         if finding.severity is Severity.VIOLATION and entry is not None and entry.tier is Tier.B:
             blocks.append(
-                f"# {' '.join(entry.why.split())}\n[[gate.apparmor.documented]]\nbinary = {json.dumps(entry.path)}\n"
+                f"# {' '.join(entry.why.split())}\n[[gate.{gate}.documented]]\nbinary = {json.dumps(entry.path)}\n"
                 f'sha256 = "{entry.sha256}"\nreason = ""\nreviewer = ""\n'
             )
     return "\n".join(blocks)
@@ -408,6 +414,7 @@ Sabotage = Callable[[ApparmorObservation], ApparmorObservation]
 
 def controls(seen: ApparmorObservation, policy: ApparmorPolicy) -> tuple[Control[ApparmorObservation], ...]:
     """An unconfined listener, complain mode, a program under another name, and kernels that were not heard."""
+    system = "AppArmor" if seen.confinement is None else seen.confinement.system
     original = next((entry for entry in seen.scan.entries if entry.tier is Tier.B), None)
     renamed = (
         _planted(Kind.IMPORTS) if original is None else original.model_copy(update={"path": _CONTROL, "package": ""})
@@ -430,7 +437,7 @@ def controls(seen: ApparmorObservation, policy: ApparmorPolicy) -> tuple[Control
         Control("a unit that takes the profile away", _by_unit, "unconfined", _CONTROL),
         Control("a socket of nobody", _ownerless, "ownerless-socket", "tcp osgates-control", Severity.UNPROVEN),
         Control("nobody watched", _unwatched, "watched-too-short", "processes", Severity.UNPROVEN),
-        Control("a kernel without AppArmor", _disabled, "apparmor-disabled", "kernel"),
+        Control(f"a kernel without {system}", _disabled, f"{system.lower()}-disabled", "kernel"),
         Control("no kernel was asked", _unasked, "confinement-not-seen", "kernel", Severity.UNPROVEN),
         Control("a program that cannot be read", _unreadable, "unreadable", _CONTROL, Severity.UNPROVEN),
     )
@@ -448,7 +455,7 @@ def _with(entry: Networked, mode: Mode | None) -> Sabotage:
         profile = "" if mode is Mode.UNCONFINED else "control"
         labels = () if mode is None else (Attachment(path=entry.path, how="exec", profile=profile, mode=mode),)
         scan = seen.scan.model_copy(update={"entries": (*seen.scan.entries, entry)})
-        confinement = known.model_copy(update={"attachments": (*known.attachments, *labels)})
+        confinement = known.model_copy(update={"enabled": True, "attachments": (*known.attachments, *labels)})
         return seen.model_copy(update={"scan": scan, "confinement": confinement})
 
     return sabotage
@@ -459,7 +466,7 @@ def _labelled(seen: ApparmorObservation, *labels: Attachment) -> ApparmorObserva
     first = Attachment(path=_CONTROL, how="exec", profile="control", mode=Mode.ENFORCE)
     known = seen.confinement or ConfinementSeen(enabled=True, attachments=())
     entries = (*seen.scan.entries, _planted(Kind.LISTENING_SERVICE))
-    confinement = known.model_copy(update={"attachments": (*known.attachments, first, *labels)})
+    confinement = known.model_copy(update={"enabled": True, "attachments": (*known.attachments, first, *labels)})
     scan = seen.scan.model_copy(update={"entries": entries})
     return seen.model_copy(update={"scan": scan, "confinement": confinement})
 
@@ -472,21 +479,22 @@ def _by_unit(seen: ApparmorObservation) -> ApparmorObservation:
     return _labelled(seen, Attachment(path=_CONTROL, how="exec", unit="control.service"))
 
 
-def _changed(seen: ApparmorObservation, **changes: object) -> ApparmorObservation:
+def changed(seen: ApparmorObservation, **changes: object) -> ApparmorObservation:
+    """The observation with another word of the kernel."""
     known = seen.confinement or ConfinementSeen(enabled=True, attachments=())
     return seen.model_copy(update={"confinement": known.model_copy(update=changes)})
 
 
 def _ownerless(seen: ApparmorObservation) -> ApparmorObservation:
-    return _changed(seen, ownerless=(Ownerless(protocol="tcp", local="osgates-control"),))
+    return changed(seen, enabled=True, ownerless=(Ownerless(protocol="tcp", local="osgates-control"),))
 
 
 def _unwatched(seen: ApparmorObservation) -> ApparmorObservation:
-    return _changed(seen, looks=0, watched_s=0.0)
+    return changed(seen, enabled=True, looks=0, watched_s=0.0)
 
 
 def _disabled(seen: ApparmorObservation) -> ApparmorObservation:
-    return seen.model_copy(update={"confinement": ConfinementSeen(enabled=False, attachments=())})
+    return changed(seen, enabled=False, problem="")
 
 
 def _unasked(seen: ApparmorObservation) -> ApparmorObservation:

@@ -186,6 +186,7 @@ class ConfinementSeen(Model):
 
     enabled: bool
     attachments: tuple[Attachment, ...]
+    system: Literal["AppArmor", "SELinux"] = "AppArmor"
     problem: str = ""
     ownerless: tuple[Ownerless, ...] = ()
     profiles: tuple[ProfileSeen, ...] = ()

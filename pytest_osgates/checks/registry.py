@@ -13,6 +13,7 @@ from pytest_osgates.checks import (
     lynis,
     packages,
     reproducible,
+    selinux,
     settings,
     telemetry,
     tpm,
@@ -25,7 +26,7 @@ GATES: Mapping[str, AnyGate] = MappingProxyType(
         gate.name: gate
         for gate in (
             *(apparmor.GATE, boot.GATE, kconfig.GATE, luks.GATE, lynis.GATE, packages.GATE),
-            *(reproducible.GATE, settings.GATE, telemetry.GATE, tpm.GATE),
+            *(reproducible.GATE, selinux.GATE, settings.GATE, telemetry.GATE, tpm.GATE),
         )
     }
 )

@@ -75,13 +75,7 @@ def observe(
     :raise GuestError: the guest did not answer, or not as asked.
     :raise HostError: the evidence cannot be written.
     """
-    seen = watch(place, policy.watch_s, resolve)
-    running = merged(seen.looks)
-    place.evidence.write("confinement/looks.json", dump([look.model_dump(mode="json") for look in seen.looks]))
-    opened = {**seen.recorded.programs}
-    for path, what in socket_programs(running).items():
-        opened[path] = ", ".join(dict.fromkeys(text for text in (opened.get(path, ""), what) if text))
-    scan = with_sockets(scan, opened)
+    seen, running, scan = seen_running(place, scan, policy.watch_s, resolve)
     asked = questions(scan)
     place.progress.step(Step("apparmor", f"asking for the labels of {len(asked)} programs", 0.0))
     answer = probe(place.shell, asked)
@@ -89,6 +83,19 @@ def observe(
     place.progress.step(Step("apparmor", f"{len(asked)} labels", float(answer.seconds or 0), done=True))
     found = confinement(running, seen, answer, asked, scan)
     return ApparmorObservation(state=place.state, day=datetime.now(UTC).date(), scan=scan, confinement=found)
+
+
+def seen_running(
+    place: Place, scan: StaticScan, seconds: float, resolve: Callable[[str], str]
+) -> tuple[Watched, RunningSeen, StaticScan]:
+    """The looks, all of them as one, and `scan` with the programs that were seen with sockets."""
+    seen = watch(place, seconds, resolve)
+    running = merged(seen.looks)
+    place.evidence.write("confinement/looks.json", dump([look.model_dump(mode="json") for look in seen.looks]))
+    opened = dict(seen.recorded.programs)
+    for path, what in socket_programs(running).items():
+        opened[path] = ", ".join(dict.fromkeys(text for text in (opened.get(path, ""), what) if text))
+    return seen, running, with_sockets(scan, opened)
 
 
 def watch(place: Place, seconds: float, resolve: Callable[[str], str]) -> Watched:
@@ -155,6 +162,24 @@ def confinement(
         if entry.tier is not Tier.C and _is_flatpak(entry)
     )
     enabled = running.enabled and answer.enabled
+    return ConfinementSeen(
+        enabled=enabled,
+        attachments=(*executed, *flatpaks, *attachments(running)),
+        problem="; ".join(_problems(running, answer)) if enabled else "",
+        ownerless=of_nobody(running, seen, scan),
+        profiles=profiles(answer),
+        looks=len(seen.looks),
+        watched_s=seen.seconds,
+        recorded=not seen.recorded.problem,
+        not_recorded=seen.recorded.problem,
+        unnamed=seen.recorded.unnamed,
+        method=f"{answer.method} by {answer.interpreter}" if answer.method else "",
+        asked_s=answer.seconds,
+    )
+
+
+def of_nobody(running: RunningSeen, seen: Watched, scan: StaticScan) -> tuple[Ownerless, ...]:
+    """Sockets that wait for others, and of which nobody knows for whom."""
     lasting = {(socket.namespace, socket.inode) for look in seen.looks[-1:] for socket in look.sockets}
     nobody = unowned(running)
     ownerless = {
@@ -170,20 +195,7 @@ def confinement(
             # No unit in the image's files says for whom.
             place = (socket.protocol, socket.local, socket.namespace)
             ownerless[place] = Ownerless(protocol=place[0], local=place[1], namespace=place[2])
-    return ConfinementSeen(
-        enabled=enabled,
-        attachments=(*executed, *flatpaks, *attachments(running)),
-        problem="; ".join(_problems(running, answer)) if enabled else "",
-        ownerless=tuple(ownerless.values()),
-        profiles=profiles(answer),
-        looks=len(seen.looks),
-        watched_s=seen.seconds,
-        recorded=not seen.recorded.problem,
-        not_recorded=seen.recorded.problem,
-        unnamed=seen.recorded.unnamed,
-        method=f"{answer.method} by {answer.interpreter}" if answer.method else "",
-        asked_s=answer.seconds,
-    )
+    return tuple(ownerless.values())
 
 
 def _ports(scan: StaticScan) -> set[str]:

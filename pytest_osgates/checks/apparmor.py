@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pytest_osgates.checks.apparmor_model import (
     DEMANDING,
+    SEEN,
     ApparmorObservation,
     ApparmorPolicy,
     Attachment,
@@ -40,11 +41,12 @@ _CONTROL = "/osgates-control"
 _NAMED = 12
 
 
-def with_sockets(scan: StaticScan, seen: Mapping[str, str]) -> StaticScan:
-    """`scan` with the programs that were seen with sockets: by path, what was seen. They are of tier A."""
+def with_sockets(scan: StaticScan, seen: Mapping[str, str], kind: Kind = Kind.SOCKET_SEEN) -> StaticScan:
+    """`scan` with the programs that were seen with sockets: by path, what was seen. They are of tier A. `kind`:
+    whether a process was seen that holds them, or only the kernel's record tells of it."""
     entries = {entry.path: entry for entry in scan.entries}
     for path, what in seen.items():
-        reason = Evidence(kind=Kind.SOCKET_SEEN, detail=what)
+        reason = Evidence(kind=kind, detail=what)
         known = entries.get(path)
         if known is None:
             entries[path] = Networked(path=path, evidence=(reason,))
@@ -65,7 +67,7 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
             continue
         row = _left_out(entry.path, entry.package, policy)
         # What was seen with a socket can run, whatever the profile says.
-        if row is not None and all(reason.kind is not Kind.SOCKET_SEEN for reason in entry.evidence):
+        if row is not None and all(reason.kind not in SEEN for reason in entry.evidence):
             rows[row] = rows.get(row, 0) + 1
             findings.append(_accepted("left-out", entry, "what cannot run", policy.left_out[row].reason))
         elif enabled:
@@ -246,8 +248,8 @@ def _why_not(
 
 @dataclass(frozen=True)
 class _Found:
-    """What is wrong with the confinement of one program. `softened`: its units give it a label that confines, and it
-    must be confined for their sake alone; that others start it without can be documented."""
+    """What is wrong with the confinement of one program. `softened`: where it must be confined, it
+    is; that others may start it without can be documented."""
 
     finding: Finding
     softened: bool = False
@@ -282,24 +284,27 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
         return _Found(_loose(entry, by_unit, where))
     if not loose:
         return None
-    return _Found(_loose(entry, loose[0], where), softened=_for_units_alone(entry, labels, seen.scan))
+    return _Found(_loose(entry, loose[0], where), softened=_confined_where_it_counts(entry, labels, seen.scan))
 
 
 def _confines(label: Attachment) -> bool:
     return label.mode in _CONFINED and bool(label.profile)
 
 
-def _for_units_alone(entry: Networked, labels: list[Attachment], scan: StaticScan) -> bool:
-    """Whether it is of tier A only because of units, each of which gives it a profile that confines."""
+def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: StaticScan) -> bool:
+    """Whether all that makes it one of tier A is confined: units that give it a profile, and processes with sockets
+    that have one (an interpreter has that of its script), though its path alone has none."""
     demanding = {reason.kind for reason in entry.evidence} & DEMANDING
+    of_units = demanding & {Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE}
+    if not demanding or demanding - of_units - {Kind.SOCKET_SEEN}:
+        return False
     units = [unit for unit in scan.units if unit.program == entry.path]
-    confined = {label.unit for label in labels if label.unit and not label.error and _confines(label)}
-    return bool(
-        demanding
-        and demanding <= {Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE, Kind.SOCKET_SEEN}
-        and units
-        and all(unit.apparmor_profile and unit.name in confined for unit in units)
-    )
+    good = [label for label in labels if not label.error and _confines(label)]
+    by_unit = {label.unit for label in good if label.unit}
+    if of_units and not (units and all(unit.apparmor_profile and unit.name in by_unit for unit in units)):
+        return False
+    # That no process with sockets is unconfined, the caller knows.
+    return Kind.SOCKET_SEEN not in demanding or any(label.how == "process" for label in good)
 
 
 def _loose(entry: Networked, label: Attachment, where: str, rule: str = "") -> Finding:

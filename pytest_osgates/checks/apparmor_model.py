@@ -32,6 +32,7 @@ class Kind(StrEnum):
     SOCKET_UNIT = "socket-unit"
     LISTENING_SERVICE = "listening-service"
     SOCKET_SEEN = "socket-seen"
+    SOCKET_RECORDED = "socket-recorded"
     IMPORTS = "imports"
     LINKS = "links"
     LINKS_UNLISTED = "links-unlisted"
@@ -46,7 +47,8 @@ class Kind(StrEnum):
 
 
 # What puts a program into tier A, and what leaves it in C; all else is B.
-DEMANDING = frozenset({Kind.FILE_CAPABILITY, Kind.SETUID, Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE, Kind.SOCKET_SEEN})
+SEEN = frozenset({Kind.SOCKET_SEEN, Kind.SOCKET_RECORDED})
+DEMANDING = SEEN | {Kind.FILE_CAPABILITY, Kind.SETUID, Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE}
 REPORTED = frozenset({Kind.REACHES})
 
 

@@ -92,10 +92,15 @@ def seen_running(
     seen = watch(place, seconds, resolve)
     running = merged(seen.looks)
     place.evidence.write("confinement/looks.json", dump([look.model_dump(mode="json") for look in seen.looks]))
-    opened = dict(seen.recorded.programs)
-    for path, what in socket_programs(running).items():
-        opened[path] = ", ".join(dict.fromkeys(text for text in (opened.get(path, ""), what) if text))
-    return seen, running, with_sockets(scan, opened)
+    held = socket_programs(running)
+    # Of who was met with a socket, the label is known as well.
+    met = {(process.exe, process.pid) for process in running.processes if process.exe in held}
+    gone = {
+        path: what
+        for path, what in seen.recorded.programs.items()
+        if any((path, thread) not in met for thread in seen.recorded.threads.get(path, ())) or path not in held
+    }
+    return seen, running, with_sockets(with_sockets(scan, held), gone, Kind.SOCKET_RECORDED)
 
 
 def watch(place: Place, seconds: float, resolve: Callable[[str], str]) -> Watched:

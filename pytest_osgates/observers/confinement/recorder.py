@@ -120,11 +120,12 @@ class Recording:
 @dataclass(frozen=True)
 class Recorded:
     """Programs that opened sockets, each with what it opened; ``unnamed``: sockets of which nobody can tell the
-    program; ``problem``: why the record is not complete."""
+    program; ``problem``: why the record is not complete; ``threads``: who it was, by the program."""
 
     programs: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     problem: str = ""
+    threads: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False)
 
 
 def start(shell: GuestShell) -> Recording:
@@ -165,7 +166,9 @@ def stop(shell: GuestShell, recording: Recording, resolve: Callable[[str], str])
     found = attribute(records.blobs["trace"], recording.programs, resolve)
     if not lost or any(int(number) for number in lost):
         count = sum(map(int, lost))
-        return Recorded(found.programs, found.unnamed, f"the kernel's record was too small: it lost {count} events")
+        return Recorded(
+            found.programs, found.unnamed, f"the kernel's record was too small: it lost {count} events", found.threads
+        )
     return found
 
 
@@ -178,24 +181,29 @@ def attribute(trace: bytes, running: Mapping[int, str], resolve: Callable[[str],
             state.event(int(head[1]), head[2], head[3])
     opened: dict[str, dict[str, None]] = {}
     unnamed: dict[str, None] = {}
-    for program, what in state.used:
+    threads: dict[str, set[int]] = {}
+    for (program, what), users in state.used.items():
         if program.startswith("/") and len(opened) < MAX_PROGRAMS:
-            opened.setdefault(resolve(posixpath.normpath(program)), {})[what] = None
+            path = resolve(posixpath.normpath(program))
+            opened.setdefault(path, {})[what] = None
+            threads.setdefault(path, set()).update(users)
         else:
             unnamed[f"{one_line(program, 200)}: {what}"] = None
     shown = {path: ", ".join(list(what)[:5]) for path, what in opened.items()}
-    return Recorded(shown, tuple(list(unnamed)[:50]))
+    by = {path: frozenset(users) for path, users in threads.items()}
+    return Recorded(shown, tuple(list(unnamed)[:50]), threads=by)
 
 
 @dataclass
 class _State:
     """`programs` of threads. `asked`: by thread, the socket(2) that has not returned; `open`: by program and
-    descriptor, datagram sockets that nobody has used yet; `used`: program and what it did."""
+    descriptor, datagram sockets that nobody has used yet; `used`: program and what it did, with the
+    threads that did it."""
 
     programs: dict[int, str]
     asked: dict[int, str] = field(default_factory=dict)
     open: dict[tuple[str, int], str] = field(default_factory=dict)
-    used: dict[tuple[str, str], None] = field(default_factory=dict)
+    used: dict[tuple[str, str], set[int]] = field(default_factory=dict)
 
     def event(self, thread: int, name: str, rest: str) -> None:
         """One line of the trace."""
@@ -208,7 +216,7 @@ class _State:
             return
         elif name == "inet_sock_set_state" and (match := _TCP.match(rest)):
             port = f"listens on port {match[2]}" if match[4] == "TCP_LISTEN" else f"connects to port {match[3]}"
-            self.used[program, f"{match[1].removeprefix('IPPROTO_').lower()} {port}"] = None
+            self._used(thread, program, f"{match[1].removeprefix('IPPROTO_').lower()} {port}")
         elif name == "sys_socket" and (match := _SOCKET.match(rest)):
             self._asked(thread, program, int(match[1], 16), int(match[2], 16))
         elif name == "sys_socket" and (match := _RETURNED.match(rest)):
@@ -220,7 +228,10 @@ class _State:
         elif name in _USES and (match := _DESCRIPTOR.match(rest)):
             what = self.open.get((program, int(match[1], 16)), "")
             if what:
-                self.used[program, f"{what}, {_USES[name]}"] = None
+                self._used(thread, program, f"{what}, {_USES[name]}")
+
+    def _used(self, thread: int, program: str, what: str) -> None:
+        self.used.setdefault((program, what), set()).add(thread)
 
     def _forked(self, parent: int, child: int) -> None:
         if parent in self.programs:
@@ -233,6 +244,6 @@ class _State:
         what = _TYPES.get(kind & 0xF, str(kind & 0xF))
         self.asked[thread] = ""
         if family == _PACKET or (family in _FAMILIES and kind & 0xF == _RAW):
-            self.used[program, f"{_FAMILIES[family]} {what}"] = None
+            self._used(thread, program, f"{_FAMILIES[family]} {what}")
         elif family in _FAMILIES and kind & 0xF != _STREAM:
             self.asked[thread] = f"{_FAMILIES[family]} {what}"

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pytest_osgates.checks.apparmor import GATE, baseline, compare, with_sockets
 from pytest_osgates.checks.apparmor_model import (
     DEMANDING,
+    SEEN,
     ApparmorObservation,
     ApparmorPolicy,
     Attachment,
@@ -227,6 +228,21 @@ def test_a_profile_of_all_its_units_makes_the_rest_a_matter_of_documents(
     assert decisive(judged(odd, policy(documented=[documented("/usr/bin/d")]))) == [("unconfined", "/usr/bin/d")]
 
 
+def test_an_interpreter_whose_process_has_the_profile_of_its_script() -> None:
+    running = label("/usr/bin/perl", how="process", pid=9, profile="script")
+    loose = label("/usr/bin/perl", Mode.UNCONFINED)
+    documents = policy(documented=[documented("/usr/bin/perl")])
+    odd = seen(entry("/usr/bin/perl", Kind.SOCKET_SEEN), labels=(loose, running))
+    assert decisive(judged(odd)) == [("unconfined", "/usr/bin/perl")]
+    assert decisive(judged(odd, documents)) == []
+    # Of another process it is only known that it was there.
+    for kind in (Kind.SOCKET_RECORDED, Kind.FILE_CAPABILITY):
+        odd = seen(entry("/usr/bin/perl", Kind.SOCKET_SEEN, kind), labels=(loose, running))
+        assert decisive(judged(odd, documents)) == [("unconfined", "/usr/bin/perl")]
+    odd = seen(entry("/usr/bin/perl", Kind.SOCKET_SEEN), labels=(loose,))
+    assert decisive(judged(odd, documents)) == [("unconfined", "/usr/bin/perl")]
+
+
 def watched(**changes: Any) -> ApparmorObservation:
     known = seen()
     assert known.confinement is not None
@@ -353,7 +369,7 @@ def test_a_pass_means_what_it_says(entries: list[Networked], labels: list[Attach
         return
     for found in entries:
         left_out = any(row.packages or (row.paths and found.path.startswith("/c/")) for row in given.left_out)
-        if found.tier is Tier.C or (left_out and found.evidence[0].kind is not Kind.SOCKET_SEEN):
+        if found.tier is Tier.C or (left_out and found.evidence[0].kind not in SEEN):
             continue
         if found.tier is Tier.B and found.path in {row.binary for row in given.documented}:
             continue

@@ -26,8 +26,8 @@ MAX_TEXT = 1 << 20
 @dataclass(frozen=True)
 class Start:
     """A command line that a unit or inetd starts, and why it counts: `sockets` are internet addresses that are handed
-    to it; `closed`: it cannot open any of its own; `stays`: it goes on to run, or runs again and again, on sockets that
-    it opens itself."""
+    to it; `closed`: it cannot open any of its own; `stays`: it goes on to run, or runs again and again, on sockets
+    that it opens itself."""
 
     unit: str
     words: tuple[str, ...]

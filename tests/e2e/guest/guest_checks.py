@@ -53,7 +53,7 @@ def test_shell(os_shell: GuestShell) -> None:
 
 
 def test_ss_sees_no_socket_that_is_missed(os_shell: GuestShell) -> None:
-    """iproute2's ss knows of no process with a socket of the internet that the observer of running processes misses."""
+    """iproute2's ss knows of no process with a socket of the internet that the observer misses."""
     seen = observe_running(os_shell)
     assert seen.enabled
     assert seen.problems == ()
@@ -75,7 +75,7 @@ def test_labels_at_execve(os_shell: GuestShell, os_run: Run) -> None:
         assert [answer.error for answer in seen.answers] == ["", "", ""]
         assert len(seen.sums) == 3
         found[method] = [answer.label for answer in seen.answers]
-    assert found["ptrace"] == ["unix-chkpwd (enforce)", "busybox (unconfined)", "unconfined"]
+    assert found["ptrace"] == ["unix-chkpwd (complain)", "busybox (unconfined)", "unconfined"]
     assert found["exit"] == found["ptrace"]
     assert seen.allowed["unix-chkpwd"]["file0"] is not None
     many = probe(os_shell, [Question("/usr/bin/touch")] * 300)

@@ -274,7 +274,9 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
     failed = next((label for label in labels if label.error), None)
     if failed is not None:
         context = f" ({failed.unit})" if failed.unit else ""
-        return _Found(_unproven("no-label", entry, f"{where}; {failed.error}{context}", "its label"))
+        hint = "what cannot run is left out with a reason, what may run unconfined is documented"
+        unproven = _unproven("no-label", entry, f"{where}; {failed.error}{context}", "its label")
+        return _Found(unproven.model_copy(update={"hint": hint}))
     other = next((label for label in labels if label.sha256 and entry.sha256 not in ("", label.sha256)), None)
     if other is not None:
         told = f"the kernel labelled other bytes (sha256 {other.sha256[:12]}...) than are in the image"

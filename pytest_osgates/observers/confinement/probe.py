@@ -73,12 +73,15 @@ loose() {
     { printf 'exec unconfined' >/proc/self/attr/apparmor/exec; } 2>/dev/null ||
         { printf 'exec unconfined' >/proc/self/attr/exec; } 2>/dev/null || :
 }
-if perl -e 1 >/dev/null 2>&1; then
+a=$(uname -m)
+# Perl is told numbers of system calls, which are those of 64-bit programs.
+case $a in x86_64 | aarch64 | riscv64 | loongarch64) w=8 ;; *) w=0 ;; esac
+if (loose; exec perl -e 'exit(length(pack "p", "x") != $ARGV[0])' "$w") >/dev/null 2>&1; then
     say with perl
-    (loose; exec perl "$d/probe.pl" "$(uname -m)" "$d/probe.list" "$m" @PATIENCE@ @QUERIES@) || exit 74
-elif python3 -I -S -c 'import ctypes' >/dev/null 2>&1; then
+    (loose; exec perl "$d/probe.pl" "$a" "$d/probe.list" "$m" @PATIENCE@ @QUERIES@) || exit 74
+elif (loose; exec python3 -I -S -c 'import ctypes') >/dev/null 2>&1; then
     say with python3
-    (loose; exec python3 -I -S "$d/probe.py" "$(uname -m)" "$d/probe.list" "$m" @PATIENCE@ @QUERIES@) || exit 74
+    (loose; exec python3 -I -S "$d/probe.py" "$a" "$d/probe.list" "$m" @PATIENCE@ @QUERIES@) || exit 74
 else
     say with ''
 fi

@@ -11,7 +11,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 libc.ptrace.restype = ctypes.c_long
 SEIZE, OPTIONS, EXEC_STOP = 0x4206, 0x00100000 | 0x10, (4 << 16) | (5 << 8) | 0x7F
-SMALL, ONE = struct.pack("QQ", 65536, 65536), struct.pack("QQ", 1, 1)
+SMALL, ONE = struct.pack("@LL", 65536, 65536), struct.pack("@LL", 1, 1)
 NONE = (ctypes.c_char_p * 1)(None)
 
 

@@ -139,7 +139,7 @@ class OneLanguage(LocalShell):
         self.hide = hide
 
     def run(self, command: str, **options: object) -> object:  # type: ignore[override]
-        return super().run(command.replace(f"if {self.hide} ", "if false "), **options)  # type: ignore[arg-type]
+        return super().run(command.replace(f"exec {self.hide} -", "exec false -"), **options)  # type: ignore[arg-type]
 
 
 def _leaves(mark: Path) -> bytes:

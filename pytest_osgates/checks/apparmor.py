@@ -260,8 +260,14 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
     confinement = seen.confinement
     labels = [label for label in confinement.attachments if label.path == entry.path] if confinement else []
     where = f"tier {entry.tier}: {short(entry.why)}"
+    if any(label.how == "exec" and label.unit for label in labels):
+        # A script without x-bit is only started by who reads it.
+        labels = [label for label in labels if not label.refused] or labels
+    asked = any(
+        label.how == "exec" and (not label.unit or _is_read(entry, label.unit, seen.scan)) for label in labels
+    )
     # What was executed is the only word on the next start.
-    if not any(label.how == "exec" and not label.unit for label in labels):
+    if not asked:
         return _Found(_unproven("not-asked", entry, f"{where}; the kernel was not asked", "its label"))
     loose = [label for label in labels if not label.error and not _confines(label)]
     # What is known to run unconfined needs no further proof.
@@ -289,6 +295,11 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
     return _Found(_loose(entry, loose[0], where), softened=_confined_where_it_counts(entry, labels, seen.scan))
 
 
+def _is_read(entry: Networked, unit: str, scan: StaticScan) -> bool:
+    """Whether a unit starts it by executing something else, which reads it."""
+    return any(one.executes for one in scan.units if one.program == entry.path and one.name == unit)
+
+
 def _confines(label: Attachment) -> bool:
     return label.mode in _CONFINED and bool(label.profile)
 
@@ -303,7 +314,7 @@ def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: 
     units = [unit for unit in scan.units if unit.program == entry.path]
     good = [label for label in labels if not label.error and _confines(label)]
     by_unit = {label.unit for label in good if label.unit}
-    if of_units and not (units and all(unit.apparmor_profile and unit.name in by_unit for unit in units)):
+    if of_units and not (units and all(unit.name in by_unit for unit in units)):
         return False
     # That no process with sockets is unconfined, the caller knows.
     return Kind.SOCKET_SEEN not in demanding or any(label.how == "process" for label in good)

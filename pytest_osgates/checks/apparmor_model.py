@@ -103,10 +103,13 @@ class Unreadable(Model):
 
 
 class UnitSeen(Model):
-    """A unit that starts a networked program, for the context that the kernel's label depends on."""
+    """A unit that starts a networked program, for the context that the kernel's label depends on. ``executes``:
+    what is executed for that, where it is another program, which reads or loads this one (an interpreter, the
+    dynamic linker): the label is that one's."""
 
     name: str
     program: str
+    executes: str = ""
     apparmor_profile: str = ""
     listens: tuple[str, ...] = ()
     private_network: bool = False
@@ -141,7 +144,8 @@ class Mode(StrEnum):
 class Attachment(Model):
     """The label that the kernel gave to one program. ``how``: when it was executed for this, or of a process that was
     there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose
-    context it was executed; empty: by nobody in particular, unconfined."""
+    context it was executed; empty: by nobody in particular, unconfined. ``refused``: the kernel does not execute it
+    at all."""
 
     path: str
     how: Literal["exec", "process"]
@@ -150,6 +154,7 @@ class Attachment(Model):
     sha256: str = ""
     pid: int = 0
     unit: str = ""
+    refused: bool = False
     error: str = ""
 
 

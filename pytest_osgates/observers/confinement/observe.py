@@ -135,17 +135,18 @@ def _open_questions(running: RunningSeen) -> bool:
 
 
 def questions(scan: StaticScan) -> tuple[Question, ...]:
-    """Every program of tiers A and B by itself, and for each unit that names a profile for it."""
+    """Every program of tiers A and B by itself; for each unit that names a profile for it; and what a unit executes
+    in its place, an interpreter with a script."""
     asked: list[Question] = []
     for entry in scan.entries:
         if entry.tier is Tier.C or _is_flatpak(entry):
             continue
         asked.append(Question(entry.path))
-        asked += [
-            Question(entry.path, unit.apparmor_profile, unit.name)
-            for unit in scan.units
-            if unit.program == entry.path and unit.apparmor_profile
-        ]
+        for unit in scan.units:
+            if unit.program == entry.path and unit.executes:
+                asked.append(Question(unit.executes, unit.apparmor_profile, unit.name, entry.path))
+            elif unit.program == entry.path and unit.apparmor_profile:
+                asked.append(Question(entry.path, unit.apparmor_profile, unit.name))
     return tuple(dict.fromkeys(asked))
 
 
@@ -222,13 +223,21 @@ def _problems(running: RunningSeen, answer: Probed) -> Iterator[str]:
 def _attachment(question: Question, told: Answer, answer: Probed) -> Attachment:
     profile, mode = read_label(told.label)
     error = told.error
-    digest = answer.sums.get(question.path, "")
+    path = question.reads or question.path
+    digest = answer.sums.get(path, "")
     if not error and told.how != "apparmor" and ":" in told.label:
         error = "its label is not AppArmor's"
     if not error and not digest:
         error = "nobody can tell the bytes that were executed: sha256sum(1) is missing, or cannot read them"
     return Attachment(
-        path=question.path, how="exec", profile=profile, mode=mode, sha256=digest, unit=question.unit, error=error
+        path=path,
+        how="exec",
+        profile=profile,
+        mode=mode,
+        sha256=digest,
+        unit=question.unit,
+        refused=told.refused,
+        error=error,
     )
 
 
@@ -266,7 +275,6 @@ def _told(asked: Sequence[Question], answer: Probed) -> dict[str, object]:
         "problem": answer.problem,
         "allowed": {name: dict(said) for name, said in answer.allowed.items()},
         "labels": [
-            {"path": question.path, "unit": question.unit, "profile": question.profile, **told.__dict__}
-            for question, told in zip(asked, answer.answers, strict=False)
+            {**question.__dict__, **told.__dict__} for question, told in zip(asked, answer.answers, strict=False)
         ],
     }

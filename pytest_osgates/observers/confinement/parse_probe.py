@@ -29,13 +29,15 @@ _FAILED = {
 @dataclass(frozen=True)
 class Answer:
     """Of one program: the label as the kernel says it, or why there is none. ``exe``: the path of what runs, which
-    for a script is its interpreter; ``same``: it is the file that lies at the path (None: nobody can tell)."""
+    for a script is its interpreter; ``same``: it is the file that lies at the path (None: nobody can tell).
+    ``refused``: it cannot be executed by itself."""
 
     label: str = ""
     how: str = ""
     exe: str = ""
     same: bool | None = None
     error: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def _answer(fields: tuple[str, ...], before: str, after: str) -> Answer:
     """``label HOW LABEL ERRNO PLACE EXE``, or ``failed STAGE ERRNO``. `before`, `after`: device and inode of the
     file."""
     if fields[0] == "failed" and len(fields) == 3:
-        return Answer(error=_why(fields[1], fields[2], there=bool(before or after)))
+        refused = fields[1] == "exec" and fields[2] in (str(errno.EACCES), str(errno.ENOEXEC))
+        return Answer(error=_why(fields[1], fields[2], there=bool(before or after)), refused=refused)
     if fields[0] != "label" or len(fields) != 6:
         raise ChannelError(f"the guest's {_WHAT} is not what was asked for")
     how, label, number, place, exe = fields[1:]

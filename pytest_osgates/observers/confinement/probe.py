@@ -93,11 +93,12 @@ say done
 @dataclass(frozen=True)
 class Question:
     """A program to be executed. ``profile``: what a unit's AppArmorProfile= says, with its `-` if it has one;
-    ``unit`` that unit's name."""
+    ``unit`` that unit's name; ``reads``: what is meant, if the program is only there to read or load it."""
 
     path: str
     profile: str = ""
     unit: str = ""
+    reads: str = ""
 
 
 def probe(shell: GuestShell, questions: Sequence[Question], *, method: str = "ptrace") -> Probed:

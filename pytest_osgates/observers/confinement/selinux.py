@@ -19,6 +19,7 @@ from pytest_osgates.checks.apparmor_running import FOREIGN, ProcessSeen, Running
 from pytest_osgates.checks.selinux import SelinuxObservation, SelinuxPolicy
 from pytest_osgates.evidence import dump
 from pytest_osgates.observers.confinement.observe import Place, Watched, of_nobody, questions, seen_running
+from pytest_osgates.observers.confinement.probe import Question
 from pytest_osgates.observers.confinement.records import read
 from pytest_osgates.progress import Step
 from pytest_osgates.vm.guest.channel import GuestShell
@@ -109,9 +110,10 @@ def observe(
     :raise HostError: the evidence cannot be written.
     """
     seen, running, scan = seen_running(place, scan, policy.watch_s, resolve)
-    paths = tuple(dict.fromkeys(question.path for question in questions(scan)))
-    place.progress.step(Step("selinux", f"asking for the domains of {len(paths)} programs", 0.0))
-    files = ask_files(place.shell, paths)
+    asked = questions(scan)
+    place.progress.step(Step("selinux", f"asking for the domains of {len(asked)} programs", 0.0))
+    paths = (path for question in asked for path in (question.path, question.reads) if path)
+    files = ask_files(place.shell, tuple(dict.fromkeys(paths)))
     labels = [process.label for process in running.processes if _CONTEXT.fullmatch(process.label)]
     pairs = [(files.first, context) for context in files.contexts.values() if _CONTEXT.fullmatch(context)]
     found = ask_domains(place.shell, [*pairs, *((label, "-") for label in labels)]) if files.there else {}
@@ -120,7 +122,7 @@ def observe(
         state=place.state,
         day=datetime.now(UTC).date(),
         scan=scan,
-        confinement=_confinement(running, seen, files, found, paths, scan),
+        confinement=_confinement(running, seen, files, found, asked, scan),
         enforcing=files.enforcing,
         permissive=files.permissive,
         domain=domain_of(files.first),
@@ -192,10 +194,10 @@ def _confinement(
     seen: Watched,
     files: Files,
     found: dict[tuple[str, str], Domain],
-    paths: tuple[str, ...],
+    asked: tuple[Question, ...],
     scan: StaticScan,
 ) -> ConfinementSeen:
-    labels = [_executed(path, files, found) for path in paths]
+    labels = [_executed(question, files, found) for question in asked]
     labels += [_running(process, found) for process in running.processes]
     problems = [*running.problems]
     if files.there and not domain_of(files.first):
@@ -215,8 +217,9 @@ def _confinement(
     )
 
 
-def _executed(path: str, files: Files, found: dict[tuple[str, str], Domain]) -> Attachment:
-    context = files.contexts.get(path, "")
+def _executed(question: Question, files: Files, found: dict[tuple[str, str], Domain]) -> Attachment:
+    path = question.reads or question.path
+    context = files.contexts.get(question.path, "")
     given, permissive = found.get((files.first, context), ("", None))
     domain, digest = domain_of(given), files.sums.get(path, "")
     error = ""
@@ -229,7 +232,8 @@ def _executed(path: str, files: Files, found: dict[tuple[str, str], Domain]) -> 
     elif not digest:
         error = "nobody can tell the bytes that would be executed: sha256sum(1) is missing, or cannot read them"
     mode = Mode.COMPLAIN if permissive else Mode.ENFORCE
-    return Attachment(path=path, how="exec", profile=domain, mode=mode, sha256=digest, error=error)
+    unit = question.unit if question.reads else ""
+    return Attachment(path=path, how="exec", profile=domain, mode=mode, sha256=digest, unit=unit, error=error)
 
 
 def _running(process: ProcessSeen, found: dict[tuple[str, str], Domain]) -> Attachment:

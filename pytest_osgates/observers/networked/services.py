@@ -36,11 +36,12 @@ class Start:
     stays: bool = True
     apparmor_profile: str = ""
 
-    def seen(self, program: str) -> UnitSeen:
+    def seen(self, program: str, executes: str = "") -> UnitSeen:
         """For the observation."""
         return UnitSeen(
             name=one_line(self.unit),
             program=program,
+            executes=executes,
             apparmor_profile=one_line(self.apparmor_profile),
             listens=tuple(one_line(address) for address in self.sockets),
             private_network=self.closed,

@@ -40,6 +40,7 @@ class Machine:
         self.labels, self.running, self.trace = labels, running, trace
         self.scope, self.own, self.first, self.enabled = scope, own, first, enabled
         self.allowed = allowed
+        self.refused: tuple[str, ...] = ()
         self.files: dict[str, bytes] = {}
         self.clock = 100.0
         self.methods: list[str] = []
@@ -107,7 +108,8 @@ class Machine:
         for number in range(0, 0 if refused else len(words), 2):
             path, context = words[number].decode(), words[number + 1].decode()
             label = f"{context[1:]} (enforce)" if context else self.labels.get(path)
-            what = ("failed", "exec", 2) if label is None else ("label", "apparmor", f"{label}\n", 0, "1:2", path)
+            refused = ("failed", "exec", 13 if path in self.refused else 2)
+            what = refused if label is None else ("label", "apparmor", f"{label}\n", 0, "1:2", path)
             said.append(record("answer", number // 2, "1:2", "1:2", *what))
         for name in QUESTIONS:
             said.append(record("query", "p", name, f"allow 0x{self.allowed}\ndeny 0x0\n", 0))

@@ -118,6 +118,38 @@ def test_units_and_flatpaks(tmp_path: Path) -> None:
     assert len(questions(scan)) == 2
 
 
+READ = UnitSeen(name="r.service", program="/opt/app", executes="/usr/bin/perl")
+
+
+@pytest.mark.parametrize(
+    ("labels", "profile", "refused", "wanted"),
+    [
+        # Its path has a profile; but who reads it has none.
+        ({"/opt/app": "app (enforce)", "/usr/bin/perl": "unconfined"}, "", False, {("unconfined", "/opt/app")}),
+        ({"/opt/app": "app (enforce)", "/usr/bin/perl": "unconfined"}, "app", False, set()),
+        ({"/usr/bin/perl": "unconfined"}, "app", True, set()),
+        ({"/usr/bin/perl": "unconfined"}, "app", False, {("no-label", "/opt/app")}),
+        ({"/usr/bin/perl": "perl (enforce)"}, "", True, set()),
+        ({"/usr/bin/perl": "unconfined"}, "", True, {("unconfined", "/opt/app")}),
+    ],
+)
+def test_a_script_that_its_unit_has_read(
+    tmp_path: Path, labels: dict[str, str], profile: str, refused: bool, wanted: set[tuple[str, str]]
+) -> None:
+    """The label is that of the interpreter, in the unit's context."""
+    unit = READ.model_copy(update={"apparmor_profile": profile})
+    machine = Machine(labels, IDLE[:1])
+    machine.refused = ("/opt/app",) if refused else ()
+    observation = seen(machine, scanned(entry("/opt/app", Kind.LISTENING_SERVICE), units=(unit,)), tmp_path)
+    assert decisive(observation) == wanted
+
+
+def test_a_script_that_nobody_reads_and_the_kernel_refuses_proves_nothing(tmp_path: Path) -> None:
+    machine = Machine({}, IDLE[:1])
+    machine.refused = ("/opt/app",)
+    assert decisive(seen(machine, scanned(entry("/opt/app")), tmp_path)) == {("no-label", "/opt/app")}
+
+
 def test_without_a_record_that_is_said(tmp_path: Path) -> None:
     result = judge(GATE, seen(Machine(GOOD, IDLE, trace=None), SCAN, tmp_path), ApparmorPolicy())
     assert result.verdict is Verdict.PASS

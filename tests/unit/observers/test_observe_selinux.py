@@ -10,7 +10,7 @@ from confined_machine import SHA, Machine, blob, entry, record, scanned
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_osgates.checks.apparmor_model import Kind
+from pytest_osgates.checks.apparmor_model import Kind, UnitSeen
 from pytest_osgates.checks.registry import GATES
 from pytest_osgates.checks.selinux import GATE, SelinuxObservation, SelinuxPolicy, baseline
 from pytest_osgates.evidence import Evidence as Store
@@ -168,3 +168,13 @@ def test_what_is_no_context_is_not_asked(pairs: list[tuple[str, str]]) -> None:
     asked = machine.files["/run/nonce/domains"].decode("utf-8", "surrogateescape").split("\n")
     assert asked[-3:] == [f"{INIT} {context('x')}", f"{INIT} -", ""]
     assert all(len(line.split()) == 2 for line in asked[:-1])
+
+
+def test_a_script_that_its_unit_has_read(tmp_path: Path) -> None:
+    unit = UnitSeen(name="r.service", program="/opt/app", executes="/usr/bin/perl")
+    scan = scanned(entry("/opt/app", Kind.LISTENING_SERVICE), units=(unit,))
+    machine = Fedora(
+        {"/opt/app": "app_exec_t", "/usr/bin/perl": "bin_t"}, {**DOMAINS, "app_exec_t": "app_t"}, IDLE[:1]
+    )
+    place = Place(cast("GuestShell", machine), State.LIVE, Store(tmp_path), ProgressLog(tmp_path / "progress.jsonl"))
+    assert decisive(observe(place, scan, SelinuxPolicy(), str)) == {("unconfined", "/opt/app")}

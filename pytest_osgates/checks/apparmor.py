@@ -314,7 +314,9 @@ def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: 
     units = [unit for unit in scan.units if unit.program == entry.path]
     good = [label for label in labels if not label.error and _confines(label)]
     by_unit = {label.unit for label in good if label.unit}
-    if of_units and not (units and all(unit.name in by_unit for unit in units)):
+    # One that neither names a profile nor has it read by something else starts it as anybody does.
+    told = all((unit.apparmor_profile or unit.executes) and unit.name in by_unit for unit in units)
+    if of_units and not (units and told):
         return False
     # That no process with sockets is unconfined, the caller knows.
     return Kind.SOCKET_SEEN not in demanding or any(label.how == "process" for label in good)

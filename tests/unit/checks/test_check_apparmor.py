@@ -37,6 +37,7 @@ from pytest_osgates.model import Severity, State, Verdict
 
 SHA = "5" * 64
 DAY = date(2026, 3, 1)
+READS = UnitSeen(name="r.service", program="/usr/bin/d", executes="/usr/bin/perl")
 LONE = Ownerless(protocol="udp", local="0.0.0.0:51820")
 LOOSE = ProfileSeen(name="p", allows=("every-file", "every-network"))
 UNTOLD = ProfileSeen(name="p", unknown="no answer")
@@ -213,6 +214,9 @@ def unit(name: str, profile: str = "", program: str = "/usr/bin/d") -> UnitSeen:
         ((unit("d.service", "p"),), (label("/usr/bin/d", unit="d.service"),), True),
         ((unit("d.service", "p"), unit("e.service")), (label("/usr/bin/d", unit="d.service"),), False),
         ((unit("d.service", "-p"),), (), False),
+        ((READS,), (label("/usr/bin/d", unit="r.service"),), True),
+        # The same unit starts it both ways.
+        ((READS, unit("r.service")), (label("/usr/bin/d", unit="r.service"),), False),
         ((), (), False),
     ],
 )

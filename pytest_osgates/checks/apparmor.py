@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from pytest_osgates.checks.apparmor_model import (
+    DEMANDING,
+    SEEN,
     ApparmorObservation,
     ApparmorPolicy,
     Attachment,
@@ -20,6 +23,7 @@ from pytest_osgates.checks.apparmor_model import (
     LeftOut,
     Mode,
     Networked,
+    Ownerless,
     StaticScan,
     Tier,
     Unreadable,
@@ -29,15 +33,20 @@ from pytest_osgates.model import Control, Finding, Gate, Severity, State
 
 _CONFINED = frozenset({Mode.ENFORCE, Mode.KILL})
 _RULES = {Mode.UNCONFINED: "unconfined", Mode.COMPLAIN: "complain-mode"}
+_ENABLE = {
+    "AppArmor": "lsm=...,apparmor or apparmor=1 security=apparmor on the kernel's command line",
+    "SELinux": "lsm=...,selinux or selinux=1 security=selinux on the kernel's command line",
+}
 _CONTROL = "/osgates-control"
 _NAMED = 12
 
 
-def with_sockets(scan: StaticScan, seen: Mapping[str, str]) -> StaticScan:
-    """`scan` with the programs that were seen with sockets: by path, what was seen. They are of tier A."""
+def with_sockets(scan: StaticScan, seen: Mapping[str, str], kind: Kind = Kind.SOCKET_SEEN) -> StaticScan:
+    """`scan` with the programs that were seen with sockets: by path, what was seen. They are of tier A. `kind`:
+    whether a process was seen that holds them, or only the kernel's record tells of it."""
     entries = {entry.path: entry for entry in scan.entries}
     for path, what in seen.items():
-        reason = Evidence(kind=Kind.SOCKET_SEEN, detail=what)
+        reason = Evidence(kind=kind, detail=what)
         known = entries.get(path)
         if known is None:
             entries[path] = Networked(path=path, evidence=(reason,))
@@ -51,17 +60,20 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
     findings = [*_scanned(seen.scan, policy), *_kernel(seen.confinement)]
     used: set[str] = set()
     rows: dict[int, int] = {}
+    # Where the kernel confines nobody, that is the one finding.
+    enabled = seen.confinement is not None and seen.confinement.enabled
     for entry in seen.scan.entries:
         if entry.tier is Tier.C:
             continue
         row = _left_out(entry.path, entry.package, policy)
         # What was seen with a socket can run, whatever the profile says.
-        if row is not None and all(reason.kind is not Kind.SOCKET_SEEN for reason in entry.evidence):
+        if row is not None and all(reason.kind not in SEEN for reason in entry.evidence):
             rows[row] = rows.get(row, 0) + 1
             findings.append(_accepted("left-out", entry, "what cannot run", policy.left_out[row].reason))
-        elif seen.confinement is not None:
+        elif enabled:
             findings += _entry(entry, seen, policy, used)
-    if seen.confinement is not None:
+    if enabled and seen.confinement is not None:
+        findings += _watched(seen.confinement, policy)
         findings += _unused(seen, policy, used)
     findings += _idle_rows(policy, rows)
     return findings + _reported(seen.scan)
@@ -107,12 +119,70 @@ def _kernel(confinement: ConfinementSeen | None) -> Iterator[Finding]:
         )
     elif not confinement.enabled:
         yield Finding(
-            rule="apparmor-disabled",
+            rule=f"{confinement.system.lower()}-disabled",
             subject="kernel",
-            seen="AppArmor is not enabled in the running kernel",
+            seen=f"{confinement.system} is not enabled in the running kernel",
             wanted="enabled",
-            hint="lsm=...,apparmor or apparmor=1 security=apparmor on the kernel's command line",
+            hint=_ENABLE[confinement.system],
         )
+
+
+def _watched(confinement: ConfinementSeen, policy: ApparmorPolicy) -> Iterator[Finding]:
+    """How well the machine was watched, and what the profiles are worth."""
+    if confinement.watched_s < policy.watch_s or not confinement.looks:
+        yield Finding(
+            rule="watched-too-short",
+            subject="processes",
+            seen=f"{confinement.looks} looks over {confinement.watched_s:g} s of the guest",
+            wanted=f"{policy.watch_s:g} s",
+            severity=Severity.UNPROVEN,
+        )
+    elif not confinement.recorded:
+        yield Finding(
+            rule="sockets-not-recorded",
+            subject="kernel",
+            seen=f"{confinement.looks} looks; between them nobody looked: {confinement.not_recorded or 'no record'}",
+            wanted="the kernel's own record of who opened sockets",
+            severity=Severity.REMARK,
+        )
+    for text in confinement.unnamed:
+        yield Finding(
+            rule="unknown-program",
+            subject="kernel",
+            seen=f"somebody opened a socket, and nobody can tell which program: {text}",
+            wanted="each socket with its program",
+            severity=Severity.UNPROVEN,
+        )
+    for socket in confinement.ownerless:
+        where = f" in {socket.namespace}" if socket.namespace else ""
+        row = next((row for row in policy.kernel_socket if like(socket.name, row.socket)), None)
+        yield Finding(
+            rule="ownerless-socket",
+            subject=socket.name,
+            seen=f"it waits for others{where}, and nobody is known to hold it",
+            wanted="a process whose label is known",
+            hint="if it is the kernel's own (WireGuard, NFS), say so in [[gate.apparmor.kernel_socket]]",
+            severity=Severity.UNPROVEN if row is None else Severity.ACCEPTED,
+            reason="" if row is None else row.reason,
+        )
+    violation = policy.loose_profiles == "violation"
+    for profile in confinement.profiles:
+        if profile.loose:
+            yield Finding(
+                rule="loose-profile",
+                subject=profile.name,
+                seen=f"it allows {', '.join(profile.allows)}",
+                wanted="a profile that keeps its program from something",
+                severity=Severity.VIOLATION if violation else Severity.REMARK,
+            )
+        elif profile.unknown:
+            yield Finding(
+                rule="profile-not-told",
+                subject=profile.name,
+                seen=profile.unknown,
+                wanted="what it allows",
+                severity=Severity.UNPROVEN if violation else Severity.REMARK,
+            )
 
 
 def _left_out(path: str, package: str, policy: ApparmorPolicy) -> int | None:
@@ -138,13 +208,14 @@ def _accepted(rule: str, entry: Networked, wanted: str, reason: str) -> Finding:
 
 
 def _entry(entry: Networked, seen: ApparmorObservation, policy: ApparmorPolicy, used: set[str]) -> Iterator[Finding]:
-    finding = _confinement(entry, seen.confinement)
-    if finding is None:
+    found = _confinement(entry, seen)
+    if found is None:
         return
+    finding = found.finding
     document = next((row for row in policy.documented if row.binary == entry.path), None)
     hint = finding.hint
     if document is not None:
-        why_not = _why_not(document, entry, seen, policy)
+        why_not = _why_not(document, entry, seen, policy, softened=found.softened)
         if not why_not:
             used.add(document.binary)
             reason = f"{document.reason} ({document.reviewer}, {document.date})"
@@ -156,9 +227,11 @@ def _entry(entry: Networked, seen: ApparmorObservation, policy: ApparmorPolicy, 
     yield finding.model_copy(update={"hint": hint})
 
 
-def _why_not(document: Documented, entry: Networked, seen: ApparmorObservation, policy: ApparmorPolicy) -> str:
+def _why_not(
+    document: Documented, entry: Networked, seen: ApparmorObservation, policy: ApparmorPolicy, *, softened: bool
+) -> str:
     """Why an entry of the profile excuses nothing; empty if it does."""
-    if entry.tier is Tier.A:
+    if entry.tier is Tier.A and not softened:
         return "what listens, has capabilities of the network or is set-uid must be confined"
     if not document.documented:
         return "it lacks a reason, a reviewer or a date"
@@ -173,33 +246,91 @@ def _why_not(document: Documented, entry: Networked, seen: ApparmorObservation, 
     return ""
 
 
-def _confinement(entry: Networked, confinement: ConfinementSeen | None) -> Finding | None:
+@dataclass(frozen=True)
+class _Found:
+    """What is wrong with the confinement of one program. `softened`: where it must be confined, it
+    is; that others may start it without can be documented."""
+
+    finding: Finding
+    softened: bool = False
+
+
+def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
     """What is wrong with the confinement of one program; None: nothing."""
+    confinement = seen.confinement
     labels = [label for label in confinement.attachments if label.path == entry.path] if confinement else []
     where = f"tier {entry.tier}: {short(entry.why)}"
-    if not labels:
-        return _unproven("not-asked", entry, f"{where}; the kernel was not asked", "its label")
+    if any(label.how == "exec" and label.unit for label in labels):
+        # A script without x-bit is only started by who reads it.
+        labels = [label for label in labels if not label.refused] or labels
+    asked = any(
+        label.how == "exec" and (not label.unit or _is_read(entry, label.unit, seen.scan)) for label in labels
+    )
+    # What was executed is the only word on the next start.
+    if not asked:
+        return _Found(_unproven("not-asked", entry, f"{where}; the kernel was not asked", "its label"))
+    loose = [label for label in labels if not label.error and not _confines(label)]
+    # What is known to run unconfined needs no further proof.
+    running = next((label for label in loose if label.how == "process"), None)
+    if running is not None:
+        started = [label for label in labels if label.how == "exec"]
+        # Who starts now is confined; who runs was there first.
+        early = all(not label.error and _confines(label) for label in started)
+        return _Found(_loose(entry, running, where, "started-before-profile" if early else ""))
     failed = next((label for label in labels if label.error), None)
     if failed is not None:
-        return _unproven("no-label", entry, f"{where}; {failed.error}", "its label")
+        context = f" ({failed.unit})" if failed.unit else ""
+        hint = "what cannot run is left out with a reason, what may run unconfined is documented"
+        unproven = _unproven("no-label", entry, f"{where}; {failed.error}{context}", "its label")
+        return _Found(unproven.model_copy(update={"hint": hint}))
     other = next((label for label in labels if label.sha256 and entry.sha256 not in ("", label.sha256)), None)
     if other is not None:
-        seen = f"the kernel labelled other bytes (sha256 {other.sha256[:12]}...) than are in the image"
-        return _unproven("other-bytes", entry, seen, entry.sha256)
-    loose = next((label for label in labels if label.mode not in _CONFINED or not label.profile), None)
-    if loose is None:
+        told = f"the kernel labelled other bytes (sha256 {other.sha256[:12]}...) than are in the image"
+        return _Found(_unproven("other-bytes", entry, told, entry.sha256))
+    by_unit = next((label for label in loose if label.unit), None)
+    if by_unit is not None:
+        return _Found(_loose(entry, by_unit, where))
+    if not loose:
         return None
-    process = f", process {loose.pid}" if loose.how == "process" else ""
-    started = [label for label in labels if label.how == "exec"]
-    # Who starts now is confined; who runs was there first.
-    early = process and started and all(label.mode in _CONFINED and label.profile for label in started)
+    return _Found(_loose(entry, loose[0], where), softened=_confined_where_it_counts(entry, labels, seen.scan))
+
+
+def _is_read(entry: Networked, unit: str, scan: StaticScan) -> bool:
+    """Whether a unit starts it by executing something else, which reads it."""
+    return any(one.executes for one in scan.units if one.program == entry.path and one.name == unit)
+
+
+def _confines(label: Attachment) -> bool:
+    return label.mode in _CONFINED and bool(label.profile)
+
+
+def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: StaticScan) -> bool:
+    """Whether all that makes it one of tier A is confined: units that give it a profile, and processes with sockets
+    that have one (an interpreter has that of its script), though its path alone has none."""
+    demanding = {reason.kind for reason in entry.evidence} & DEMANDING
+    of_units = demanding & {Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE}
+    if not demanding or demanding - of_units - {Kind.SOCKET_SEEN}:
+        return False
+    units = [unit for unit in scan.units if unit.program == entry.path]
+    good = [label for label in labels if not label.error and _confines(label)]
+    by_unit = {label.unit for label in good if label.unit}
+    # One that neither names a profile nor has it read by something else starts it as anybody does.
+    told = all((unit.apparmor_profile or unit.executes) and unit.name in by_unit for unit in units)
+    if of_units and not (units and told):
+        return False
+    # That no process with sockets is unconfined, the caller knows.
+    return Kind.SOCKET_SEEN not in demanding or any(label.how == "process" for label in good)
+
+
+def _loose(entry: Networked, label: Attachment, where: str, rule: str = "") -> Finding:
+    by = f", process {label.pid}" if label.how == "process" else f", started by {label.unit}" if label.unit else ""
     return Finding(
-        rule="started-before-profile" if early else _RULES.get(loose.mode, "not-enforced"),
+        rule=rule or _RULES.get(label.mode, "not-enforced"),
         subject=entry.path,
-        seen=f"{where}; {short(loose.profile) or 'no profile'} ({loose.mode}{process})",
+        seen=f"{where}; {short(label.profile) or 'no profile'} ({label.mode}{by})",
         wanted="confined in enforce mode" if entry.tier is Tier.A else "confined in enforce mode, or documented",
         hint="load the profiles before it starts (After=apparmor.service), or restart it"
-        if early
+        if rule
         else "write a profile, or switch it to enforce mode; what cannot run is left out with a reason",
     )
 
@@ -213,7 +344,7 @@ def _unused(seen: ApparmorObservation, policy: ApparmorPolicy, used: set[str]) -
     for row in policy.documented:
         entry = entries.get(row.binary)
         counts = entry is not None and entry.tier is not Tier.C
-        if row.binary in used or (counts and entry is not None and _confinement(entry, seen.confinement) is not None):
+        if row.binary in used or (counts and entry is not None and _confinement(entry, seen) is not None):
             continue
         if entry is None:
             why = "the image has no such networked program"
@@ -263,7 +394,7 @@ def _reported(scan: StaticScan) -> list[Finding]:
     ]
 
 
-def baseline(seen: ApparmorObservation, policy: ApparmorPolicy) -> str:
+def baseline(seen: ApparmorObservation, policy: ApparmorPolicy, gate: str = "apparmor") -> str:
     """Entries for programs of tier B that are not confined; who reviews them fills in the rest."""
     entries = {entry.path: entry for entry in seen.scan.entries}
     blocks = []
@@ -271,7 +402,7 @@ def baseline(seen: ApparmorObservation, policy: ApparmorPolicy) -> str:
         entry = entries.get(finding.subject)
         if finding.severity is Severity.VIOLATION and entry is not None and entry.tier is Tier.B:
             blocks.append(
-                f"# {' '.join(entry.why.split())}\n[[gate.apparmor.documented]]\nbinary = {json.dumps(entry.path)}\n"
+                f"# {' '.join(entry.why.split())}\n[[gate.{gate}.documented]]\nbinary = {json.dumps(entry.path)}\n"
                 f'sha256 = "{entry.sha256}"\nreason = ""\nreviewer = ""\n'
             )
     return "\n".join(blocks)
@@ -303,6 +434,7 @@ Sabotage = Callable[[ApparmorObservation], ApparmorObservation]
 
 def controls(seen: ApparmorObservation, policy: ApparmorPolicy) -> tuple[Control[ApparmorObservation], ...]:
     """An unconfined listener, complain mode, a program under another name, and kernels that were not heard."""
+    system = "AppArmor" if seen.confinement is None else seen.confinement.system
     original = next((entry for entry in seen.scan.entries if entry.tier is Tier.B), None)
     renamed = (
         _planted(Kind.IMPORTS) if original is None else original.model_copy(update={"path": _CONTROL, "package": ""})
@@ -321,7 +453,11 @@ def controls(seen: ApparmorObservation, policy: ApparmorPolicy) -> tuple[Control
             _CONTROL,
             Severity.UNPROVEN,
         ),
-        Control("a kernel without AppArmor", _disabled, "apparmor-disabled", "kernel"),
+        Control("a process that was there before its profile", _early, "started-before-profile", _CONTROL),
+        Control("a unit that takes the profile away", _by_unit, "unconfined", _CONTROL),
+        Control("a socket of nobody", _ownerless, "ownerless-socket", "tcp osgates-control", Severity.UNPROVEN),
+        Control("nobody watched", _unwatched, "watched-too-short", "processes", Severity.UNPROVEN),
+        Control(f"a kernel without {system}", _disabled, f"{system.lower()}-disabled", "kernel"),
         Control("no kernel was asked", _unasked, "confinement-not-seen", "kernel", Severity.UNPROVEN),
         Control("a program that cannot be read", _unreadable, "unreadable", _CONTROL, Severity.UNPROVEN),
     )
@@ -339,14 +475,46 @@ def _with(entry: Networked, mode: Mode | None) -> Sabotage:
         profile = "" if mode is Mode.UNCONFINED else "control"
         labels = () if mode is None else (Attachment(path=entry.path, how="exec", profile=profile, mode=mode),)
         scan = seen.scan.model_copy(update={"entries": (*seen.scan.entries, entry)})
-        confinement = known.model_copy(update={"attachments": (*known.attachments, *labels)})
+        confinement = known.model_copy(update={"enabled": True, "attachments": (*known.attachments, *labels)})
         return seen.model_copy(update={"scan": scan, "confinement": confinement})
 
     return sabotage
 
 
+def _labelled(seen: ApparmorObservation, *labels: Attachment) -> ApparmorObservation:
+    """A listener with these labels beside the one that it gets by its path, which confines."""
+    first = Attachment(path=_CONTROL, how="exec", profile="control", mode=Mode.ENFORCE)
+    known = seen.confinement or ConfinementSeen(enabled=True, attachments=())
+    entries = (*seen.scan.entries, _planted(Kind.LISTENING_SERVICE))
+    confinement = known.model_copy(update={"enabled": True, "attachments": (*known.attachments, first, *labels)})
+    scan = seen.scan.model_copy(update={"entries": entries})
+    return seen.model_copy(update={"scan": scan, "confinement": confinement})
+
+
+def _early(seen: ApparmorObservation) -> ApparmorObservation:
+    return _labelled(seen, Attachment(path=_CONTROL, how="process", pid=1))
+
+
+def _by_unit(seen: ApparmorObservation) -> ApparmorObservation:
+    return _labelled(seen, Attachment(path=_CONTROL, how="exec", unit="control.service"))
+
+
+def changed(seen: ApparmorObservation, **changes: object) -> ApparmorObservation:
+    """The observation with another word of the kernel."""
+    known = seen.confinement or ConfinementSeen(enabled=True, attachments=())
+    return seen.model_copy(update={"confinement": known.model_copy(update=changes)})
+
+
+def _ownerless(seen: ApparmorObservation) -> ApparmorObservation:
+    return changed(seen, enabled=True, ownerless=(Ownerless(protocol="tcp", local="osgates-control"),))
+
+
+def _unwatched(seen: ApparmorObservation) -> ApparmorObservation:
+    return changed(seen, enabled=True, looks=0, watched_s=0.0)
+
+
 def _disabled(seen: ApparmorObservation) -> ApparmorObservation:
-    return seen.model_copy(update={"confinement": ConfinementSeen(enabled=False, attachments=())})
+    return changed(seen, enabled=False, problem="")
 
 
 def _unasked(seen: ApparmorObservation) -> ApparmorObservation:
@@ -358,7 +526,6 @@ def _unreadable(seen: ApparmorObservation) -> ApparmorObservation:
     return seen.model_copy(update={"scan": seen.scan.model_copy(update={"unreadable": files})})
 
 
-# Not in the registry before something asks a kernel: a profile that names the gate is told that it is not there.
 GATE = Gate(
     name="apparmor",
     title="every networked program is confined or documented",

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     SOCKET_UNIT = "socket-unit"
     LISTENING_SERVICE = "listening-service"
     SOCKET_SEEN = "socket-seen"
+    SOCKET_RECORDED = "socket-recorded"
     IMPORTS = "imports"
     LINKS = "links"
     LINKS_UNLISTED = "links-unlisted"
@@ -46,7 +47,8 @@ class Kind(StrEnum):
 
 
 # What puts a program into tier A, and what leaves it in C; all else is B.
-DEMANDING = frozenset({Kind.FILE_CAPABILITY, Kind.SETUID, Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE, Kind.SOCKET_SEEN})
+SEEN = frozenset({Kind.SOCKET_SEEN, Kind.SOCKET_RECORDED})
+DEMANDING = SEEN | {Kind.FILE_CAPABILITY, Kind.SETUID, Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE}
 REPORTED = frozenset({Kind.REACHES})
 
 
@@ -101,10 +103,13 @@ class Unreadable(Model):
 
 
 class UnitSeen(Model):
-    """A unit that starts a networked program, for the context that the kernel's label depends on."""
+    """A unit that starts a networked program, for the context that the kernel's label depends on. ``executes``:
+    what is executed for that, where it is another program, which reads or loads this one (an interpreter, the
+    dynamic linker): the label is that one's."""
 
     name: str
     program: str
+    executes: str = ""
     apparmor_profile: str = ""
     listens: tuple[str, ...] = ()
     private_network: bool = False
@@ -137,8 +142,10 @@ class Mode(StrEnum):
 
 
 class Attachment(Model):
-    """The label that the kernel gave to one program. ``how``: when it was executed for this in a clone, or of a
-    process that was there. ``error``: why there is no label. ``profile``: the label without its mode."""
+    """The label that the kernel gave to one program. ``how``: when it was executed for this, or of a process that was
+    there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose
+    context it was executed; empty: by nobody in particular, unconfined. ``refused``: the kernel does not execute it
+    at all."""
 
     path: str
     how: Literal["exec", "process"]
@@ -146,15 +153,57 @@ class Attachment(Model):
     mode: Mode = Mode.UNCONFINED
     sha256: str = ""
     pid: int = 0
+    unit: str = ""
+    refused: bool = False
     error: str = ""
 
 
+class ProfileSeen(Model):
+    """A profile that confines a program, and what it allows that takes its point away: ``every-file``,
+    ``every-network``, ``unconfined`` (it may become that). ``unknown``: why the kernel does not say."""
+
+    name: str
+    allows: tuple[str, ...] = ()
+    unknown: str = ""
+
+    @property
+    def loose(self) -> bool:
+        """Whether it keeps nobody from anything."""
+        return "unconfined" in self.allows or {"every-file", "every-network"} <= set(self.allows)
+
+
+class Ownerless(Model):
+    """A socket that waits for others, and that no process was seen to hold."""
+
+    protocol: str
+    local: str
+    namespace: str = ""
+
+    @property
+    def name(self) -> str:
+        """``udp 0.0.0.0:51820``."""
+        return f"{self.protocol} {self.local}"
+
+
 class ConfinementSeen(Model):
-    """What the booted kernel said. ``problem``: why it cannot be believed as a whole."""
+    """What the booted kernel said. ``problem``: why it cannot be believed as a whole. ``looks``, ``watched_s``: how
+    often, and over how many seconds of the guest, processes and sockets were listed. ``recorded``: the kernel's own
+    record of sockets was kept all the while, so that what came and went between two looks is known as well;
+    ``not_recorded``: why it was not. ``method``: how programs were kept from running."""
 
     enabled: bool
     attachments: tuple[Attachment, ...]
+    system: Literal["AppArmor", "SELinux"] = "AppArmor"
     problem: str = ""
+    ownerless: tuple[Ownerless, ...] = ()
+    profiles: tuple[ProfileSeen, ...] = ()
+    looks: int = 0
+    watched_s: float = 0.0
+    recorded: bool = False
+    not_recorded: str = ""
+    unnamed: tuple[str, ...] = ()
+    method: str = ""
+    asked_s: int | None = None
 
 
 class ApparmorObservation(Observation):
@@ -205,12 +254,24 @@ class LeftOut(Model):
         return self
 
 
+class KernelSocket(Model):
+    """``[[gate.apparmor.kernel_socket]]``: a socket that waits for others and is the kernel's own (WireGuard, NFS):
+    protocol and local address as they are shown, with * and ?."""
+
+    socket: Annotated[str, Field(min_length=3)]
+    reason: Reason
+
+
 class ApparmorPolicy(Policy):
-    """``[gate.apparmor]``. ``review_days``: how long a review is good for; 0: for ever."""
+    """``[gate.apparmor]``. ``review_days``: how long a review is good for; 0: for ever. ``watch_s``: how long an idle
+    machine is watched. ``loose_profiles``: what a profile is that allows everything."""
 
     documented: tuple[Documented, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    kernel_socket: tuple[KernelSocket, ...] = ()
     review_days: int = Field(default=0, ge=0)
+    watch_s: float = Field(default=60.0, ge=0, le=86400)
+    loose_profiles: Literal["remark", "violation"] = "remark"
 
     @field_validator("documented")
     @classmethod

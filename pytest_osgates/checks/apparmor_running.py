@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pytest_osgates.checks.apparmor_model import Attachment, Mode
 from pytest_osgates.model import Model
 
 # The kernel's aa_label_snxprint(): the names, then the mode in parentheses; a stack has //& between its parts.
 _LABEL = re.compile(r"(?P<name>.+) \((?P<mode>[a-z]+)\)", re.DOTALL)
+# Why a process has no label that counts.
+FOREIGN = "its label is not AppArmor's"
+UNSTEADY = "it became another program, or got another label, while it was looked at"
+# States of sockets that wait for others.
+_WAITING = ("listen", "unconnected", "raw", "packet")
+_FIRST = 1
 
 
 class ProcessSeen(Model):
@@ -88,13 +95,60 @@ def socket_programs(seen: RunningSeen) -> dict[str, str]:
     for socket in seen.sockets:
         what = f"{socket.protocol} {socket.local} {socket.state}".strip()
         for pid in socket.pids:
-            if pid in programs:
+            # What the first process waits on is for a service, which is the one that counts: see held_for_others().
+            if pid in programs and not (pid == _FIRST and socket.state in _WAITING):
                 found.setdefault(programs[pid], {})[what] = None
     return {path: ", ".join(list(what)[:5]) for path, what in found.items()}
+
+
+def held_for_others(seen: RunningSeen) -> tuple[SocketSeen, ...]:
+    """Sockets that only the first process waits on, for services that it would start."""
+    return tuple(socket for socket in seen.sockets if socket.state in _WAITING and socket.pids == (_FIRST,))
 
 
 def unowned(seen: RunningSeen) -> tuple[SocketSeen, ...]:
     """Sockets that wait for others and that no process holds: the kernel's own, or a process that was not seen."""
     known = {process.pid for process in seen.processes}
-    waiting = ("listen", "unconnected", "raw", "packet")
-    return tuple(socket for socket in seen.sockets if socket.state in waiting and not known.intersection(socket.pids))
+    return tuple(
+        socket for socket in seen.sockets if socket.state in _WAITING and not known.intersection(socket.pids)
+    )
+
+
+def merged(looks: Sequence[RunningSeen]) -> RunningSeen:
+    """All looks as one. A process that got another label is there with both; one whose label could not be told in one
+    look, but could in another, is not missed. A socket belongs to all who held it in any look.
+
+    :raise IndexError: there is no look.
+    """
+    last = looks[-1]
+    processes: dict[tuple[object, ...], ProcessSeen] = {}
+    steady = {_identity(process) for look in looks for process in look.processes if not process.error}
+    for look in looks:
+        for process in look.processes:
+            if process.error != UNSTEADY or _identity(process) not in steady:
+                processes[*_identity(process), process.label, process.error, process.deleted] = process
+    holders: dict[tuple[str, int], set[int]] = {}
+    for look in looks:
+        for socket in look.sockets:
+            holders.setdefault((socket.namespace, socket.inode), set()).update(socket.pids)
+    sockets: dict[tuple[object, ...], SocketSeen] = {}
+    for look in looks:
+        for socket in look.sockets:
+            pids = tuple(sorted(holders[socket.namespace, socket.inode])) if socket.inode else socket.pids
+            known = (socket.namespace, socket.protocol, socket.local, socket.remote, socket.state, socket.inode)
+            sockets[known] = socket.model_copy(update={"pids": pids})
+    return RunningSeen(
+        enabled=all(look.enabled for look in looks),
+        ptrace_scope=last.ptrace_scope,
+        processes=tuple(processes.values()),
+        sockets=tuple(sockets.values()),
+        namespaces=max(look.namespaces for look in looks),
+        # What ended while it was looked at could not be looked at; what lasts is met again.
+        problems=tuple(problem for problem in last.problems),
+    )
+
+
+def _identity(process: ProcessSeen) -> tuple[object, ...]:
+    """One program of one process: a process identifier may be used again, and a process may become another
+    program."""
+    return process.pid, process.started, process.exe

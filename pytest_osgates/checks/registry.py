@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from pytest_osgates.checks import (
+    apparmor,
     boot,
     firewall,
     kconfig,
@@ -13,6 +14,7 @@ from pytest_osgates.checks import (
     lynis,
     packages,
     reproducible,
+    selinux,
     settings,
     telemetry,
     tpm,
@@ -24,8 +26,8 @@ GATES: Mapping[str, AnyGate] = MappingProxyType(
     {
         gate.name: gate
         for gate in (
-            *(boot.GATE, firewall.GATE, kconfig.GATE, luks.GATE, lynis.GATE, packages.GATE),
-            *(reproducible.GATE, settings.GATE, telemetry.GATE, tpm.GATE),
+            *(apparmor.GATE, boot.GATE, firewall.GATE, kconfig.GATE, luks.GATE, lynis.GATE, packages.GATE),
+            *(reproducible.GATE, selinux.GATE, settings.GATE, telemetry.GATE, tpm.GATE),
         )
     }
 )

@@ -45,12 +45,19 @@ Hexadecimal = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2})+$")]
 
 
 class Expectation(Strict):
-    """What a gate must find on this image, and nothing else."""
+    """What a gate must find on this image, and nothing else. ``also``: rule and subject of what else it must find,
+    where one fault is two findings."""
 
     gate: str = Field(pattern=r"^[a-z][a-z0-9_\-]*$")
     rule: str = Field(pattern=r"^[a-z][a-z0-9_.\-]*$")
     subject: str = Field(min_length=1)
     verdict: Literal["FAIL", "NOT PROVEN"] = "FAIL"
+    also: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def findings(self) -> set[tuple[str, str]]:
+        """Rule and subject of all of them."""
+        return {(self.rule, self.subject), *self.also}
 
 
 class FaultFile(Strict):

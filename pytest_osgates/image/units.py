@@ -14,7 +14,7 @@ from pytest_osgates.vm.errors import ImageError
 
 SYSTEM = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 USER = ("/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user")
-SUFFIXES = (".service", ".socket")
+SUFFIXES = (".service", ".socket", ".timer")
 MAX_UNIT = 1 << 20
 MAX_UNITS = 20_000
 # systemd.syntax(7): a backslash at the end of a line goes on with the next one, comments between them left out.
@@ -69,7 +69,7 @@ def parse_unit(text: str, settings: Settings | None = None) -> Settings:
 
 
 def read_units(view: RootView, directories: tuple[str, ...]) -> Iterator[Unit]:
-    """The services and sockets that these directories hold, the first directory first, masked ones left out.
+    """The services, sockets and timers that these directories hold, the first directory first, masked ones left out.
 
     A unit that cannot be read is given without settings.
     """

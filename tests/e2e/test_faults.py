@@ -38,7 +38,7 @@ def test_fault_is_found(name: str, gates: Gates, fault_iso: Callable[[str], Path
     outcome = gates.run("--iso", fault_iso(name), "--iso-distro", profile, "-m", expects.gate, *rows)
     gate = outcome.verdicts["gates"][expects.gate]
     assert gate["verdict"] == expects.verdict
-    assert outcome.findings(expects.gate) == {(expects.rule, expects.subject)}
+    assert outcome.findings(expects.gate) == expects.findings
     assert outcome.status == (1 if expects.verdict == "FAIL" else 10)
     assert outcome.last_line == "LAUNCH: NOT READY"
     assert f"{expects.rule}: {expects.subject}" in outcome.output

@@ -75,17 +75,17 @@ def test_nothing_chosen_proves_nothing(bench: Bench) -> None:
 def test_gates_that_this_version_lacks_are_not_proven_even_where_no_path_is_named(bench: Bench) -> None:
     """Without a path the built-in gates are collected, whatever `testpaths` says, wherever they are installed."""
     bench.profile(
-        PROFILE + "[gate.mesh-offline]\nstate = 'installed'\n[gate.house-rule]\n[gate.selinux]\nrequired = false\n"
+        PROFILE + "[gate.mesh-offline]\nstate = 'installed'\n[gate.house-rule]\n[gate.amnesic]\nrequired = false\n"
     )
     (bench.path / "pytest.ini").write_text("[pytest]\ntestpaths = .\n")
-    done = bench.run("-v", "-m", "mesh-offline or house-rule or selinux", tests=())
+    done = bench.run("-v", "-m", "mesh-offline or house-rule or amnesic", tests=())
     assert done.status == 10
-    assert done.record["selected"] == ["house-rule", "mesh-offline", "selinux"]
+    assert done.record["selected"] == ["amnesic", "house-rule", "mesh-offline"]
     assert set(done.verdicts.values()) == {"NOT PROVEN"}
-    for gate in ("mesh-offline", "house-rule", "selinux"):
+    for gate in ("mesh-offline", "house-rule", "amnesic"):
         assert f"no gate '{gate}'" in done.reasons(gate)
     assert done.record["gates"]["mesh-offline"]["state"] == "installed"
-    assert "selinux        live       NOT PROVEN [not required]" in done.output
+    assert "amnesic        live       NOT PROVEN [not required]" in done.output
     assert done.lines[-1] == "LAUNCH: NOT READY"
     assert re.search(r"\d+ deselected, 3 not proven in", done.output)
     assert "test_rows.py" not in done.output

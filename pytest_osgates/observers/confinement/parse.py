@@ -6,13 +6,12 @@ import ipaddress
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-from pytest_osgates.checks.apparmor_running import ProcessSeen, RunningSeen, SocketSeen
+from pytest_osgates.checks.apparmor_running import FOREIGN, UNSTEADY, ProcessSeen, RunningSeen, SocketSeen
+from pytest_osgates.observers.confinement.records import Records, read
 from pytest_osgates.vm.errors import ChannelError
 from pytest_osgates.vm.text import one_line
 
-MAX_FIELDS = 16
 MAX_SOCKETS = 100_000
 # include/linux/sched.h: the process is a kernel thread; it has no program.
 _KERNEL_THREAD = 0x200000
@@ -26,26 +25,19 @@ _HEX_ADDRESS = re.compile(r"([0-9A-Fa-f]{8}|[0-9A-Fa-f]{32}):([0-9A-Fa-f]{4})")
 _CONTEXT = re.compile(r"[^\s:()]+:[^\s:()]+:[^\s:()]+(?::\S+)?")
 
 
-@dataclass
-class _Records:
-    said: dict[str, list[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(list))
-    blobs: dict[str, bytes] = field(default_factory=dict)
-
-    def one(self, tag: str) -> str:
-        """The only field of the only record with this tag."""
-        return self.said[tag][0][0] if self.said.get(tag) and self.said[tag][0] else ""
-
-
 def running(data: bytes) -> RunningSeen:
     """What the guest says of its processes and sockets.
 
     :raise ChannelError: it is cut short, or not what the script writes.
     """
-    records = _read(data)
+    records = read(data, "list of processes")
     problems: dict[str, None] = {}
     own = _descendants(records)
     links = _links(records.blobs.get("links", b""))
-    processes = [seen for fields in records.said["process"] if (seen := _process(fields, own, links)) is not None]
+    again = {fields[0]: fields[1] for fields in records.said["again"] if len(fields) == 2}
+    processes = [
+        seen for fields in records.said["process"] if (seen := _process(fields, own, links, again)) is not None
+    ]
     holders: dict[int, list[int]] = defaultdict(list)
     for path, target in links.items():
         descriptor, inode = _FD.fullmatch(path), _SOCKET.fullmatch(target)
@@ -83,39 +75,6 @@ def running(data: bytes) -> RunningSeen:
     )
 
 
-def _read(data: bytes) -> _Records:
-    records = _Records()
-    at = 0
-
-    def text() -> str:
-        nonlocal at
-        end = data.find(b"\0", at)
-        if end < 0:
-            raise ChannelError("the guest's list of processes is cut short")
-        piece = data[at:end].decode("utf-8", "surrogateescape")
-        at = end + 1
-        return piece
-
-    while at < len(data):
-        count = text()
-        if not re.fullmatch(r"[0-9]{1,2}", count) or not 1 <= int(count) <= MAX_FIELDS:
-            raise ChannelError("the guest's list of processes is not what was asked for")
-        fields = [text() for _ in range(int(count))]
-        if fields == ["end"]:
-            if at != len(data):
-                break
-            return records
-        if fields[0] != "blob":
-            records.said[fields[0]].append(tuple(fields[1:]))
-            continue
-        if len(fields) != 3 or not re.fullmatch(r"[0-9]{1,9}", fields[2]) or at + int(fields[2]) > len(data):
-            raise ChannelError("the guest's list of processes is cut short")
-        # Of two tables of one namespace the first was read before others could see it.
-        records.blobs.setdefault(fields[1], data[at : at + int(fields[2])])
-        at += int(fields[2])
-    raise ChannelError("the guest's list of processes is cut short, or goes on after its end")
-
-
 def parse_stat(text: str) -> tuple[int, int, int] | None:
     """Parent, flags and start of a process (proc_pid_stat(5)); None: it cannot be read. Its name, in parentheses, may
     hold anything, also a newline, behind which nothing was read."""
@@ -126,7 +85,7 @@ def parse_stat(text: str) -> tuple[int, int, int] | None:
     return int(numbers[0]), int(numbers[1]), int(numbers[2])
 
 
-def _descendants(records: _Records) -> set[int]:
+def _descendants(records: Records) -> set[int]:
     """The script's own shell, and what it started."""
     own = records.one("self")
     if not own.isdecimal():
@@ -148,7 +107,9 @@ def _links(data: bytes) -> dict[str, str]:
     return dict(zip(texts[0::2], texts[1::2], strict=False))
 
 
-def _process(fields: tuple[str, ...], own: set[int], links: dict[str, str]) -> ProcessSeen | None:
+def _process(
+    fields: tuple[str, ...], own: set[int], links: dict[str, str], again: dict[str, str]
+) -> ProcessSeen | None:
     """None for kernel threads, and for what the script runs."""
     if len(fields) != 4 or not re.fullmatch(r"[0-9]{1,10}", fields[0]):
         raise ChannelError("the guest's list of processes is not what was asked for")
@@ -167,7 +128,9 @@ def _process(fields: tuple[str, ...], own: set[int], links: dict[str, str]) -> P
     elif not label:
         error = "the kernel gave no label"
     elif how != "apparmor" and _CONTEXT.fullmatch(label):
-        error = "its label is not AppArmor's"
+        error = FOREIGN
+    elif again.get(fields[0], label) != label:
+        error = UNSTEADY
     return ProcessSeen(
         pid=pid,
         exe=one_line(exe.removesuffix(_DELETED), 4096),

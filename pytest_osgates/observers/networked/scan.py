@@ -13,6 +13,7 @@ from pytest_osgates.image.elf import MalformedElf
 from pytest_osgates.image.packages import Trouble
 from pytest_osgates.image.packages.sandboxed import installations
 from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.image.tree import resolved
 from pytest_osgates.observers.networked import binaries, flatpaks
 from pytest_osgates.observers.networked.files import Files, Identity, Item, collect
 from pytest_osgates.observers.networked.knowledge import libraries
@@ -238,7 +239,7 @@ class _Scan:
         if program is None:
             return
         self._program(program, also_providers=True)
-        for item, serves, through in self._started(program, start.words):
+        for item, serves, through, executed in self._started(program, start.words):
             draft = self.drafts.get(item.path)
             if start.sockets:
                 draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
@@ -250,11 +251,12 @@ class _Scan:
             if start.stays and not start.closed and _counts(draft) and listens:
                 draft.add(Kind.LISTENING_SERVICE, f"{start.unit}{f' ({through})' if through else ''}")
             if _counts(draft):
-                yield start.seen(item.path)
+                yield start.seen(item.path, one_line(executed, 4096))
 
-    def _started(self, program: Item, words: tuple[str, ...]) -> Iterator[tuple[Item, bool | None, str]]:
+    def _started(self, program: Item, words: tuple[str, ...]) -> Iterator[tuple[Item, bool | None, str, str]]:
         """The program, and what an interpreter is given: a script, a module, or a text; whether that serves others
-        (None: its own code tells), and by which way it is started. What an interpreter could do says nothing of that.
+        (None: its own code tells); by which way it is started; and what is executed for that, where it is another
+        program. What an interpreter could do says nothing of that.
         """
         name = words[0].rpartition("/")[2]
         language = language_of(name)
@@ -265,14 +267,14 @@ class _Scan:
             loaded = next((item for word in words[1:] if (item := self.files.at(word)) is not None), None)
             if loaded is not None:
                 self._program(loaded)
-                yield loaded, None, f"through {own}"
+                yield loaded, None, f"through {own}", program.path
         elif language is None:
-            yield program, None, ""
+            yield program, None, "", ""
         elif name == "busybox":
-            yield program, any(commands(" ".join(words))), " ".join(words[:2])
+            yield program, any(commands(" ".join(words))), " ".join(words[:2]), ""
         else:
             serves = bool(listener) and self._module_listens((name, own), listener)
-            yield program, serves, f"-m {listener}" if serves else ""
+            yield program, serves, f"-m {listener}" if serves else "", ""
         if language is None:
             return
         text = _option(words, "-c")
@@ -282,7 +284,7 @@ class _Scan:
                     item = self._resolve(word)
                     if item is not None:
                         self._program(item)
-                        yield item, None, f"through {name}"
+                        yield item, None, f"through {name}", ""
             return
         script = next((word for word in words[1:] if not word.startswith("-")), "")
         item = self.files.at(script) if script.startswith("/") and not listener else None
@@ -290,7 +292,7 @@ class _Scan:
             self.done[item.identity] = draft = self._script(item, name, program.path)
             self._keep(item, draft)
         if item is not None:
-            yield item, None, ""
+            yield item, None, "", program.path
 
     def _module_listens(self, interpreters: tuple[str, ...], name: str) -> bool:
         """Whether ``-m NAME`` is the network, as far as it can be told: who cannot be found may be anything."""
@@ -328,6 +330,15 @@ class _Scan:
                 interpreter=draft.interpreter,
                 same=tuple(one_line(twin, 4096) for twin in sorted(twins) if twin != path)[:20],
             )
+
+
+def canonical(view: RootView, path: str) -> str:
+    """The path of a program once all links are followed, as entries have it; itself where there is nothing."""
+    try:
+        found = resolved(view, path, follow=True)
+    except ImageError:
+        return path
+    return path if found is None else one_line(found[0], 4096)
 
 
 def _counts(draft: Draft) -> bool:

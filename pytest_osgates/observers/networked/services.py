@@ -26,7 +26,8 @@ MAX_TEXT = 1 << 20
 @dataclass(frozen=True)
 class Start:
     """A command line that a unit or inetd starts, and why it counts: `sockets` are internet addresses that are handed
-    to it; `closed`: it cannot open any of its own; `stays`: it goes on to run, on sockets that it opens itself."""
+    to it; `closed`: it cannot open any of its own; `stays`: it goes on to run, or runs again and again, on sockets
+    that it opens itself."""
 
     unit: str
     words: tuple[str, ...]
@@ -35,11 +36,12 @@ class Start:
     stays: bool = True
     apparmor_profile: str = ""
 
-    def seen(self, program: str) -> UnitSeen:
+    def seen(self, program: str, executes: str = "") -> UnitSeen:
         """For the observation."""
         return UnitSeen(
             name=one_line(self.unit),
             program=program,
+            executes=executes,
             apparmor_profile=one_line(self.apparmor_profile),
             listens=tuple(one_line(address) for address in self.sockets),
             private_network=self.closed,
@@ -54,9 +56,10 @@ def starts(view: RootView) -> Iterator[Start]:
         for unit in found.values():
             if unit.name.endswith(".socket"):
                 handed.setdefault(service_of(unit), []).extend(addresses(unit))
+        timed = {started_by(unit) for unit in found.values() if unit.name.endswith(".timer")}
         for unit in found.values():
             if unit.name.endswith(".service"):
-                yield from _service(unit, scope, handed.get(unit.name))
+                yield from _service(unit, scope, handed.get(unit.name), timed=unit.name in timed)
     yield from _inetd(view)
 
 
@@ -74,6 +77,11 @@ def service_of(socket: Unit) -> str:
     stem = socket.name.removesuffix(".socket")
     template = socket.value("Socket", "Accept").lower() in _TRUE and not stem.endswith("@")
     return f"{stem}@.service" if template else f"{stem}.service"
+
+
+def started_by(timer: Unit) -> str:
+    """The unit that a timer starts (systemd.timer(5))."""
+    return timer.value("Timer", "Unit") or f"{timer.name.removesuffix('.timer')}.service"
 
 
 def is_closed(unit: Unit) -> bool:
@@ -98,10 +106,10 @@ def is_closed(unit: Unit) -> bool:
     return not allowed & _INTERNET
 
 
-def _service(unit: Unit, scope: str, sockets: list[str] | None) -> Iterator[Start]:
+def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool) -> Iterator[Start]:
     """`sockets`: internet addresses that it is handed; None: no socket unit starts it. Who gets only sockets
-    in the file system listens on those."""
-    stays = unit.value("Service", "Type") != "oneshot" and sockets != []
+    in the file system listens on those. `timed`: a timer starts it, so a short one is there again and again."""
+    stays = (unit.value("Service", "Type") != "oneshot" or timed) and sockets != []
     for key in _STARTS:
         main = key == _MAIN
         for line in unit.values("Service", key):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 
 import pytest
 from testinfra.host import Host
 
+from pytest_osgates.observers.confinement import observe_running, recorder
+from pytest_osgates.observers.confinement.probe import Question, probe
+from pytest_osgates.run import Run
 from pytest_osgates.vm.errors import ChannelError, GuestTimeout, HostError
 from pytest_osgates.vm.guest.channel import GuestShell
 
@@ -46,3 +50,44 @@ def test_shell(os_shell: GuestShell) -> None:
     with pytest.raises(ChannelError, match="wrote more than"):
         os_shell.run("cat /dev/zero", timeout=30, max_output=1 << 20)
     assert os_shell.run("rm /run/osgates-test && echo well").text == "well\n"
+
+
+def test_ss_sees_no_socket_that_is_missed(os_shell: GuestShell) -> None:
+    """iproute2's ss knows of no process with a socket of the internet that the observer misses."""
+    seen = observe_running(os_shell)
+    assert seen.enabled
+    assert seen.problems == ()
+    theirs = os_shell.run("ss -H -n -a -t -u -w -0 -p").check().text
+    pids = {int(pid) for pid in re.findall(r"pid=(\d+)", theirs)}
+    assert pids, theirs
+    assert pids <= {pid for socket in seen.sockets for pid in socket.pids}, theirs
+    labels = {process.exe: process.label for process in seen.processes}
+    assert labels["/usr/lib/systemd/systemd"] == "unconfined"
+
+
+def test_labels_at_execve(os_shell: GuestShell, os_run: Run) -> None:
+    """By ptrace and without it the same, the kernel's; thirty a second; and nothing is run."""
+    asked = [Question("/usr/sbin/unix_chkpwd"), Question("/usr/bin/busybox"), Question("/usr/bin/touch")]
+    found = {}
+    for method in ("ptrace", "exit"):
+        seen = probe(os_shell, asked, method=method)
+        assert (seen.problem, seen.own, seen.first, seen.method) == ("", "unconfined", "unconfined", method)
+        assert [answer.error for answer in seen.answers] == ["", "", ""]
+        assert len(seen.sums) == 3
+        found[method] = [answer.label for answer in seen.answers]
+    assert found["ptrace"] == ["unix-chkpwd (complain)", "busybox (unconfined)", "unconfined"]
+    assert found["exit"] == found["ptrace"]
+    assert seen.allowed["unix-chkpwd"]["file0"] is not None
+    many = probe(os_shell, [Question("/usr/bin/touch")] * 300)
+    assert many.seconds is not None
+    assert 300 / max(1, many.seconds) >= 30 / os_run.host.pace
+
+
+def test_sockets_are_recorded(os_shell: GuestShell) -> None:
+    """What is gone when anybody looks, with its program."""
+    recording = recorder.start(os_shell)
+    assert recording.problem == ""
+    os_shell.run("bash -c 'echo >/dev/udp/127.0.0.1/9'")
+    seen = recorder.stop(os_shell, recording, str)
+    assert seen.problem == ""
+    assert any(path.endswith("/bash") and "inet datagram, connected" in what for path, what in seen.programs.items())

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pytest_osgates.checks.apparmor import GATE, baseline, compare, with_sockets
 from pytest_osgates.checks.apparmor_model import (
     DEMANDING,
+    SEEN,
     ApparmorObservation,
     ApparmorPolicy,
     Attachment,
@@ -21,8 +22,11 @@ from pytest_osgates.checks.apparmor_model import (
     Kind,
     Mode,
     Networked,
+    Ownerless,
+    ProfileSeen,
     StaticScan,
     Tier,
+    UnitSeen,
     Unreadable,
     tier_of,
 )
@@ -33,6 +37,10 @@ from pytest_osgates.model import Severity, State, Verdict
 
 SHA = "5" * 64
 DAY = date(2026, 3, 1)
+READS = UnitSeen(name="r.service", program="/usr/bin/d", executes="/usr/bin/perl")
+LONE = Ownerless(protocol="udp", local="0.0.0.0:51820")
+LOOSE = ProfileSeen(name="p", allows=("every-file", "every-network"))
+UNTOLD = ProfileSeen(name="p", unknown="no answer")
 
 
 def entry(path: str, *kinds: Kind, **more: Any) -> Networked:
@@ -51,7 +59,9 @@ def seen(
     """An image with a confined server and `entries`, and what a kernel said; labels None: none was asked."""
     confinement = None
     if labels is not None:
-        confinement = ConfinementSeen(enabled=enabled, attachments=(label("/usr/sbin/sshd"), *labels))
+        confinement = ConfinementSeen(
+            enabled=enabled, attachments=(label("/usr/sbin/sshd"), *labels), looks=3, watched_s=61.0, recorded=True
+        )
     all_entries = (entry("/usr/sbin/sshd", Kind.LISTENING_SERVICE), *entries)
     fields: dict[str, Any] = {"entries": all_entries, "files": 100, "elves": 10, **scan}
     return ApparmorObservation(state=State.LIVE, day=DAY, scan=StaticScan(**fields), confinement=confinement)
@@ -79,11 +89,11 @@ def test_all_confined_passes_and_each_control_is_caught() -> None:
     result = judged(seen(entry("/usr/bin/nc"), labels=(label("/usr/bin/nc"),)))
     assert result.verdict is Verdict.PASS, result.findings
     assert all(control.caught for control in result.controls), result.controls
-    assert len(result.controls) == 8
+    assert len(result.controls) == 12
 
 
-def test_the_gate_is_not_registered_before_it_can_be_proven() -> None:
-    assert GATE.name not in GATES
+def test_the_gate_is_registered() -> None:
+    assert GATES["apparmor"] is GATE
 
 
 def test_tiers() -> None:
@@ -109,11 +119,27 @@ def test_tiers() -> None:
             "started-before-profile",
             Verdict.FAIL,
         ),
-        ((label("/usr/bin/nc", Mode.UNCONFINED, how="process", pid=7),), "unconfined", Verdict.FAIL),
+        ((label("/usr/bin/nc", Mode.UNCONFINED, how="process", pid=7),), "not-asked", Verdict.NOT_PROVEN),
         (
             (label("/usr/bin/nc", Mode.COMPLAIN), label("/usr/bin/nc", Mode.UNCONFINED, how="process", pid=7)),
+            "unconfined",
+            Verdict.FAIL,
+        ),
+        (
+            (label("/usr/bin/nc", error="EACCES"), label("/usr/bin/nc", Mode.UNCONFINED, how="process", pid=7)),
+            "unconfined",
+            Verdict.FAIL,
+        ),
+        ((label("/usr/bin/nc", unit="x.service"),), "not-asked", Verdict.NOT_PROVEN),
+        (
+            (label("/usr/bin/nc"), label("/usr/bin/nc", Mode.COMPLAIN, unit="x.service")),
             "complain-mode",
             Verdict.FAIL,
+        ),
+        (
+            (label("/usr/bin/nc"), label("/usr/bin/nc", unit="x.service", error="is it loaded?")),
+            "no-label",
+            Verdict.NOT_PROVEN,
         ),
     ],
 )
@@ -130,7 +156,9 @@ def test_kill_mode_and_the_same_bytes_are_fine() -> None:
 
 def test_a_kernel_that_cannot_be_believed() -> None:
     assert decisive(judged(seen(enabled=False))) == [("apparmor-disabled", "kernel")]
-    odd = seen().model_copy(update={"confinement": ConfinementSeen(enabled=True, attachments=(), problem="hung")})
+    confinement = seen().confinement
+    assert confinement is not None
+    odd = seen().model_copy(update={"confinement": confinement.model_copy(update={"problem": "hung"})})
     assert ("confinement-problem", "kernel") in decisive(judged(odd))
     assert judged(odd).verdict is Verdict.NOT_PROVEN
 
@@ -174,6 +202,93 @@ def test_a_document_speaks_of_one_name_alone() -> None:
     assert decisive(result) == [("unconfined", "/opt/x")]
     (finding,) = [finding for finding in result.findings if finding.subject == "/opt/x"]
     assert "the same bytes as /usr/bin/curl" in finding.hint
+
+
+def unit(name: str, profile: str = "", program: str = "/usr/bin/d") -> UnitSeen:
+    return UnitSeen(name=name, program=program, apparmor_profile=profile, listens=("80",))
+
+
+@pytest.mark.parametrize(
+    ("units", "labels", "excused"),
+    [
+        ((unit("d.service", "p"),), (label("/usr/bin/d", unit="d.service"),), True),
+        ((unit("d.service", "p"), unit("e.service")), (label("/usr/bin/d", unit="d.service"),), False),
+        ((unit("d.service", "-p"),), (), False),
+        ((READS,), (label("/usr/bin/d", unit="r.service"),), True),
+        # The same unit starts it both ways.
+        ((READS, unit("r.service")), (label("/usr/bin/d", unit="r.service"),), False),
+        ((), (), False),
+    ],
+)
+def test_a_profile_of_all_its_units_makes_the_rest_a_matter_of_documents(
+    units: tuple[UnitSeen, ...], labels: tuple[Attachment, ...], excused: bool
+) -> None:
+    loose = label("/usr/bin/d", Mode.UNCONFINED)
+    odd = seen(entry("/usr/bin/d", Kind.SOCKET_UNIT), labels=(loose, *labels), units=units)
+    assert decisive(judged(odd)) == [("unconfined", "/usr/bin/d")]
+    result = judged(odd, policy(documented=[documented("/usr/bin/d")]))
+    assert decisive(result) == ([] if excused else [("unconfined", "/usr/bin/d")])
+    odd = seen(entry("/usr/bin/d", Kind.SOCKET_UNIT, Kind.SETUID), labels=(loose, *labels), units=units)
+    assert decisive(judged(odd, policy(documented=[documented("/usr/bin/d")]))) == [("unconfined", "/usr/bin/d")]
+
+
+def test_an_interpreter_whose_process_has_the_profile_of_its_script() -> None:
+    running = label("/usr/bin/perl", how="process", pid=9, profile="script")
+    loose = label("/usr/bin/perl", Mode.UNCONFINED)
+    documents = policy(documented=[documented("/usr/bin/perl")])
+    odd = seen(entry("/usr/bin/perl", Kind.SOCKET_SEEN), labels=(loose, running))
+    assert decisive(judged(odd)) == [("unconfined", "/usr/bin/perl")]
+    assert decisive(judged(odd, documents)) == []
+    # Of another process it is only known that it was there.
+    for kind in (Kind.SOCKET_RECORDED, Kind.FILE_CAPABILITY):
+        odd = seen(entry("/usr/bin/perl", Kind.SOCKET_SEEN, kind), labels=(loose, running))
+        assert decisive(judged(odd, documents)) == [("unconfined", "/usr/bin/perl")]
+    odd = seen(entry("/usr/bin/perl", Kind.SOCKET_SEEN), labels=(loose,))
+    assert decisive(judged(odd, documents)) == [("unconfined", "/usr/bin/perl")]
+
+
+def watched(**changes: Any) -> ApparmorObservation:
+    known = seen()
+    assert known.confinement is not None
+    return known.model_copy(update={"confinement": known.confinement.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "section", "finding", "severity"),
+    [
+        ({"watched_s": 10.0}, {}, ("watched-too-short", "processes"), Severity.UNPROVEN),
+        ({"looks": 0}, {"watch_s": 0}, ("watched-too-short", "processes"), Severity.UNPROVEN),
+        ({"recorded": False}, {}, ("sockets-not-recorded", "kernel"), Severity.REMARK),
+        ({"unnamed": ("x: inet raw",)}, {}, ("unknown-program", "kernel"), Severity.UNPROVEN),
+        ({"ownerless": (LONE,)}, {}, ("ownerless-socket", "udp 0.0.0.0:51820"), Severity.UNPROVEN),
+        (
+            {"ownerless": (LONE,)},
+            {"kernel_socket": [{"socket": "udp *:51820", "reason": "WireGuard"}]},
+            ("ownerless-socket", "udp 0.0.0.0:51820"),
+            Severity.ACCEPTED,
+        ),
+        ({"profiles": (LOOSE,)}, {}, ("loose-profile", "p"), Severity.REMARK),
+        ({"profiles": (LOOSE,)}, {"loose_profiles": "violation"}, ("loose-profile", "p"), Severity.VIOLATION),
+        (
+            {"profiles": (ProfileSeen(name="p", allows=("unconfined",)),)},
+            {"loose_profiles": "violation"},
+            ("loose-profile", "p"),
+            Severity.VIOLATION,
+        ),
+        ({"profiles": (UNTOLD,)}, {}, ("profile-not-told", "p"), Severity.REMARK),
+        ({"profiles": (UNTOLD,)}, {"loose_profiles": "violation"}, ("profile-not-told", "p"), Severity.UNPROVEN),
+    ],
+)
+def test_how_the_machine_was_watched(
+    changes: dict[str, Any], section: dict[str, Any], finding: tuple[str, str], severity: Severity
+) -> None:
+    result = judged(watched(**changes), policy(**section))
+    assert [(found.key, found.severity) for found in result.findings] == [(finding, severity)]
+
+
+def test_a_profile_that_keeps_from_something_is_none_of_those() -> None:
+    tight = (ProfileSeen(name="p", allows=("every-file",)), ProfileSeen(name="q", allows=("every-network",)))
+    assert judged(watched(profiles=tight), policy(loose_profiles="violation")).verdict is Verdict.PASS
 
 
 def test_unused_documents_are_told() -> None:
@@ -258,7 +373,7 @@ def test_a_pass_means_what_it_says(entries: list[Networked], labels: list[Attach
         return
     for found in entries:
         left_out = any(row.packages or (row.paths and found.path.startswith("/c/")) for row in given.left_out)
-        if found.tier is Tier.C or (left_out and found.evidence[0].kind is not Kind.SOCKET_SEEN):
+        if found.tier is Tier.C or (left_out and found.evidence[0].kind not in SEEN):
             continue
         if found.tier is Tier.B and found.path in {row.binary for row in given.documented}:
             continue

@@ -36,7 +36,7 @@ def test_drop_ins_and_masks() -> None:
         }
     )
     found = {unit.name: unit for unit in read_units(view, SYSTEM)}
-    assert set(found) == {"a-b.service", "t@.socket"}
+    assert set(found) == {"a-b.service", "t@.socket", "other.timer"}
     unit = found["a-b.service"]
     assert unit.values("Service", "ExecStart") == ["/bin/other"]
     assert unit.value("Service", "User") == "two"

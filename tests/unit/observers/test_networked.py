@@ -330,6 +330,33 @@ def test_a_service_that_listens(more: str, tier: Tier) -> None:
     assert (started.program, started.apparmor_profile) == ("/usr/bin/server", "server")
 
 
+@pytest.mark.parametrize(
+    ("name", "timer", "tier"),
+    [
+        ("s.timer", b"[Timer]\nOnUnitActiveSec=5min\n", Tier.A),
+        ("t.timer", b"[Timer]\nOnUnitActiveSec=5min\nUnit=s.service\n", Tier.A),
+        ("t.timer", b"[Timer]\nOnUnitActiveSec=5min\n", Tier.B),
+    ],
+)
+def test_a_short_service_that_comes_again(name: str, timer: bytes, tier: Tier) -> None:
+    files: dict[str, Entry] = {
+        "/usr/lib/systemd/system/s.service": (UNIT.format("/usr/bin/server") + "Type=oneshot\n").encode(),
+        f"/etc/systemd/system/{name}": timer,
+        "/usr/bin/server": SERVER,
+    }
+    assert only(files).tier is tier
+
+
+def test_what_is_executed_for_a_script_that_is_read() -> None:
+    files: dict[str, Entry] = {
+        "/usr/lib/systemd/system/r.service": UNIT.format("/usr/bin/python3 /opt/app.py").encode(),
+        "/usr/lib/systemd/system/s.service": UNIT.format("/opt/app.py").encode(),
+        "/opt/app.py": program(b"#!/usr/bin/python3\nimport socket\n"),
+    }
+    units = {(unit.name, unit.executes) for unit in scanned(files).units if unit.program == "/opt/app.py"}
+    assert units == {("r.service", "/usr/bin/python3.13"), ("s.service", "")}
+
+
 def test_a_module_that_serves() -> None:
     unit = UNIT.format("/usr/bin/python3 -m http.server 8000").encode()
     seen = {entry.path: entry for entry in scanned({"/etc/systemd/system/web.service": unit}).entries}

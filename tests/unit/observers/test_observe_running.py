@@ -13,10 +13,13 @@ from local_shell import local_shell
 
 from pytest_osgates.checks.apparmor_model import Mode
 from pytest_osgates.checks.apparmor_running import (
+    UNSTEADY,
     ProcessSeen,
     RunningSeen,
     SocketSeen,
     attachments,
+    held_for_others,
+    merged,
     read_label,
     socket_programs,
     unowned,
@@ -259,3 +262,53 @@ def test_sockets_of_programs_that_were_not_seen() -> None:
     seen = RunningSeen(enabled=True, processes=(ProcessSeen(pid=1, exe="/init"),), sockets=(lone,))
     assert unowned(seen) == (lone,)
     assert socket_programs(seen) == {}
+
+
+def one(pid: int, label: str = "p (enforce)", *, error: str = "", exe: str = "/d", started: int = 5) -> ProcessSeen:
+    return ProcessSeen(pid=pid, exe=exe, label=label, error=error, started=started)
+
+
+def look(*processes: ProcessSeen, sockets: tuple[SocketSeen, ...] = (), **more: object) -> RunningSeen:
+    return RunningSeen(enabled=True, processes=processes, sockets=sockets, **more)  # type: ignore[arg-type]
+
+
+def test_many_looks_are_one() -> None:
+    unsteady = one(7, "unconfined", error=UNSTEADY)
+    seen = merged([look(one(7), one(8)), look(unsteady, one(8, "unconfined")), look(one(7), problems=("x",))])
+    assert {(found.pid, found.label) for found in seen.processes} == {
+        (7, "p (enforce)"),
+        (8, "p (enforce)"),
+        (8, "unconfined"),
+    }
+    assert seen.problems == ("x",)
+    assert merged([look(unsteady)]).processes == (unsteady,)
+    other = one(7, "q (enforce)", started=9)
+    assert merged([look(one(7)), look(other)]).processes == (one(7), other)
+    with pytest.raises(IndexError):
+        merged([])
+
+
+def test_a_socket_belongs_to_whoever_held_it() -> None:
+    free = SocketSeen(protocol="tcp", local="0.0.0.0:1", state="listen", inode=4)
+    held = free.model_copy(update={"pids": (7,)})
+    assert unowned(merged([look(one(7), sockets=(free,)), look(one(7), sockets=(held,))])) == ()
+    assert unowned(merged([look(one(7), sockets=(held,)), look(one(7), sockets=(free,))])) == ()
+    gone = free.model_copy(update={"inode": 0})
+    assert unowned(merged([look(one(7), sockets=(gone, held))])) == (gone,)
+
+
+def test_what_the_first_process_waits_on_is_for_others() -> None:
+    waits = SocketSeen(protocol="tcp6", local="[::]:22", state="listen", inode=4, pids=(1,))
+    talks = SocketSeen(protocol="tcp", local="10.0.0.1:5", state="established", inode=5, pids=(1,))
+    seen = look(one(1, exe="/usr/lib/systemd/systemd"), one(9, exe="/d"), sockets=(waits, talks))
+    assert held_for_others(seen) == (waits,)
+    assert socket_programs(seen) == {"/usr/lib/systemd/systemd": "tcp 10.0.0.1:5 established"}
+    both = look(one(1), one(9), sockets=(waits.model_copy(update={"pids": (1, 9)}),))
+    assert held_for_others(both) == ()
+
+
+def test_what_becomes_another_program_meanwhile_has_no_label() -> None:
+    (*_, seen) = running(answer(process(12, "/bin/a", "unconfined"), record("again", "12", "a (enforce)"))).processes
+    assert seen.error == UNSTEADY
+    (*_, seen) = running(answer(process(12, "/bin/a", "unconfined"), record("again", "12", "unconfined"))).processes
+    assert seen.error == ""

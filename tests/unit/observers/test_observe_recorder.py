@@ -1,0 +1,122 @@
+"""The kernel's record of sockets: traces as it writes them, and one that is made here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from local_shell import local_shell
+
+from pytest_osgates.observers.confinement import recorder
+from pytest_osgates.observers.confinement.recorder import Recorded, Recording, attribute
+
+# Five columns of flags since Linux 5.17, four before.
+LINE = "          {comm}-{pid}   [001] {flags} 55830.{at:06}: {text}"
+
+
+def line(pid: int, text: str, *, at: int = 1, flags: str = ".....", comm: str = "sh") -> str:
+    return LINE.format(comm=comm, pid=pid, flags=flags, at=at, text=text)
+
+
+def executes(pid: int, path: str) -> str:
+    return line(pid, f"sched_process_exec: filename={path} pid={pid} old_pid={pid}")
+
+
+def forks(parent: int, child: int) -> str:
+    return line(parent, f"sched_process_fork: comm=a b pid={parent} child_comm=c=d child_pid={child}")
+
+
+def asks(pid: int, family: int, kind: int, descriptor: int = 3) -> str:
+    first = line(pid, f"sys_socket(family: {family:x}, type: {kind:x}, protocol: 0)", flags="....")
+    return f"{first}\n{line(pid, f'sys_socket -> 0x{descriptor:x}')}"
+
+
+def uses(pid: int, call: str, descriptor: int = 3) -> str:
+    return line(pid, f"sys_{call}(fd: {descriptor:x}, umyaddr: 7ffd, addrlen: 10)")
+
+
+def tcp(pid: int, state: str, sport: int = 80, dport: int = 0) -> str:
+    addresses = "saddr=0.0.0.0 daddr=0.0.0.0 saddrv6=::ffff:0.0.0.0 daddrv6=::"
+    text = f"family=AF_INET protocol=IPPROTO_TCP sport={sport} dport={dport} {addresses} oldstate=TCP_CLOSE"
+    return line(pid, f"inet_sock_set_state: {text} newstate={state}")
+
+
+def told(*lines: str, running: dict[int, str] | None = None) -> Recorded:
+    return attribute("\n".join(lines).encode(), {10: "/bin/old"} if running is None else running, lambda path: path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "programs"),
+    [
+        ((tcp(10, "TCP_LISTEN"),), {"/bin/old": "tcp listens on port 80"}),
+        ((tcp(10, "TCP_SYN_SENT", 5, 443),), {"/bin/old": "tcp connects to port 443"}),
+        ((executes(10, "/bin/new"), tcp(10, "TCP_LISTEN")), {"/bin/new": "tcp listens on port 80"}),
+        ((forks(10, 11), executes(10, "/bin/new"), tcp(11, "TCP_LISTEN")), {"/bin/old": "tcp listens on port 80"}),
+        ((asks(10, 2, 0o2000002), uses(10, "bind")), {"/bin/old": "inet datagram, bound"}),
+        ((asks(10, 10, 2), uses(10, "connect")), {"/bin/old": "inet6 datagram, connected"}),
+        ((asks(10, 2, 2), uses(10, "sendmmsg")), {"/bin/old": "inet datagram, sent"}),
+        ((asks(10, 2, 2), forks(10, 11), uses(11, "sendto")), {"/bin/old": "inet datagram, sent"}),
+        ((asks(10, 2, 3),), {"/bin/old": "inet raw"}),
+        ((asks(10, 17, 2),), {"/bin/old": "packet datagram"}),
+        # Asks for the state of an interface, and talks to nobody.
+        ((asks(10, 2, 2),), {}),
+        ((asks(10, 2, 2), uses(10, "bind", 4)), {}),
+        # The descriptor is another socket's by now.
+        ((asks(10, 2, 2), asks(10, 1, 2), uses(10, "bind")), {}),
+        ((asks(10, 1, 1), uses(10, "bind")), {}),
+        # A stream is told of when it listens or connects.
+        ((asks(10, 2, 1), uses(10, "bind")), {}),
+        ((asks(10, 2, 2, -1 & (2**64 - 1)), uses(10, "bind")), {}),
+        ((executes(10, "/a/../b/./c"), tcp(10, "TCP_LISTEN")), {"/b/c": "tcp listens on port 80"}),
+        # What the first process listens on is for services.
+        ((tcp(1, "TCP_LISTEN"),), {}),
+        ((line(10, "osgates: no event"), "", "# a comment"), {}),
+    ],
+)
+def test_who_used_what(lines: tuple[str, ...], programs: dict[str, str]) -> None:
+    assert told(*lines) == Recorded(programs)
+
+
+def test_who_cannot_be_told() -> None:
+    assert told(tcp(77, "TCP_LISTEN")).unnamed == ("thread 77: tcp listens on port 80",)
+    assert told(executes(10, "./here"), tcp(10, "TCP_LISTEN")).unnamed == ("./here: tcp listens on port 80",)
+    # A thread's number is used again, for a child of somebody unknown.
+    assert told(forks(99, 10), tcp(10, "TCP_LISTEN")).unnamed == ("thread 10: tcp listens on port 80",)
+
+
+@given(st.text(), st.integers(0, 400))
+def test_any_text_is_read(text: str, at: int) -> None:
+    clean = "\n".join((executes(10, "/bin/new"), asks(10, 2, 2), uses(10, "bind"), tcp(10, "TCP_LISTEN")))
+    told(clean[:at] + text + clean[at:])
+    told(text)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may record")
+def test_a_record_made_here(tmp_path: Path) -> None:
+    shell = local_shell(tmp_path)
+    recording = recorder.start(shell)
+    if recording.problem:
+        assert recorder.stop(shell, recording, str) == Recorded(problem=recording.problem)
+        pytest.skip(f"this host keeps no record: {recording.problem}")
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+    program = "import socket; s = socket.socket(10, 2); s.bind(('::1', 0)); t = socket.socket(2, 2)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    seen = recorder.stop(shell, recording, os.path.realpath)
+    assert seen.problem == ""
+    mine = seen.programs[os.path.realpath(sys.executable)]
+    assert f"tcp listens on port {port}" in mine
+    assert "inet6 datagram, bound" in mine
+    assert "inet datagram" not in mine
+    assert not Path("/sys/kernel/tracing/instances/osgates").exists()
+    assert not os.path.ismount(tmp_path / "tracing")
+
+
+def test_no_record_is_told(tmp_path: Path) -> None:
+    assert "gone" in recorder.stop(local_shell(tmp_path), Recording(), str).problem

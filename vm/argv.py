@@ -82,7 +82,7 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
     if spec.cdrom is not None:
         args += [
             "-drive",
-            f"if=none,id=cd,format=raw,media=cdrom,readonly=on,file={quote(spec.cdrom)}",
+            f"if=none,id=cd,format={spec.cdrom_format},media=cdrom,readonly=on,file={quote(spec.cdrom)}",
             *("-device", f"scsi-cd,bus=scsi.0,drive=cd,bootindex={len(wiring.overlays)}"),
         ]
     disks = len(spec.disks) if spec.home is None else 1

@@ -195,7 +195,7 @@ class Machine:
             where = work / VARIABLES if home is None else home.variables
             variables = FlashImage(where, firmware.variables.format)
             if home is None or not where.exists():
-                shutil.copyfile(firmware.variables.path, where)
+                shutil.copyfile(self.spec.variables or firmware.variables.path, where)
         overlays = [] if home is None else [home.disk]
         for index, disk in enumerate(self.spec.disks):
             overlays.append(work / f"disk{index}.qcow2")

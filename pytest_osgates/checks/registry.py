@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from pytest_osgates.checks import boot, kconfig, luks, lynis, packages, reproducible, settings, telemetry, tpm
+from pytest_osgates.checks import (
+    boot,
+    kconfig,
+    luks,
+    lynis,
+    packages,
+    reproducible,
+    secureboot,
+    settings,
+    telemetry,
+    tpm,
+)
 from pytest_osgates.model import AnyGate
 
 # Not to be written to: a gate from outside that registered itself here could stand in for a built-in one.
@@ -14,7 +25,7 @@ GATES: Mapping[str, AnyGate] = MappingProxyType(
         gate.name: gate
         for gate in (
             *(boot.GATE, kconfig.GATE, luks.GATE, lynis.GATE, packages.GATE),
-            *(reproducible.GATE, settings.GATE, telemetry.GATE, tpm.GATE),
+            *(reproducible.GATE, secureboot.GATE, settings.GATE, telemetry.GATE, tpm.GATE),
         )
     }
 )

@@ -191,6 +191,9 @@ class GateItems:
             asks = {"os_live", "os_installed", "os_gate_state"} & set(getattr(item, "fixturenames", ()))
             if asks and state is not State.IMAGE:
                 item.add_marker(pytest.mark.xdist_group(f"osgates-{state}"))
+            judged = None if gate is None else self.run.profile.gates[gate].gate
+            if judged is not None and (machine := judged.machine_of_case(case_of(item))):
+                item.add_marker(pytest.mark.xdist_group(f"osgates-{gate}-{machine}"))
             kept.append(item)
         items[:] = kept
 

@@ -627,6 +627,7 @@ GATE = Gate(
     judge=judge,
     controls=controls,
     cases=lambda policy, firmwares: policy.rows(),
+    machine_of_case=lambda case: GUEST if case in (GUEST, *MODULES) else "",
     compare=compare,
 )
 

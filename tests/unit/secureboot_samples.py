@@ -16,6 +16,7 @@ from pytest_osgates.checks.secureboot_model import (
     ModuleSeen,
     SecureBootObservation,
     SecureBootPolicy,
+    Stage,
     StartSeen,
     UkiSeen,
     Way,
@@ -24,7 +25,7 @@ from pytest_osgates.checks.secureboot_model import (
 from pytest_osgates.model import State
 
 POLICY = SecureBootPolicy()
-UKI_POLICY = SecureBootPolicy(chain=("uki",), keys="own", pk="pk.pem", kek=("kek.pem",), db=("db.pem",))
+UKI_POLICY = SecureBootPolicy(chain=(Stage.UKI,), keys="own", pk="pk.pem", kek=("kek.pem",), db=("db.pem",))
 MICROSOFT = "CN=Microsoft Corporation UEFI CA 2011,O=Microsoft Corporation,C=US"
 PLATFORM = Database(name="PK", certificates={"11" * 32: "CN=platform"})
 EXCHANGE = Database(name="KEK", certificates={"22" * 32: "CN=platform"})

@@ -334,7 +334,7 @@ def test_which_files_are_links_of_the_chain() -> None:
     assert fits(Stage.KERNEL, "/vmlinuz")
     assert not fits(Stage.KERNEL, "/live/initrd.img")
     own = SecureBootPolicy(
-        chain=("loader", "kernel"), keys="own", pk="p", kek=("k",), db=("d",), files={"kernel": ("^/k$",)}
+        chain=(Stage.LOADER, Stage.KERNEL), keys="own", pk="p", kek=("k",), db=("d",), files={Stage.KERNEL: ("^/k$",)}
     )
     assert fits(Stage.LOADER, "/EFI/BOOT/BOOTX64.EFI", own)
     assert fits(Stage.KERNEL, "/k", own)
@@ -344,8 +344,8 @@ def test_which_files_are_links_of_the_chain() -> None:
 
 
 def test_knowledge_says_where_it_comes_from_and_compiles() -> None:
-    for entry in (*refusals(), *module_refusals()):
-        assert entry.source
+    assert all(entry.source for entry in refusals())
+    assert all(entry.source for entry in module_refusals())
     for refusal in refusals():
         assert not re.compile(refusal.regex).search("")
     assert all(re.compile(entry.log) and re.compile(entry.error) for entry in module_refusals())

@@ -64,6 +64,7 @@ def observation(os_run: Run, os_case: str) -> TpmObservation:
         host=os_run.host,
         records=records,
         say=say,
+        directory=Path(os_run.profile.source).absolute().parent,
         login=None if login is None else Login(login.user, login.password, login.become),
     )
     return tpm.observe(Home.beside(disk.path), row, disk.sha256)

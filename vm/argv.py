@@ -102,6 +102,9 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"),
         ]
     args += _channel(spec, wiring)
+    if spec.option_rom:
+        # The last device, so that no other one has another address. iPXE's ROM, by its name: QEMU knows where it is.
+        args += ["-device", "virtio-net-pci,id=rom,romfile=efi-virtio.rom"]
     return args
 
 

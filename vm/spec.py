@@ -73,7 +73,8 @@ class MachineSpec:
     machine works on overlays of them. ``channel`` is the nonce of the guest channel, None for a machine without one.
     ``smbios_strings`` are SMBIOS type 11 (OEM)
     strings, by which systemd credentials enter (systemd.system-credentials(7)). ``network``: one card a sinkhole,
-    each with a capture; without any, ``nic`` is a card that leads nowhere. ``rtc``: where the
+    each with a capture; without any, ``nic`` is a card that leads nowhere; ``option_rom``: another, with a driver for
+    UEFI in its ROM. ``rtc``: where the
     machine's own clock begins (``2026-01-31T12:00:00``), which then counts virtual time, and idle time is skipped
     (vm/clock.py, under emulation only); empty: its clock is the host's. ``home``: where disk, variables and TPM are
     when it is off; they are used where they lie and keep what it writes, so ``disks`` are none.
@@ -90,6 +91,7 @@ class MachineSpec:
     cpu_model: str | None = None
     tpm: bool = True
     nic: bool = True
+    option_rom: bool = False
     channel: str | None = None
     smbios_strings: tuple[str, ...] = field(default=(), repr=False)
     network: tuple[Settings, ...] = ()

@@ -7,6 +7,7 @@ import pytest
 
 from pytest_osgates.checks.secureboot_model import GUEST, MODULES, SecureBootObservation, SecureBootPolicy
 from pytest_osgates.fixtures.gate import Judge, NotProven
+from pytest_osgates.fixtures.states import os_disk
 from pytest_osgates.model import State
 from pytest_osgates.observers.secureboot import Asked, Observer, Place, asked, observe_guest
 from pytest_osgates.observers.secureboot_medium import Medium
@@ -25,12 +26,7 @@ def place(os_run: Run) -> Place:
     section = profile.gates["secureboot"]
     policy: SecureBootPolicy = profile.policy("secureboot")
     installed = section.state is State.INSTALLED
-    if installed and os_run.disk is None:
-        raise NotProven(
-            "the state installed was not reached: no disk with an installed system\n"
-            "  -> give one with --iso-disk FILE (raw or qcow2; it is not written)"
-        )
-    path = os_run.disk.path if installed and os_run.disk is not None else os_run.request.iso
+    path = os_disk(os_run).path if installed else os_run.request.iso
 
     def records(role: str) -> Path:
         return os_run.evidence.machine(f"secureboot-{role}")

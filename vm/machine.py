@@ -441,6 +441,14 @@ class Machine:
             if str(device.get("device", "")).startswith(("cd", "disk"))
         )
 
+    def writes(self) -> int:
+        """How many write operations the disks have served."""
+        return sum(
+            int(device["stats"]["wr_operations"])
+            for device in self.qmp.execute("query-blockstats")
+            if str(device.get("device", "")).startswith("disk")
+        )
+
     def kernel_runs(self) -> bool:
         """Whether a 64-bit Linux kernel has taken over: its descriptor table lies in the upper half of the address
         space (Documentation/arch/x86/x86_64/mm.rst), where firmware and boot loaders have nothing.

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from pytest_osgates.checks import (
     boot,
+    install,
     kconfig,
     luks,
     lynis,
@@ -24,7 +25,7 @@ GATES: Mapping[str, AnyGate] = MappingProxyType(
     {
         gate.name: gate
         for gate in (
-            *(boot.GATE, kconfig.GATE, luks.GATE, lynis.GATE, packages.GATE),
+            *(boot.GATE, install.GATE, kconfig.GATE, luks.GATE, lynis.GATE, packages.GATE),
             *(reproducible.GATE, secureboot.GATE, settings.GATE, telemetry.GATE, tpm.GATE),
         )
     }

@@ -15,6 +15,7 @@ from pytest_osgates.model import Contradiction, Model, Observation, Policy, Stat
 GUEST = "guest"
 UKI_ROW = "uki"
 MODULES = ("module-unsigned", "module-wrongly-signed")
+TAMPERED, TWIN = "tampered", "twin"
 
 
 class Stage(StrEnum):

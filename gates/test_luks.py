@@ -3,7 +3,8 @@
 import pytest
 
 from pytest_osgates.checks.luks_model import LuksObservation, LuksPolicy
-from pytest_osgates.fixtures.gate import Judge, NotProven
+from pytest_osgates.fixtures.gate import Judge
+from pytest_osgates.fixtures.states import os_disk
 from pytest_osgates.observers import luks
 from pytest_osgates.progress import Step
 from pytest_osgates.run import Run
@@ -13,13 +14,8 @@ pytestmark = pytest.mark.luks
 
 @pytest.fixture
 def observation(os_run: Run) -> LuksObservation:
-    """The disk of ``--iso-disk``."""
-    disk = os_run.disk
-    if disk is None:
-        raise NotProven(
-            "the state installed was not reached: no disk with an installed system\n"
-            "  -> give one with --iso-disk FILE (raw or qcow2; it is not written)"
-        )
+    """The disk of ``--iso-disk``, or of the profile's recipe."""
+    disk = os_disk(os_run)
     policy: LuksPolicy = os_run.profile.policy("luks")
 
     def progress(stage: str, fraction: float | None) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from pytest_osgates.checks.tpm_model import TpmObservation, TpmPolicy
 from pytest_osgates.fixtures.gate import Judge, NotProven
+from pytest_osgates.fixtures.states import os_disk
 from pytest_osgates.observers import tpm
 from pytest_osgates.observers.tpm_talk import Login, Phrases
 from pytest_osgates.progress import Step
@@ -18,19 +19,14 @@ pytestmark = pytest.mark.tpm
 
 @pytest.fixture
 def observation(os_run: Run, os_case: str) -> TpmObservation:
-    """Copies of the disk of ``--iso-disk`` and of what lies beside it, tampered with, and booted."""
-    disk = os_run.disk
-    if disk is None:
-        raise NotProven(
-            "the state installed was not reached: no disk with an installed system\n"
-            "  -> give one with --iso-disk FILE; its firmware's variables and its TPM lie beside it"
-        )
+    """Copies of the installed disk and of what lies beside it, tampered with, and booted."""
     section = os_run.profile.machine
     if section.firmware[0] is not Firmware.UEFI_SECUREBOOT:
         raise NotProven(
             f"the machine's first firmware is {section.firmware[0]}: nothing to tamper with\n"
             '  -> write firmware = ["uefi-secureboot"] into [machine] of the distro profile'
         )
+    disk = os_disk(os_run)
     policy: TpmPolicy = os_run.profile.policy("tpm")
     login = os_run.profile.login if policy.reason == "journal" else None
     if policy.reason == "journal" and login is None:
@@ -64,6 +60,7 @@ def observation(os_run: Run, os_case: str) -> TpmObservation:
         host=os_run.host,
         records=records,
         say=say,
+        directory=Path(os_run.profile.source).absolute().parent,
         login=None if login is None else Login(login.user, login.password, login.become),
     )
     return tpm.observe(Home.beside(disk.path), row, disk.sha256)

@@ -120,8 +120,10 @@ class Gate(Generic[O, P]):
     row is a test of its own, and the gate passes only when all rows pass. `state_of_case`: the state that a row is
     judged on, for a gate whose rows differ in it; the profile's section then names none. `controls` that depend on
     what the profile demands are a function of the observation and the policy. `baseline` writes acceptances with
-    empty reasons, as TOML, for what is not accepted yet. `compare` says in lines of text what an earlier observation
-    of a row and a later one (in this order) differ in, beyond their findings; no line if in nothing that matters.
+    empty reasons, as TOML, for what is not accepted yet. `machine_of_case` names the machine
+    that a row shares with others, which then stay with one worker; empty: none. `compare` says in lines of text what
+    an earlier observation of a row and a later one (in this order) differ in, beyond their findings; no line if in
+    nothing that matters.
     """
 
     name: str
@@ -134,6 +136,7 @@ class Gate(Generic[O, P]):
     cases: Callable[[P, tuple[str, ...]], tuple[str, ...]] = field(default=lambda policy, firmwares: ("",))
     baseline: Callable[[O, P], str] | None = None
     state_of_case: Callable[[str], State] | None = None
+    machine_of_case: Callable[[str], str] = field(default=lambda case: "")
     compare: Callable[[O, O], list[str]] | None = None
 
     def controls_for(self, observation: O, policy: P) -> tuple[Control[O], ...]:

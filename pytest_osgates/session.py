@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_osgates import collection, options
+from pytest_osgates import collection, installed, options
 from pytest_osgates.checks.registry import GATES
 from pytest_osgates.evidence import dump, safe_name
 from pytest_osgates.fixtures.gate import CASE_FIXTURE, ROW_KEY, GateFailed, NotProven
@@ -191,6 +191,9 @@ class GateItems:
             asks = {"os_live", "os_installed", "os_gate_state"} & set(getattr(item, "fixturenames", ()))
             if asks and state is not State.IMAGE:
                 item.add_marker(pytest.mark.xdist_group(f"osgates-{state}"))
+            judged = None if gate is None else self.run.profile.gates[gate].gate
+            if judged is not None and (machine := judged.machine_of_case(case_of(item))):
+                item.add_marker(pytest.mark.xdist_group(f"osgates-{gate}-{machine}"))
             kept.append(item)
         items[:] = kept
 
@@ -366,6 +369,8 @@ class Controller:
             self._finish(session)
 
     def _finish(self, session: pytest.Session) -> None:
+        with contextlib.suppress(OsgatesError, OSError):
+            installed.forget(self.run.run_id)
         status = self.ledger.exit_status(int(session.exitstatus))
         launch = Launch.NOT_READY if self.broken else self.ledger.launch_at(status)
         try:

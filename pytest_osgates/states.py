@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
 from pytest_osgates.model import State
@@ -47,7 +46,7 @@ def machine_spec(
     :raise UsageError: the state needs a disk and none was given.
     """
     section = run.profile.machine
-    if state is State.INSTALLED and run.request.disk is None:
+    if state is State.INSTALLED and run.disk is None:
         raise UsageError(
             "the state 'installed' was not reached: no disk with an installed system",
             remedy="give one with --iso-disk FILE (raw or qcow2; it is not written)",
@@ -57,7 +56,7 @@ def machine_spec(
         name=name,
         firmware=firmware,
         cdrom=run.request.iso if state is State.LIVE else None,
-        disks=() if state is State.LIVE else (Path(str(run.request.disk)),),
+        disks=() if state is State.LIVE or run.disk is None else (run.disk.path,),
         memory_mib=section.memory_mib,
         # Counting instructions, several processors do not agree on the pace of their clocks while they start.
         cpus=1 if rtc else section.cpus,

@@ -82,7 +82,7 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
     if spec.cdrom is not None:
         args += [
             "-drive",
-            f"if=none,id=cd,format=raw,media=cdrom,readonly=on,file={quote(spec.cdrom)}",
+            f"if=none,id=cd,format={spec.cdrom_format},media=cdrom,readonly=on,file={quote(spec.cdrom)}",
             *("-device", f"scsi-cd,bus=scsi.0,drive=cd,bootindex={len(wiring.overlays)}"),
         ]
     disks = len(spec.disks) if spec.home is None else 1
@@ -102,6 +102,9 @@ def build(spec: MachineSpec, accelerator: Accelerator, firmware: FirmwareFiles |
             *("-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"),
         ]
     args += _channel(spec, wiring)
+    if spec.option_rom:
+        # The last device, so that no other one has another address. iPXE's ROM, by its name: QEMU knows where it is.
+        args += ["-device", "virtio-net-pci,id=rom,romfile=efi-virtio.rom"]
     return args
 
 

@@ -195,7 +195,7 @@ class Machine:
             where = work / VARIABLES if home is None else home.variables
             variables = FlashImage(where, firmware.variables.format)
             if home is None or not where.exists():
-                shutil.copyfile(firmware.variables.path, where)
+                shutil.copyfile(self.spec.variables or firmware.variables.path, where)
         overlays = [] if home is None else [home.disk]
         for index, disk in enumerate(self.spec.disks):
             overlays.append(work / f"disk{index}.qcow2")
@@ -439,6 +439,14 @@ class Machine:
             int(device["stats"]["rd_operations"])
             for device in self.qmp.execute("query-blockstats")
             if str(device.get("device", "")).startswith(("cd", "disk"))
+        )
+
+    def writes(self) -> int:
+        """How many write operations the disks have served."""
+        return sum(
+            int(device["stats"]["wr_operations"])
+            for device in self.qmp.execute("query-blockstats")
+            if str(device.get("device", "")).startswith("disk")
         )
 
     def kernel_runs(self) -> bool:

@@ -68,10 +68,13 @@ MAX_CARDS = 8
 class MachineSpec:
     """One machine.
 
-    ``cdrom`` is attached read-only. ``disks`` are never written: the machine works on overlays of them. ``channel``
-    is the nonce of the guest channel, None for a machine without one. ``smbios_strings`` are SMBIOS type 11 (OEM)
+    ``cdrom`` is attached read-only; ``cdrom_format``: ``raw``, or ``qcow2`` for an overlay of an ISO. ``variables``:
+    a flash image to begin with instead of the firmware's own template; it is copied. ``disks`` are never written: the
+    machine works on overlays of them. ``channel`` is the nonce of the guest channel, None for a machine without one.
+    ``smbios_strings`` are SMBIOS type 11 (OEM)
     strings, by which systemd credentials enter (systemd.system-credentials(7)). ``network``: one card a sinkhole,
-    each with a capture; without any, ``nic`` is a card that leads nowhere. ``rtc``: where the
+    each with a capture; without any, ``nic`` is a card that leads nowhere; ``option_rom``: another, with a driver for
+    UEFI in its ROM. ``rtc``: where the
     machine's own clock begins (``2026-01-31T12:00:00``), which then counts virtual time, and idle time is skipped
     (vm/clock.py, under emulation only); empty: its clock is the host's. ``home``: where disk, variables and TPM are
     when it is off; they are used where they lie and keep what it writes, so ``disks`` are none.
@@ -80,12 +83,15 @@ class MachineSpec:
     name: str
     firmware: Firmware
     cdrom: Path | None = None
+    cdrom_format: str = "raw"
+    variables: Path | None = None
     disks: tuple[Path, ...] = ()
     memory_mib: int = 2048
     cpus: int = 2
     cpu_model: str | None = None
     tpm: bool = True
     nic: bool = True
+    option_rom: bool = False
     channel: str | None = None
     smbios_strings: tuple[str, ...] = field(default=(), repr=False)
     network: tuple[Settings, ...] = ()
@@ -96,6 +102,10 @@ class MachineSpec:
         # It becomes part of a QEMU option and of a directory's name.
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise UsageError(f"the name of a machine is of letters, digits, '.', '_' and '-', not {self.name!r}")
+        if self.cdrom_format not in ("raw", "qcow2"):
+            raise UsageError(f"machine {self.name}: a CD in the format {self.cdrom_format!r}")
+        if self.home is not None and self.variables is not None:
+            raise UsageError(f"machine {self.name}: its home has its variables, and it is given others")
         if self.home is not None and self.disks:
             raise UsageError(f"machine {self.name}: its home has its disk, and it is given {len(self.disks)} more")
         if self.cdrom is None and not self.disks and self.home is None:

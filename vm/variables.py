@@ -7,11 +7,14 @@ That edk2 takes them: variables in the flash image are not verified again when t
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pytest_osgates.vm.errors import HostError
 from pytest_osgates.vm.process import run, which
 from pytest_osgates.vm.workdir import temporary
 
@@ -59,6 +62,76 @@ def replace_keys(variables: Path, scratch: Path, patience: float = 1.0) -> None:
 def add_key(variables: Path, scratch: Path, patience: float = 1.0) -> None:
     """One more certificate in db. :raise HostError: the tool is missing or refuses the file."""
     _change(variables, ["--add-db", _OWNER, str(_certificate(scratch))], patience)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Certificates (DER) to be enrolled. `own`: PK and KEK are these alone; else they are added to none, and the
+    template's stay. `microsoft`: what db has stays beside `db`."""
+
+    pk: bytes = b""
+    kek: tuple[bytes, ...] = ()
+    db: tuple[bytes, ...] = ()
+    mok: tuple[bytes, ...] = ()
+    own: bool = False
+    microsoft: bool = True
+
+
+def enrol(variables: Path, keys: Keys, scratch: Path, patience: float = 1.0) -> None:
+    """Give a firmware these keys. Its dbx stays.
+
+    :raise HostError: the tool is missing or refuses the file.
+    """
+    changes: list[str] = []
+    if keys.own:
+        gone = ("PK", "KEK") if keys.microsoft else ("PK", "KEK", "db")
+        changes += [word for name in gone for word in ("--delete", name)]
+        changes += ["--set-pk", _OWNER, _written(scratch, "pk", keys.pk)]
+    lists = (("--add-kek", keys.kek), ("--add-db", keys.db), ("--add-mok", keys.mok))
+    for option, certificates in lists:
+        for number, der in enumerate(certificates):
+            changes += [option, _OWNER, _written(scratch, f"{option[6:]}-{number}", der)]
+    if changes:
+        _change(variables, changes, patience)
+
+
+def allow(variables: Path, digests: Sequence[str], patience: float = 1.0) -> None:
+    """SHA-256 digests (hexadecimal) of programs, into db.
+
+    :raise HostError: the tool is missing or refuses the file.
+    """
+    _change(variables, [word for each in digests for word in ("--add-db-hash", _OWNER, each)], patience)
+
+
+def forbid(variables: Path, digests: Sequence[str], patience: float = 1.0) -> None:
+    """The same, into dbx.
+
+    :raise HostError: the tool is missing or refuses the file.
+    """
+    _change(variables, [word for each in digests for word in ("--add-dbx-hash", _OWNER, each)], patience)
+
+
+def databases(variables: Path, names: Sequence[str], scratch: Path, patience: float = 1.0) -> Mapping[str, bytes]:
+    """What these variables hold, of those that are there.
+
+    :raise HostError: the tool is missing or refuses the file.
+    """
+    out = scratch / "variables.json"
+    argv = [*program(), "--input", str(variables), "--output-json", str(out)]
+    run(argv, timeout=_SECONDS * patience, remedy=INSTALL)
+    try:
+        with temporary("the firmware's variables as text"):
+            told = json.loads(out.read_bytes())["variables"]
+        return {each["name"]: bytes.fromhex(each["data"]) for each in told if each["name"] in names}
+    except (ValueError, KeyError, TypeError) as error:
+        raise HostError(f"virt-fw-vars says nothing usable of {variables.name}: {error}", remedy=INSTALL) from error
+
+
+def _written(scratch: Path, name: str, der: bytes) -> str:
+    path = scratch / f"{name}.der"
+    with temporary("a certificate"):
+        path.write_bytes(der)
+    return str(path)
 
 
 def _change(variables: Path, changes: Sequence[str], patience: float) -> None:

@@ -9,11 +9,13 @@ from pytest_osgates.checks import (
     apparmor,
     boot,
     firewall,
+    install,
     kconfig,
     luks,
     lynis,
     packages,
     reproducible,
+    secureboot,
     selinux,
     settings,
     telemetry,
@@ -26,8 +28,16 @@ GATES: Mapping[str, AnyGate] = MappingProxyType(
     {
         gate.name: gate
         for gate in (
-            *(apparmor.GATE, boot.GATE, firewall.GATE, kconfig.GATE, luks.GATE, lynis.GATE, packages.GATE),
-            *(reproducible.GATE, selinux.GATE, settings.GATE, telemetry.GATE, tpm.GATE),
+            *(apparmor.GATE, boot.GATE, firewall.GATE, install.GATE, kconfig.GATE, luks.GATE, lynis.GATE),
+            *(
+                packages.GATE,
+                reproducible.GATE,
+                secureboot.GATE,
+                selinux.GATE,
+                settings.GATE,
+                telemetry.GATE,
+                tpm.GATE,
+            ),
         )
     }
 )

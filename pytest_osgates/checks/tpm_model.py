@@ -36,6 +36,7 @@ class Tamper(Model):
     changes: tuple[Literal["disk", "variables", "tpm", "machine"], ...] = Field(min_length=1)
     sealed: Literal["tpm", "pcrs"]
     pcrs: tuple[PcrSource, ...] = ()
+    needs: Literal["", "other_kernel", "other_loader"] = ""
     undo: bool
     why_not: str = ""
     required: bool
@@ -196,6 +197,9 @@ class TpmPolicy(Policy):
     prompts: tuple[Regex, ...] = ()
     login: Regex | None = None
     reason: Literal["console", "journal"] = "console"
+    other_kernel: str = ""
+    other_initrd: str = ""
+    other_loader: str = ""
     parameter: str = Field(default="osgates.tampered=1", pattern=r"^[A-Za-z0-9_.,=:/-]{1,100}$")
     settle_s: float = Field(default=60.0, ge=5)
     deadline_s: float = Field(default=900.0, gt=0)
@@ -216,6 +220,13 @@ class TpmPolicy(Policy):
                 f"no profile resists fewer than {', '.join(required_tampers())}; missing: {', '.join(missing)}",
                 [("tampers",)],
             )
+        for tamper in (tampers()[name] for name in self.tampers):
+            if tamper.needs and not getattr(self, tamper.needs):
+                raise Contradiction(
+                    f"{tamper.name} puts another file in the place of one: {tamper.needs} names it", [("tampers",)]
+                )
+        if self.other_initrd and not self.other_kernel:
+            raise Contradiction("other_initrd comes along with other_kernel", [("other_initrd",)])
         if self.passphrase and self.passphrase in self.wrong:
             raise Contradiction("a wrong passphrase is the right one", [("wrong",), ("passphrase",)])
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +52,8 @@ _STILL_ASKED = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN})
 @dataclass(frozen=True)
 class Row:
     """One row: `spec` makes a machine of a name, a home and whether it has a TPM, `records` a directory for one
-    boot's, `say` tells how far it is, and the seconds since power-on; `login`: by whom the journal is read."""
+    boot's, `say` tells how far it is, and the seconds since power-on; `login`: by whom the journal is read;
+    `directory`: from which the files count that the profile names."""
 
     case: str
     policy: TpmPolicy
@@ -62,6 +63,7 @@ class Row:
     records: Callable[[str], Path]
     say: Callable[[str, float], None]
     login: Login | None = None
+    directory: Path = Path()
 
 
 def passphrase(policy: TpmPolicy) -> str:
@@ -136,6 +138,11 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
                 scratch=scratch,
                 log=row.records("tamper") / "swtpm.log",
                 patience=row.host.pace,
+                others={
+                    key: row.directory / name
+                    for key in ("other_kernel", "other_initrd", "other_loader")
+                    if (name := getattr(row.policy, key))
+                },
             )
             changes = workshop.apply(tamper)
             seen = _tampered(row, boots, workshop, tamper)
@@ -176,12 +183,13 @@ def _scratch() -> Iterator[Path]:
 
 def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tuple[BootSeen, ...]:
     """Boots until every guess was refused and the passphrase was tried, then one with the tamper undone."""
-    with_tpm = "machine" not in tamper.changes
+    with_tpm = tamper.how != "no-tpm"
+    with_rom = tamper.how == "add-option-rom"
     pending = dict(row.phrases.guesses)
     found: list[BootSeen] = []
     # Each boot gets on by one guess at least, or is the last one.
     for _ in range(len(pending) + 1):
-        boot = boots.asked(pending, with_tpm=with_tpm)
+        boot = boots.asked(pending, with_tpm=with_tpm, with_rom=with_rom)
         found.append(boot)
         if boot.outcome is not Outcome.ASKED or not _goes_on(boot):
             return tuple(found)
@@ -251,9 +259,9 @@ class _Boots:
             glances.end()
             return self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
 
-    def asked(self, guesses: dict[str, str], *, with_tpm: bool) -> BootSeen:
+    def asked(self, guesses: dict[str, str], *, with_tpm: bool, with_rom: bool = False) -> BootSeen:
         """`guesses` are typed as long as it asks, then the passphrase."""
-        with self._machine("tampered", with_tpm=with_tpm) as (machine, talk, glances):
+        with self._machine("tampered", with_tpm=with_tpm, with_rom=with_rom) as (machine, talk, glances):
             outcome, line = talk.outcome()
             at = machine.elapsed
             tries: list[Try] = []
@@ -275,10 +283,12 @@ class _Boots:
             return seen.model_copy(update={"screen": tuple(glances.found)})
 
     @contextmanager
-    def _machine(self, role: Role, *, with_tpm: bool) -> Iterator[tuple[Machine, Talk, _Glances]]:
+    def _machine(
+        self, role: Role, *, with_tpm: bool, with_rom: bool = False
+    ) -> Iterator[tuple[Machine, Talk, _Glances]]:
         row = self._row
         self._stage = f"booting, {role}"
-        spec = row.spec(f"tpm-{role}", self._home, with_tpm)
+        spec = replace(row.spec(f"tpm-{role}", self._home, with_tpm), option_rom=with_rom)
         with Machine(spec, row.host, row.records(role)) as machine:
             glances = _Glances(machine, row.policy)
 

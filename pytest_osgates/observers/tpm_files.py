@@ -34,13 +34,14 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
 _QEMU_IO = "apt-get install qemu-utils (Fedora: dnf install qemu-img)"
 
 
-def change_files(
-    disk: Path, overlay: Path, named: re.Pattern[str], change: Callable[[bytes], bytes], scratch: Path
-) -> dict[str, tuple[str, str]]:
-    """Change each file of the plain FAT and ext partitions of `disk` whose path fits `named`, in `overlay` alone. On
-    ext only in the directories that boot loaders read (`_EXT_DIRECTORIES`).
+Changes = Sequence[tuple[re.Pattern[str], Callable[[bytes], bytes]]]
 
-    SHA-256 before and after, by path, of those that `change` changed.
+
+def change_files(disk: Path, overlay: Path, changes: Changes, scratch: Path) -> dict[str, tuple[str, str]]:
+    """Change each file of the plain FAT and ext partitions of `disk` whose path fits a pattern, in `overlay` alone,
+    which is as `disk` is. On ext only in the directories that boot loaders read (`_EXT_DIRECTORIES`).
+
+    SHA-256 before and after, by path, of those that were changed.
 
     :raise ImageError: the disk cannot be read.
     :raise HostError: a tool is missing or fails, or there is no room.
@@ -65,7 +66,7 @@ def change_files(
                 )
             with temporary("a copy of a partition"):
                 _extract(source, partition, image)
-            changed = _change_in(files, named, change, scratch)
+            changed = _change_in(files, changes, scratch)
             if changed:
                 _write_back(source, partition, image, overlay, scratch)
                 found |= changed
@@ -97,12 +98,11 @@ class Files(Protocol):
         ...
 
 
-def _change_in(
-    files: Files, named: re.Pattern[str], change: Callable[[bytes], bytes], scratch: Path
-) -> dict[str, tuple[str, str]]:
+def _change_in(files: Files, changes: Changes, scratch: Path) -> dict[str, tuple[str, str]]:
     found = {}
     for path in files.listed(scratch):
-        if not named.search(path):
+        change = next((change for named, change in changes if named.search(path)), None)
+        if change is None:
             continue
         local = scratch / "file"
         before = _got(files, path, local)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_osgates.checks.tpm_model import Change, Tamper
+from pytest_osgates.image import authenticode, uki
 from pytest_osgates.image.newc import appended_archive
-from pytest_osgates.observers.tpm_files import change_files
+from pytest_osgates.observers.tpm_files import Changes, change_files
 from pytest_osgates.vm import tpm, variables
 from pytest_osgates.vm.errors import ImageError, UsageError
 from pytest_osgates.vm.home import Home
@@ -22,13 +23,16 @@ from pytest_osgates.vm.workdir import temporary
 _MENUS = re.compile(r"(?:^|/)grub\.cfg$|^/loader/entries/[^/]+\.conf$", re.IGNORECASE)
 _KERNEL_LINE = re.compile(rb"^([ \t]*(?:linux(?:16|efi)?|options)[ \t][^\r\n]*?)([ \t]*\r?)$", re.MULTILINE)
 _INITRDS = re.compile(r"(?:^|/)initr[^/]*$", re.IGNORECASE)
+_KERNELS = re.compile(r"(?:^|/)(?:vmlinuz|bzimage)[^/]*$|/linux$", re.IGNORECASE)
+_IMAGES = re.compile(r"^/efi/linux/[^/]+\.efi$", re.IGNORECASE)
+_LOADERS = re.compile(r"^/efi/[^/]+/(?:grub|gcd)x64[^/]*\.efi$|^/efi/[^/]+/systemd-bootx64\.efi$", re.IGNORECASE)
 _MARK = {"etc/osgates-tampered": (0o644, b"This initrd is not what was shipped.\n")}
 
 
 @dataclass(frozen=True)
 class Workshop:
     """Where a row's machine is changed: `original` stays what it is, `home` is the copy; `parameter`: for the kernel.
-    `log`: what swtpm says."""
+    `log`: what swtpm says. `others`: files that come in the place of others, by their keys in [gate.tpm]."""
 
     original: Home
     home: Home
@@ -37,6 +41,7 @@ class Workshop:
     scratch: Path
     log: Path
     patience: float = 1.0
+    others: Mapping[str, Path] = field(default_factory=dict)
 
     def apply(self, tamper: Tamper) -> tuple[Change, ...]:
         """:raise UsageError: this version does not know how.
@@ -111,8 +116,69 @@ class Workshop:
     def extend_initrd(self) -> tuple[Change, ...]:
         return self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "initrd (initr*)")
 
-    def _files(self, named: re.Pattern[str], change: Callable[[bytes], bytes], what: str) -> tuple[Change, ...]:
-        found = change_files(self.original.disk, self.home.disk, named, change, self.scratch)
+    def replace_kernel(self) -> tuple[Change, ...]:
+        new = self._other("other_kernel")
+        is_image = uki.is_uki(uki.sections(new))
+        more: list[tuple[re.Pattern[str], Callable[[bytes], bytes]]] = []
+        if "other_initrd" in self.others:
+            initrd = self._read(self.others["other_initrd"])
+            more.append((_INITRDS, lambda old: initrd))
+        named = _IMAGES if is_image else _KERNELS
+        return self._replaced(named, new, "kernel (vmlinuz*, EFI/Linux/*.efi)", more)
+
+    def replace_loader(self) -> tuple[Change, ...]:
+        return self._replaced(_LOADERS, self._other("other_loader"), "boot loader (grubx64.efi, systemd-bootx64.efi)")
+
+    def add_option_rom(self) -> tuple[Change, ...]:
+        """The rest is the machine's: see `Tamper.how`."""
+        return (Change(what="machine", before="as it was", after="with one more network card, and iPXE in its ROM"),)
+
+    def _other(self, key: str) -> bytes:
+        """:raise UsageError: it is not there, or is no signed program."""
+        path = self.others[key]
+        new = self._read(path)
+        try:
+            signed = bool(authenticode.signatures(new))
+        except ImageError as error:
+            raise UsageError(
+                f"{key} of [gate.tpm], {path}: {error.what}", remedy="name a signed EFI program"
+            ) from None
+        if not signed:
+            raise UsageError(
+                f"{key} of [gate.tpm], {path}, is not signed: Secure Boot would refuse it before any TPM is asked",
+                remedy="name one that the machine would start",
+            )
+        return new
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{path}, which [gate.tpm] names, cannot be read: {error.strerror}") from error
+
+    def _replaced(self, named: re.Pattern[str], new: bytes, what: str, more: Changes = ()) -> tuple[Change, ...]:
+        """:raise ImageError: there is no such program, or it is the same one."""
+        digest = authenticode.digest(new)
+        replaced: list[str] = []
+
+        def change(old: bytes) -> bytes:
+            # What is no program for a firmware is not started by this chain.
+            if old[:2] != b"MZ":
+                return old
+            if authenticode.digest(old) == digest:
+                raise ImageError(f"the other {what} is the same program: nothing would see it")
+            replaced.append(hashlib.sha256(old).hexdigest())
+            return new
+
+        changes = self._files(named, change, what, more)
+        if not replaced:
+            raise ImageError(f"{self.original.disk.name} has no {what} that a firmware or GRUB would start")
+        return changes
+
+    def _files(
+        self, named: re.Pattern[str], change: Callable[[bytes], bytes], what: str, more: Changes = ()
+    ) -> tuple[Change, ...]:
+        found = change_files(self.original.disk, self.home.disk, [(named, change), *more], self.scratch)
         if not found:
             raise ImageError(
                 f"{self.original.disk.name} has no {what} on a FAT or ext partition that can be read",
@@ -141,5 +207,8 @@ _WAYS: Mapping[str, Callable[[Workshop], tuple[Change, ...]]] = {
     "add-key": Workshop.add_key,
     "edit-command-line": Workshop.edit_command_line,
     "extend-initrd": Workshop.extend_initrd,
+    "replace-kernel": Workshop.replace_kernel,
+    "replace-loader": Workshop.replace_loader,
+    "add-option-rom": Workshop.add_option_rom,
 }
 WAYS = frozenset(_WAYS)

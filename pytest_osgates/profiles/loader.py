@@ -122,6 +122,7 @@ def load(path: Path, *, code: bool = True) -> Profile:
         machine=parsed.machine,
         boot=parsed.boot,
         login=parsed.login,
+        install=parsed.install,
         gates=gates,
         sha256=hashlib.sha256(text.raw).hexdigest(),
         source=str(path),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, InstanceOf, SerializeAsAny, field_validator
+from pydantic import AfterValidator, Field, InstanceOf, SerializeAsAny, field_validator, model_validator
 
 from pytest_osgates.model import Gate, Model, Policy, State
 from pytest_osgates.profiles.origin import OutsideGate
@@ -100,6 +100,62 @@ class LoginSection(Model):
     become: str = ""
 
 
+class InstallStep(Model):
+    """``[[install.dialogue]]``: what is waited for, and what is typed then.
+
+    ``expect`` is searched in each line of the serial console, or, with ``screen``, in the text of the screen.
+    ``send`` is typed there, on the serial console with Enter behind it; ``keys``: QKeyCode names, for the screen.
+    """
+
+    expect: Regex
+    send: str | None = None
+    keys: tuple[str, ...] = ()
+    screen: bool = False
+
+    @model_validator(mode="after")
+    def _types(self) -> Self:
+        if self.send is None and not self.keys:
+            raise ValueError("a step types something: send or keys")
+        if self.keys and not self.screen:
+            raise ValueError("keys are for what the screen shows: screen = true")
+        if not self.expect or re.search(self.expect, ""):
+            raise ValueError("a step that waits for nothing comes too early")
+        return self
+
+
+class InstallSection(Model):
+    """``[install]``: how the ISO is installed on an empty disk of ``disk_mib``, by ``script`` (run by sh as root in
+    the live system) or by a ``dialogue``. Seconds, at this host's pace.
+
+    ``failed``: what the installer shows or writes to its output when it gives up. ``logs``: its files in the live
+    system, for the evidence. ``done``: what a dialogue ends with; ``ends``: with that text, by switching the machine
+    off, or by starting it anew.
+    """
+
+    script: str = ""
+    dialogue: tuple[InstallStep, ...] = ()
+    done: Regex = ""
+    done_on_screen: bool = False
+    ends: Literal["text", "off", "reboot"] = "off"
+    failed: tuple[Regex, ...] = ()
+    logs: tuple[str, ...] = Field(default=(), max_length=50)
+    disk_mib: int = Field(default=16384, ge=64, le=1 << 22)
+    deadline_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    stall_s: float = Field(default=600.0, ge=30, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if bool(self.script.strip()) is bool(self.dialogue):
+            raise ValueError("give a script or a dialogue")
+        if self.script and (self.done or self.done_on_screen or self.ends != "off"):
+            raise ValueError("a script is done when it ends; done and ends are for a dialogue")
+        if (self.ends == "text") is not bool(self.done):
+            raise ValueError('done and ends = "text" belong together')
+        if any(re.search(text, "") for text in (*self.failed, *([self.done] if self.done else ()))):
+            raise ValueError("a pattern that fits an empty text fits anything")
+        return self
+
+
 class GateSection(Model):
     """One ``[gate.NAME]``: what every gate has, and its own policy (None: the gate is not there).
 
@@ -137,6 +193,7 @@ class Profile(Model):
     machine: MachineSection
     boot: BootSection
     login: LoginSection | None
+    install: InstallSection | None = None
     gates: Mapping[str, GateSection]
     sha256: str
     source: str
@@ -166,6 +223,7 @@ class ProfileFile(Model):
     machine: MachineSection = Field(default_factory=MachineSection)
     boot: BootSection = Field(default_factory=BootSection)
     login: LoginSection | None = None
+    install: InstallSection | None = None
     gates: tuple[str, ...] = ()
     gate: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,46 @@ def test_the_sound_machine_passes_each_row(row: str, gates: Gates, demo_iso: Pat
     assert outcome.root is not None
     seen = json.loads((outcome.root / f"observations/tpm/{row}.json").read_text())
     assert [boot["outcome"] for boot in seen["boots"]][-1:] == (["asked"] if row == "cleared" else ["unlocked"])
+
+
+@pytest.mark.slow
+def test_an_option_rom_is_seen_by_a_disk_that_is_bound_to_pcr_2(gates: Gates, demo_iso: Path) -> None:
+    host = vm_host.select("auto", None)
+    host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))
+    bound = load_disk_file().named("pcr7-only").model_copy(update={"name": "pcr-2-too", "enrol": (2, 4, 7, 8, 9)})
+    made = build_demo_machine(demo_iso, gates.directory / "machine", quiet, host, bound)
+    distro = profile(gates, pcrs="[2, 4, 7, 8, 9]", more=("option-rom-added",))
+    row = "option-rom-added"
+    outcome = gates.run("--iso", demo_iso, "--iso-disk", made.home.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
+    assert outcome.findings("tpm") == set()
+    assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == "PASS"
+
+
+@one_worker
+@pytest.mark.slow
+def test_an_option_rom_fails_a_disk_that_is_not(gates: Gates, demo_iso: Path, machine: Home) -> None:
+    distro = profile(gates, more=("option-rom-added",))
+    row = "option-rom-added"
+    outcome = gates.run("--iso", demo_iso, "--iso-disk", machine.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
+    assert outcome.findings("tpm") == {("unlocked", row)}
+
+
+# Of another version of Debian: a kernel, an initrd for it, and gcdx64.efi.signed, by the names of the keys.
+OTHERS = Path(os.environ.get("OSGATES_OTHER_PROGRAMS", "/nonexistent"))
+
+
+@one_worker
+@pytest.mark.slow
+@pytest.mark.skipif(not OTHERS.is_dir(), reason="OSGATES_OTHER_PROGRAMS: no directory")
+@pytest.mark.parametrize("row", ["boot-loader-replaced", "kernel-replaced"])
+def test_other_signed_programs_are_seen(row: str, gates: Gates, demo_iso: Path, machine: Home) -> None:
+    distro = profile(gates, more=(row,))
+    text = distro.read_text()
+    text += "".join(f'other_{name} = "{OTHERS / name}"\n' for name in ("loader", "kernel", "initrd"))
+    distro.write_text(text)
+    outcome = gates.run("--iso", demo_iso, "--iso-disk", machine.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
+    assert outcome.findings("tpm") == set()
+    assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == "PASS"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from pytest_osgates.observers.tpm_tamper import WAYS
 from tests.unit.tpm_samples import PASSPHRASE, SLOT, TPM_POLICY, boot, row, tries
 
 REQUIRED = ("fresh", "absent", "cleared", "moved", "secure-boot-off", "keys-replaced", "command-line-edited")
-ROWS = TpmPolicy(pcrs=(7,), passphrase="x", tampers=tuple(tampers())).rows()
+ALL = TpmPolicy(pcrs=(7,), passphrase="x", tampers=tuple(tampers()), other_kernel="k", other_loader="l")
+ROWS = ALL.rows()
 
 
 def verdict(seen: TpmObservation, policy: TpmPolicy = TPM_POLICY) -> tuple[Verdict, set[tuple[str, str]]]:
@@ -50,11 +51,28 @@ def test_each_tamper_names_where_it_is_written_that_a_pcr_sees_it() -> None:
 
 @pytest.mark.parametrize("case", ROWS)
 def test_a_sound_row_passes_and_all_its_controls_are_caught(case: str) -> None:
-    done = judge_gate(GATE, row(case), TPM_POLICY)
+    # No disk that is not bound to PCR 2 resists an option ROM.
+    slot = SLOT.model_copy(update={"pcrs": (2, *SLOT.pcrs)})
+    done = judge_gate(GATE, row(case, slots=(slot,)), TPM_POLICY)
     assert [control for control in done.controls if not control.caught] == []
     assert done.findings == ()
     assert done.verdict is Verdict.PASS
     assert len(done.controls) >= 7
+
+
+def test_an_option_rom_is_seen_by_pcr_2_alone() -> None:
+    said, keys = verdict(row("option-rom-added"))
+    assert (said, keys) == (Verdict.FAIL, {("blind", "option-rom-added")})
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("kernel-replaced", "other_kernel"), ("boot-loader-replaced", "other_loader")]
+)
+def test_what_comes_in_the_place_of_another_is_named(name: str, key: str) -> None:
+    with pytest.raises(ValidationError, match=f"{key} names it"):
+        TpmPolicy(pcrs=(7,), tampers=(*REQUIRED, name))
+    with pytest.raises(ValidationError, match="comes along with other_kernel"):
+        TpmPolicy(pcrs=(7,), other_initrd="x")
 
 
 def test_rows_and_their_states() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_osgates.checks.tpm_model import Tamper, tampers
+from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.observers import tpm_tamper
@@ -23,6 +24,7 @@ from pytest_osgates.vm.errors import HostError, ImageError, MissingTool, UsageEr
 from pytest_osgates.vm.home import TPM_STATE, Home, kept
 from pytest_osgates.vm.spec import Firmware
 from tests.disk_builders import ESP, fat, gpt, luks2, metadata, newc, slot
+from tests.pe_builders import program, signed
 from tests.unit.tpm_samples import TPM_POLICY
 
 MIB = 1 << 20
@@ -137,8 +139,12 @@ def test_files_on_ext4_are_changed_as_well(tmp_path: Path) -> None:
     changed = change_files(
         tmp_path / "disk.img",
         overlay,
-        re.compile(r"(?:^|/)(?:grub\.cfg|initrd.*)$"),
-        lambda old: old.replace(b"quiet", b"quiet more") + b"!" * 100_000,
+        [
+            (
+                re.compile(r"(?:^|/)(?:grub\.cfg|initrd.*)$"),
+                lambda old: old.replace(b"quiet", b"quiet more") + b"!" * 100_000,
+            )
+        ],
         tmp_path / "work",
     )
     assert set(changed) == {"/grub/grub.cfg", "/initrd.img-6.12"}
@@ -260,3 +266,70 @@ def test_digests_of_several_files_are_one() -> None:
     assert tpm_tamper._digest({"/a": ("1", "2")}, 1) == "/a 2"
     both = tpm_tamper._digest({"/b": ("1", "2"), "/a": ("3", "4")}, 0)
     assert both == "2 files " + hashlib.sha256(b"/a 3\n/b 1\n").hexdigest()
+
+
+@pytest.fixture(scope="module")
+def signer() -> Signer:
+    return Signer.made("shipped")
+
+
+@pytest.fixture
+def programs(machine: Home, signer: Signer, tmp_path: Path) -> Workshop:
+    """A machine whose ESP has a signed loader and kernel, and others to come in their place."""
+    files = {
+        "EFI/BOOT/grubx64.efi": signed({".text": b"grub"}, signer),
+        "vmlinuz": signed({".text": b"kernel"}, signer),
+        "vmlinuz.txt": b"no program",
+        "initrd.img": b"initrd",
+    }
+    home = Home.at(tmp_path / "machine")
+    home.directory.mkdir()
+    esp = fat(tmp_path / "esp", files).read_bytes()
+    disk = gpt((2 * MIB + len(esp)) // 512, (ESP, 2048, len(esp) // 512, "esp"))
+    disk[MIB : MIB + len(esp)] = esp
+    (tmp_path / "raw").write_bytes(disk)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(tmp_path / "raw"), str(home.disk)], check=True)
+    machine.put_variables(home)
+    machine.put_tpm(home)
+    others = {name: tmp_path / name for name in ("other_kernel", "other_initrd", "other_loader")}
+    others["other_kernel"].write_bytes(signed({".text": b"another kernel" * 2000}, signer))
+    others["other_initrd"].write_bytes(b"another initrd")
+    others["other_loader"].write_bytes(signed({".text": b"another grub" * 900}, signer))
+    copy = home.copy(tmp_path / "copy")
+    return Workshop(home, copy, Firmware.UEFI_SECUREBOOT, "x", tmp_path, tmp_path / "log", others=others)
+
+
+def test_other_signed_programs_come_in_the_place_of_the_machines(programs: Workshop, tmp_path: Path) -> None:
+    (change,) = programs.apply(tampers()["kernel-replaced"])
+    assert (change.what, change.before.partition(" ")[0]) == ("disk", "2")
+    others = programs.others
+    assert file_of(programs.home.disk, "vmlinuz", tmp_path) == others["other_kernel"].read_bytes()
+    assert file_of(programs.home.disk, "vmlinuz.txt", tmp_path) == b"no program"
+    assert file_of(programs.home.disk, "initrd.img", tmp_path) == b"another initrd"
+    programs.undo(tampers()["kernel-replaced"])
+    (loader,) = programs.apply(tampers()["boot-loader-replaced"])
+    assert loader.before.startswith("/EFI/BOOT/grubx64.efi ")
+    assert file_of(programs.home.disk, "EFI/BOOT/grubx64.efi", tmp_path) == others["other_loader"].read_bytes()
+
+
+def test_a_program_that_proves_nothing_is_refused(programs: Workshop, signer: Signer) -> None:
+    path = programs.others["other_loader"]
+    tamper = tampers()["boot-loader-replaced"]
+    path.write_bytes(program({".text": b"x"}))
+    with pytest.raises(UsageError, match="is not signed: Secure Boot would refuse it"):
+        programs.apply(tamper)
+    path.write_bytes(b"no program")
+    with pytest.raises(UsageError, match="no PE file"):
+        programs.apply(tamper)
+    path.unlink()
+    with pytest.raises(UsageError, match="cannot be read"):
+        programs.apply(tamper)
+    path.write_bytes(signed({".text": b"grub"}, signer))
+    with pytest.raises(ImageError, match="is the same program"):
+        programs.apply(tamper)
+
+
+def test_an_option_rom_is_the_machines(workshop: Workshop) -> None:
+    (change,) = workshop.apply(tampers()["option-rom-added"])
+    assert change.what == "machine"
+    assert change.before != change.after

@@ -265,7 +265,7 @@ def test_a_profile_that_is_not_there_is_missed_with_the_names_that_are(
 
 
 BUILT_IN = sorted(loader.built_in())
-INSTALLED = ("demo-installed", "demo-tpm")
+INSTALLED = ("demo-installed", "demo-secureboot", "demo-tpm")
 
 
 def acceptances(model: object) -> list[Acceptance]:
@@ -291,8 +291,8 @@ def test_a_built_in_profile_is_in_order(name: str) -> None:
     assert [entry for entry in found if not entry.documented] == []
 
 
-def test_the_installed_demo_is_chosen_by_its_name_alone() -> None:
-    """Its disk is made from the demo's ISO, which has a profile of its own."""
+def test_other_profiles_of_the_demo_are_chosen_by_name_alone() -> None:
+    """Its disks are made from the demo's ISO, which has a profile of its own."""
     for name in INSTALLED:
         assert loader.load(loader.find(name)).os_release == {}
 

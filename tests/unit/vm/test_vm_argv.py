@@ -216,3 +216,20 @@ def test_as_many_overlays_as_disks(overlays: tuple[Path, ...]) -> None:
     spec, accelerator, firmware, wiring = CASES["installed-two-disks"]
     with pytest.raises(UsageError, match=f"2 disks but {len(overlays)} overlays"):
         argv.build(spec, accelerator, firmware, dataclasses.replace(wiring, overlays=overlays))
+
+
+def test_an_overlay_of_an_iso_is_a_cd_like_any_other() -> None:
+    spec, *rest = CASES["bios-live-channel"]
+    built = argv.build(dataclasses.replace(spec, cdrom_format="qcow2"), *rest)
+    (drive,) = (word for word in built if word.startswith("if=none,id=cd,"))
+    assert ",format=qcow2,media=cdrom,readonly=on," in drive
+    with pytest.raises(UsageError, match="in the format 'vdi'"):
+        dataclasses.replace(spec, cdrom_format="vdi")
+
+
+def test_an_option_rom_takes_no_other_devices_place() -> None:
+    spec, *rest = CASES["uefi-secureboot-tpm"]
+    assert argv.build(dataclasses.replace(spec, option_rom=True), *rest) == [
+        *argv.build(spec, *rest),
+        *("-device", "virtio-net-pci,id=rom,romfile=efi-virtio.rom"),
+    ]

@@ -1,0 +1,111 @@
+"""Unified kernel images: what is measured of them, and what their .pcrsig signs."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_osgates.image import uki
+from pytest_osgates.vm.errors import ImageError
+from tests.pe_builders import program
+
+PARTS = {".osrel": b"ID=x\n", ".cmdline": b"quiet", ".linux": b"kernel" * 100, ".initrd": b"initrd", ".text": b"stub"}
+
+
+@pytest.fixture(scope="module")
+def key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+@pytest.fixture(scope="module")
+def other_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def public(key: rsa.RSAPrivateKey) -> bytes:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(serialization.Encoding.PEM, form)
+
+
+def pcrsig(key: rsa.RSAPrivateKey, *policies: bytes, **changes: Any) -> bytes:
+    def entry(policy: bytes) -> dict[str, Any]:
+        signature = base64.b64encode(key.sign(policy, padding.PKCS1v15(), hashes.SHA256())).decode()
+        return {"pcrs": [11], "pkfp": "00", "pol": policy.hex(), "sig": signature, **changes}
+
+    return json.dumps({"sha256": [entry(policy) for policy in policies]}).encode()
+
+
+def test_sections_are_as_in_memory() -> None:
+    parts = uki.sections(program(PARTS))
+    assert parts == PARTS
+    assert uki.is_uki(parts)
+    assert not uki.is_uki({".linux": b""})
+    with pytest.raises(ImageError):
+        uki.sections(b"MZ")
+
+
+def test_pcr_11_is_measured_name_by_name_in_systemds_order() -> None:
+    value = bytes(32)
+    for name in (".linux", ".osrel", ".cmdline", ".initrd"):
+        for text in (name.encode() + b"\0", PARTS[name]):
+            value = hashlib.sha256(value + hashlib.sha256(text).digest()).digest()
+    assert uki.pcr11(PARTS) == value
+    # Not .text, which is the stub itself, and not .pcrsig.
+    assert uki.pcr11({**PARTS, ".pcrsig": b"x"}) == value
+    entered = hashlib.sha256(value + hashlib.sha256(b"enter-initrd").digest()).digest()
+    assert uki.pcr11(PARTS, "enter-initrd") == entered
+
+
+def test_the_digest_of_a_policy() -> None:
+    """TPM2_PolicyPCR of PCR 11 of SHA-256, by hand."""
+    value = uki.pcr11(PARTS)
+    selection = bytes.fromhex("00000001 000b 03 000800")
+    by_hand = hashlib.sha256(bytes(32) + bytes.fromhex("0000017f") + selection + hashlib.sha256(value).digest())
+    assert uki.policy_of(value) == by_hand.digest()
+
+
+@pytest.mark.parametrize("phase", uki.PHASES)
+def test_a_signed_policy_is_about_this_image_or_not(
+    phase: str, key: rsa.RSAPrivateKey, other_key: rsa.RSAPrivateKey
+) -> None:
+    parts = {**PARTS, ".pcrpkey": public(key)}
+    (signed,) = uki.signed_policies(pcrsig(key, uki.policy_of(uki.pcr11(parts, phase))) + b"\x00\x00")
+    assert uki.phase_of(parts, signed) == phase
+    assert uki.is_by(signed, parts[".pcrpkey"] + b"\x00")
+    assert uki.phase_of({**parts, ".cmdline": b"quiet init=/bin/sh"}, signed) is None
+    assert not uki.is_by(signed, public(other_key))
+    assert not uki.is_by(signed, b"nothing")
+
+
+def test_other_pcrs_are_not_known(key: rsa.RSAPrivateKey) -> None:
+    (signed,) = uki.signed_policies(pcrsig(key, uki.policy_of(uki.pcr11(PARTS)), pcrs=[7, 11]))
+    assert uki.phase_of(PARTS, signed) is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"", b"[]", b"{}", b'{"sha256": 1}', b'{"sha256": [{}]}', b"[" * 100_000),
+        b'{"sha256": [{"pcrs": [99], "pol": "", "sig": ""}]}',
+        b'{"sha256": [{"pcrs": [11], "pol": "zz", "sig": ""}]}',
+        b'{"sha256": [{"pcrs": [11], "pol": "00", "sig": "?"}]}',
+    ],
+)
+def test_a_damaged_pcrsig(raw: bytes) -> None:
+    with pytest.raises(ImageError):
+        uki.signed_policies(raw)
+
+
+@given(st.binary(max_size=400))
+def test_any_pcrsig_is_read_or_refused(raw: bytes) -> None:
+    with contextlib.suppress(ImageError):
+        assert all(entry.pcrs is not None for entry in uki.signed_policies(raw))

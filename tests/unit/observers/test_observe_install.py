@@ -1,0 +1,365 @@
+"""Recipes that are gone through, fail, hang, or lose their machine; and where the installed disk comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from pydantic import ValidationError
+
+from pytest_osgates import installed
+from pytest_osgates.checks.install import InstallObservation, InstallOutcome
+from pytest_osgates.observers import install
+from pytest_osgates.observers.install import Site
+from pytest_osgates.profiles.schema import InstallSection, InstallStep
+from pytest_osgates.vm import dialogue as dialogue_module
+from pytest_osgates.vm import workdir
+from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
+from pytest_osgates.vm.guest.channel import ShellResult
+from pytest_osgates.vm.home import Home
+
+
+class FakeShell:
+    """A live system whose script writes `lines`, one each time it is asked, and then ends with `status`."""
+
+    directory = "/run/osgates-x"
+
+    def __init__(self, lines: list[bytes], status: str | None) -> None:
+        self.lines, self.status = lines, status
+        self.log = b""
+        self.files: dict[str, bytes] = {}
+
+    def write_file(self, path: str, data: bytes, **_: Any) -> None:
+        self.files[path] = data
+
+    def read_file(self, path: str, **_: Any) -> bytes:
+        return b"log of " + path.encode()
+
+    def run(self, command: str, **_: Any) -> ShellResult:
+        if command.startswith("cat ") and "install.status" in command:
+            if self.lines:
+                self.log += self.lines.pop(0)
+                return ShellResult(command, 1, b"", b"")
+            return ShellResult(command, 1 if self.status is None else 0, (self.status or "").encode() + b"\n", b"")
+        if match := re.match(r"tail -c \+(\d+)", command):
+            return ShellResult(command, 0, self.log[int(match[1]) - 1 :], b"")
+        return ShellResult(command, 0, b"", b"")
+
+
+class FakeMachine:
+    """A machine whose time passes by itself; `says`: what the serial console shows, by the second."""
+
+    def __init__(
+        self,
+        shell: FakeShell | None = None,
+        says: dict[float, str] | None = None,
+        ends: str = "",
+        ends_at: float = 1e9,
+    ) -> None:
+        self.shell = shell
+        self.says, self.ends, self.ends_at = says or {}, ends, ends_at
+        self.now = 0.0
+        self.resets = 0
+        self.ended: str | None = None
+        self.typed: list[str] = []
+        self.pressed: list[tuple[str, ...]] = []
+        self.taken = 0
+        self.picture = ""
+        self.serial = self
+        self.dropped, self.closed = 0, False
+
+    @property
+    def elapsed(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    def __enter__(self) -> FakeMachine:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def check_guest(self) -> None:
+        if self.now >= self.ends_at:
+            if self.ends == "died":
+                raise MachineDied("QEMU was killed")
+            if self.ends == "reset":
+                self.resets = 1
+                return
+            self.ended = self.ends
+            raise GuestFailed("the machine was powered off by its guest")
+
+    def writes(self) -> int:
+        return 0
+
+    def power_off(self, timeout: float) -> bool:
+        return True
+
+    # -- console
+
+    def text(self) -> str:
+        return "".join(text for at, text in self.says.items() if at <= self.now)
+
+    def tail(self, limit: int = 4096) -> str:
+        return self.text()
+
+    @property
+    def spoken(self) -> int:
+        return len(self.text())
+
+    def take_unread(self, size: int, timeout: float) -> bytes:
+        self.now += timeout
+        data = self.text()[self.taken :]
+        self.taken += len(data)
+        return data.encode()
+
+    def send(self, data: bytes) -> None:
+        self.typed.append(data.decode())
+
+    # -- screen
+
+    @property
+    def screen(self) -> Any:
+        frame = SimpleNamespace(digest=self.picture, text=lambda: self.picture, png=lambda: b"png")
+        return SimpleNamespace(grab=lambda: frame)
+
+    def lit(self, frame: Any) -> bool:
+        return True
+
+    def send_keys(self, *keys: str) -> None:
+        self.pressed.append(keys)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a site whose machine is the given one, ready at once; what the disk comes to is not tried."""
+
+    def made(section: InstallSection, machine: FakeMachine, *, ready: bool = True) -> tuple[Site, Home]:
+        boot = SimpleNamespace(run=lambda: ready, outcome="timeout", detail="waiting")
+        monkeypatch.setattr(install, "Machine", lambda *_: machine)
+        monkeypatch.setattr(install, "Boot", lambda *_: boot)
+        monkeypatch.setattr(install, "_starts", lambda *_: ("started", ""))
+        monkeypatch.setattr(install, "ASK_SECONDS", 0.0)
+        monkeypatch.setattr(install, "LOOK_SECONDS", 0.0)
+        # The time of these machines is not the host's.
+        monkeypatch.setattr(dialogue_module, "SETTLED", 0.0)
+        records = tmp_path / "records"
+        records.mkdir()
+        section_machine = SimpleNamespace(memory_mib=512, cpus=1, cpu_model=None, tpm=False)
+        return (
+            Site(
+                section=section,
+                machine=cast("Any", section_machine),
+                firmware=cast("Any", "uefi"),
+                iso=tmp_path / "x.iso",
+                host=cast("Any", SimpleNamespace(pace=1.0, accelerator=SimpleNamespace(kind="tcg"))),
+                boot=cast("Any", None),
+                login=None,
+                progress=cast("Any", SimpleNamespace(step=lambda step: None)),
+                records=lambda name: records,
+                live_deadline_s=60.0,
+            ),
+            Home.at(tmp_path / "home"),
+        )
+
+    return made
+
+
+def script(**keys: Any) -> InstallSection:
+    return InstallSection(**{"script": "installer --yes", "stall_s": 30, **keys})
+
+
+def done(made: Any, section: InstallSection, machine: FakeMachine, **more: Any) -> InstallObservation:
+    place, home = made(section, machine, **more)
+    seen = install.install(place, home)
+    assert home.disk.exists() is (seen.outcome is InstallOutcome.DONE)
+    return seen
+
+
+def test_a_script_that_ends_well(site: Any, tmp_path: Path) -> None:
+    shell = FakeShell([b"partitioning\n", b"copying\n"], "0")
+    seen = done(site, script(logs=("/var/log/installer",)), FakeMachine(shell))
+    assert (seen.outcome, seen.steps, seen.wanted_steps) == (InstallOutcome.DONE, 1, 1)
+    assert seen.log == ("partitioning", "copying")
+    assert shell.files["/run/osgates-x/install.sh"] == b"installer --yes"
+    assert (tmp_path / "records/installer.log").read_bytes() == b"partitioning\ncopying\n"
+    assert (tmp_path / "records/log-0.txt").read_bytes() == b"log of /var/log/installer"
+    assert (tmp_path / "records/screen-last.png").exists()
+    # Nothing was written in this test: an empty disk starts nothing.
+    assert seen.left == ()
+
+
+@pytest.mark.parametrize(
+    ("shell", "keys", "outcome", "detail"),
+    [
+        (FakeShell([b"no space left\n"], "3"), {}, InstallOutcome.FAILED, "the script ended with 3: no space left"),
+        (FakeShell([], None), {}, InstallOutcome.STALLED, "nothing was written, shown or said"),
+        (FakeShell([b"FATAL: x\n"], None), {"failed": ("FATAL: .*",)}, InstallOutcome.FAILED, "FATAL: x"),
+        (FakeShell([b"x\n"] * 500, None), {"deadline_s": 100}, InstallOutcome.TIMEOUT, "not done after"),
+    ],
+)
+def test_a_script_that_does_not(
+    shell: FakeShell, keys: dict[str, Any], outcome: InstallOutcome, detail: str, site: Any, tmp_path: Path
+) -> None:
+    seen = done(site, script(**keys), FakeMachine(shell))
+    assert (seen.outcome, seen.steps) == (outcome, 0)
+    assert detail in seen.detail
+    assert (tmp_path / "records/screen-last.png").exists()
+
+
+def test_a_live_system_that_is_not_ready(site: Any) -> None:
+    seen = done(site, script(), FakeMachine(FakeShell([], "0")), ready=False)
+    assert (seen.outcome, seen.detail) == (InstallOutcome.FAILED, "the live system: timeout: waiting")
+
+
+def test_a_machine_of_ours_that_dies_is_no_installers_fault(site: Any) -> None:
+    place, home = site(script(), FakeMachine(FakeShell([], None), ends="died", ends_at=5.0))
+    with pytest.raises(MachineDied):
+        install.install(place, home)
+
+
+def test_a_machine_that_goes_away_under_its_script(site: Any) -> None:
+    machine = FakeMachine(FakeShell([], None), ends="guest-shutdown", ends_at=5.0)
+    assert done(site, script(), machine).outcome is InstallOutcome.ENDED
+
+
+STEPS = (
+    InstallStep(expect="Disk to use", send="vda"),
+    InstallStep(expect="Passphrase:", send="secret"),
+)
+SAYS = {1.0: "Welcome\r\nDisk to use? ", 6.0: "vda\r\nPassphrase: ", 12.0: "\r\ncopying\r\n"}
+
+
+def dialogue(**keys: Any) -> InstallSection:
+    return InstallSection(**{"dialogue": STEPS, "stall_s": 40, "deadline_s": 400, **keys})
+
+
+def test_a_dialogue_that_ends_with_the_machine_off(site: Any, tmp_path: Path) -> None:
+    machine = FakeMachine(says=SAYS, ends="guest-shutdown", ends_at=30.0)
+    seen = done(site, dialogue(), machine)
+    assert (seen.outcome, seen.steps) == (InstallOutcome.DONE, 2)
+    assert machine.typed == ["vda\r", "secret\r"]
+    assert (tmp_path / "records/screen-step-2.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "machine", "outcome", "steps"),
+    [
+        (
+            {"done": "All done", "ends": "text"},
+            FakeMachine(says={**SAYS, 20.0: "All done\r\n"}),
+            InstallOutcome.DONE,
+            2,
+        ),
+        ({"ends": "reboot"}, FakeMachine(says=SAYS, ends="reset", ends_at=30.0), InstallOutcome.DONE, 2),
+        ({}, FakeMachine(says=SAYS), InstallOutcome.STALLED, 2),
+        ({}, FakeMachine(says={1.0: "Disk to use? "}), InstallOutcome.STALLED, 1),
+        ({"failed": ("cannot copy",)}, FakeMachine(says={**SAYS, 15.0: "cannot copy\r\n"}), InstallOutcome.FAILED, 2),
+        ({}, FakeMachine(says={1.0: "Disk to use? "}, ends="guest-shutdown", ends_at=9.0), InstallOutcome.ENDED, 1),
+        ({}, FakeMachine(says=SAYS, ends="guest-panic", ends_at=30.0), InstallOutcome.ENDED, 2),
+        ({}, FakeMachine(says=SAYS, ends="reset", ends_at=30.0), InstallOutcome.ENDED, 2),
+    ],
+)
+def test_each_end_of_a_dialogue(
+    keys: dict[str, Any], machine: FakeMachine, outcome: InstallOutcome, steps: int, site: Any
+) -> None:
+    seen = done(site, dialogue(**keys), machine)
+    assert (seen.outcome, seen.steps) == (outcome, steps), seen.detail
+
+
+def test_a_dialogue_with_the_screen(site: Any) -> None:
+    step = InstallStep(expect="Install now", screen=True, send="Ab", keys=("tab", "alt-f4"))
+    machine = FakeMachine(ends="guest-shutdown", ends_at=30.0)
+    machine.picture = "Install now?"
+    seen = done(site, InstallSection(dialogue=(step,), stall_s=60), machine)
+    assert seen.outcome is InstallOutcome.DONE
+    assert machine.pressed == [("shift", "a"), ("b",), ("tab",), ("alt", "f4")]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "a script or a dialogue"),
+        ({"script": "x", "dialogue": STEPS}, "a script or a dialogue"),
+        ({"script": "x", "ends": "reboot"}, "are for a dialogue"),
+        ({"dialogue": STEPS, "ends": "text"}, "belong together"),
+        ({"dialogue": STEPS, "done": "x"}, "belong together"),
+        ({"script": "x", "failed": (".*",)}, "fits anything"),
+        ({"script": "x", "stall_s": float("inf")}, "finite"),
+        ({"dialogue": ({"expect": "x"},)}, "send or keys"),
+        ({"dialogue": ({"expect": "x", "keys": ("ret",)},)}, "screen = true"),
+        ({"dialogue": ({"expect": "", "send": "x"},)}, "waits for nothing"),
+    ],
+)
+def test_recipes_that_contradict_themselves(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        InstallSection(**keys)
+
+
+# -- once for all
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    @contextmanager
+    def unlocked(*_: Any) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(workdir, "base_directory", lambda: tmp_path)
+    monkeypatch.setattr(installed, "deadline", lambda run: 60.0)
+    profile = SimpleNamespace(
+        install=script(), machine=SimpleNamespace(firmware=("uefi",)), boot=None, login=None, gates={}
+    )
+    yield SimpleNamespace(
+        disk=None,
+        run_id="R1",
+        profile=profile,
+        host=SimpleNamespace(pace=1.0),
+        request=SimpleNamespace(iso=tmp_path / "x.iso"),
+        progress=None,
+        evidence=SimpleNamespace(machine=lambda name: tmp_path),
+    )
+    installed.forget("R1")
+    assert not installed.place("R1").exists()
+
+
+def test_a_disk_is_installed_once_for_all(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fake(site: Site, home: Home) -> InstallObservation:
+        calls.append(site)
+        home.directory.mkdir()
+        home.disk.write_bytes(b"disk")
+        return InstallObservation(way="script", outcome=InstallOutcome.DONE)
+
+    monkeypatch.setattr(install, "install", fake)
+    first = installed.disk(run)
+    run.disk = None
+    assert installed.disk(run).sha256 == first.sha256
+    assert len(calls) == 1
+
+
+def test_a_failed_installation_is_not_tried_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fake(site: Site, home: Home) -> InstallObservation:
+        calls.append(site)
+        return InstallObservation(
+            way="script", outcome=InstallOutcome.STALLED, detail="nothing", records="machines/x"
+        )
+
+    monkeypatch.setattr(install, "install", fake)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="the installation stalled after 0 s: nothing"):
+            installed.disk(run)
+    assert len(calls) == 1
+
+
+def test_without_disk_and_recipe_there_is_nothing(run: Any) -> None:
+    run.profile.install = None
+    with pytest.raises(UsageError, match="no disk with an installed system"):
+        installed.disk(run)

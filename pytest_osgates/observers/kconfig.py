@@ -142,6 +142,7 @@ def _check(
             f"{tool.name} {tool.version} refuses what the guest said: {one_line(error.output[-500:])}",
             remedy="its inputs are in the evidence under inputs/kconfig",
         ) from error
+    check_there(tool)
     evidence.write("inputs/kconfig/result.json", done.stdout)
     return _parse(done.text, tool)
 

@@ -99,7 +99,7 @@ def main() -> None:
                 run(cached_demo_iso(_quiet), directory / "idle", 1800, "accelerated"),
             )
             return
-        faults = {sparse: directory / f"twin-{sparse}" for sparse in (False, True)}
+        faults = {False: directory / "twin", True: directory / "twin-sparse"}
         for sparse, fault in faults.items():
             fault.mkdir()
             plant(fault, sparse=sparse)

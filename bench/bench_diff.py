@@ -89,7 +89,7 @@ class Ran:
 
 def run(command: list[str], output: Path | None = None) -> Ran:
     """Run a command to its end, at most LIMIT_S seconds."""
-    with output.open("wb") if output is not None else open(os.devnull, "wb") as out:  # noqa: PTH123
+    with (output or Path(os.devnull)).open("wb") as out:
         begun = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL, start_new_session=True)
         while True:
@@ -109,7 +109,7 @@ def run(command: list[str], output: Path | None = None) -> Ran:
 def pair(case: Case, where: Path, scale: float) -> tuple[Path, Path]:
     """The images of a case, made if they are not there."""
     shape = Shape(int(case.shape.nodes * scale), int(case.shape.megabytes * scale))
-    images = []
+    images: list[Path] = []
     for number, planted in enumerate((False, case.planted)):
         options = case.options[number]
         key = f"{case.compression}-{shape.nodes}-{shape.megabytes}-{'b' if planted else 'a'}{''.join(options)}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import socket
 import struct
 import tempfile
 import threading
@@ -111,9 +112,9 @@ def sinkhole(make: Callable[[int], list[bytes]]) -> tuple[float, float]:
     return best
 
 
-def _drain(sock: object) -> None:
+def _drain(sock: socket.socket) -> None:
     try:
-        while sock.recv(1 << 18):  # type: ignore[attr-defined]
+        while sock.recv(1 << 18):
             continue
     except OSError:
         return

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 EPOCH = 1_700_000_000
 WORDS = b"the quick brown fox jumps over the lazy dog while a reproducible build sleeps soundly \n"
@@ -122,9 +123,9 @@ PLANTED: dict[str, Mutation] = {
 }
 
 
-def write_tar(entries: dict[str, Entry], out: io.BufferedIOBase | object) -> None:
+def write_tar(entries: dict[str, Entry], out: IO[bytes]) -> None:
     """The entries as a tar stream, extended attributes as mksquashfs(1) reads them."""
-    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         for entry in entries.values():
             info = tarfile.TarInfo(entry.name)
             data = b""

@@ -33,7 +33,7 @@ class Pin:
 @dataclass(frozen=True)
 class Tool:
     """A tool ready to run. `sha256` is that of the package, or of the file that the user gave; `tree`: the
-    unpacked package. One that runs in the guest has no `argv`."""
+    unpacked package, with so many `files` and directories. One that runs in the guest has no `argv`."""
 
     name: str
     version: str
@@ -41,6 +41,7 @@ class Tool:
     argv: tuple[str, ...]
     source: str
     tree: Path | None = None
+    files: int = 0
 
 
 def pins() -> dict[str, Pin]:
@@ -116,6 +117,22 @@ def find(name: str, given: Mapping[str, str], *, fetch: bool = True) -> Tool:
     return _unpack(pin, path, f"Debian {', '.join(pin.suites)}")
 
 
+def check_there(tool: Tool) -> None:
+    """That nobody has removed any of it since it was unpacked: with fewer files a tool may find less.
+
+    :raise HostError: somebody has.
+    """
+    if tool.tree is not None and _count(tool.tree) != tool.files:
+        raise HostError(
+            f"files were removed from {tool.tree} while they were needed: {tool.name} was unpacked there",
+            remedy="keep whatever cleans temporary directories away from TMPDIR, and start again",
+        )
+
+
+def _count(tree: Path) -> int:
+    return sum(1 for _ in tree.rglob("*"))
+
+
 def _else(pin: Pin) -> str:
     return f"give it: --iso-tool {pin.name}=FILE.deb (SHA-256 {pin.sha256})"
 
@@ -127,7 +144,8 @@ def _unpack(pin: Pin, package: Path, source: str) -> Tool:
     target = private / "package"
     unpack = which("dpkg-deb", remedy="apt-get install dpkg (Fedora: dnf install dpkg)")
     run([unpack, "-x", str(package), str(target)], timeout=120)
-    return Tool(pin.name, pin.version, pin.sha256, _argv(pin, target) if pin.python_path else (), source, target)
+    argv = _argv(pin, target) if pin.python_path else ()
+    return Tool(pin.name, pin.version, pin.sha256, argv, source, target, _count(target))
 
 
 def _argv(pin: Pin, target: Path) -> tuple[str, ...]:

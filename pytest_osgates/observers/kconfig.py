@@ -15,7 +15,7 @@ from pytest_osgates.checks.kconfig import Check, ConfigSource, KconfigObservatio
 from pytest_osgates.evidence import Evidence
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.model import State
-from pytest_osgates.tools import Tool
+from pytest_osgates.tools import Tool, check_there
 from pytest_osgates.vm.errors import ChannelError, CommandFailed, HostError, ImageError
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.process import run
@@ -133,13 +133,16 @@ def _check(
         paths[name] = str(evidence.root / "inputs/kconfig" / name)
     argv = [*tool.argv, "-m", "json", "-c", paths["config"], "-l", paths["cmdline"], "-s", paths["sysctl"]]
     argv += ["-v", paths["version"]]
+    check_there(tool)
     try:
         done = run(argv, timeout=180, max_output=16 << 20)
     except CommandFailed as error:
+        check_there(tool)
         raise HostError(
             f"{tool.name} {tool.version} refuses what the guest said: {one_line(error.output[-500:])}",
             remedy="its inputs are in the evidence under inputs/kconfig",
         ) from error
+    check_there(tool)
     evidence.write("inputs/kconfig/result.json", done.stdout)
     return _parse(done.text, tool)
 

@@ -17,7 +17,7 @@ from pytest_osgates.checks.lynis_report import LynisLog, LynisReport, read_log, 
 from pytest_osgates.evidence import Evidence
 from pytest_osgates.model import State
 from pytest_osgates.progress import ProgressLog, Step
-from pytest_osgates.tools import Tool
+from pytest_osgates.tools import Tool, check_there
 from pytest_osgates.vm.errors import ChannelError, GuestError, HostError
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.text import one_line, strip_escapes
@@ -119,6 +119,7 @@ def tool_files(tool: Tool) -> dict[str, bytes]:
     """
     if tool.tree is None:
         raise HostError("Lynis is not unpacked", remedy="give its Debian package: --iso-tool lynis=FILE.deb")
+    check_there(tool)
     found = {"custom.prf": OWN_PROFILE.encode()}
     for source, target in _COPIED:
         start = tool.tree / source
@@ -128,6 +129,8 @@ def tool_files(tool: Tool) -> dict[str, bytes]:
         for path in paths:
             name = target if path == start else f"{target}/{path.relative_to(start)}"
             found[name] = path.read_bytes()
+    # Fewer tests would be as many fewer warnings.
+    check_there(tool)
     return found
 
 

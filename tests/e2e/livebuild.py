@@ -1,4 +1,4 @@
-"""A live image that is not ours: Debian's own live-build, with its defaults, for trixie.
+"""A live image that is not ours: Debian's own live-build, with its defaults and a time service, for trixie.
 
 Nothing of this project is in it: no serial console, no agent, and a boot menu that waits for ever. What boots and
 judges it boots and judges what other people's tools really make.
@@ -21,6 +21,8 @@ from pytest_osgates.vm.errors import CommandFailed, HostError, HostTimeout
 from pytest_osgates.vm.process import run, which
 
 DISTRIBUTION = "trixie"
+# live-build(7), "config/package-lists": Debian's default of a time service, which live-build's minimal image is without.
+PACKAGES = ("systemd-timesyncd",)
 BUILD_DEADLINE_S = 20 * 60.0
 _QUERY_DEADLINE_S = 60.0
 
@@ -98,7 +100,7 @@ def stock_live_iso(cache: Path) -> Path:
     """The image, built if `cache` does not already hold it with the digest that was noted when it was built.
 
     Beside the returned ``stock-live-KEY.iso`` lie ``stock-live-KEY.iso.sha256`` (as sha256sum(1) writes it) and
-    the build's ``.log``. KEY is made of live-build's version and arguments. Callers in several processes wait for
+    the build's ``.log``. KEY is made of live-build's version, arguments and added packages. Callers in several processes wait for
     the one that builds. To build afresh, remove the image.
 
     :raise MissingTool: live-build is not installed.
@@ -110,7 +112,7 @@ def stock_live_iso(cache: Path) -> Path:
     lb = which("lb", remedy="apt-get install live-build")
     arguments = config_arguments(host_mirrors())
     version = run([lb, "--version"], timeout=_QUERY_DEADLINE_S).text.strip()
-    key = hashlib.sha256("\n".join([version, *arguments]).encode()).hexdigest()[:12]
+    key = hashlib.sha256("\n".join([version, *arguments, *PACKAGES]).encode()).hexdigest()[:12]
     iso = cache / f"stock-live-{key}.iso"
     digest = iso.with_name(f"{iso.name}.sha256")
     if _holds(iso, digest):
@@ -138,6 +140,9 @@ def _build(lb: str, arguments: list[str], iso: Path) -> None:
     tree.mkdir()
     try:
         run([lb, "config", *arguments], cwd=tree, timeout=_QUERY_DEADLINE_S)
+        lists = tree / "config" / "package-lists"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / "added.list.chroot").write_text("".join(f"{name}\n" for name in PACKAGES), encoding="ascii")
         _run_build(lb, tree, log)
         images = sorted(tree.glob("*.iso"))
         if len(images) != 1:

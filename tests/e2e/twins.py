@@ -13,7 +13,7 @@ from pytest_osgates.vm.network import dns
 
 DOMAIN = "twin.example"
 FIRST = f"start.{DOMAIN}"
-# Seconds between two contacts of a loop that sleeps, and of timers that count from when they last ran.
+# Seconds between two contacts of a program that sleeps, and of timers that count from when they last ran.
 SLEEPS = (241,)
 REPEATED = (607, 1811, 3607)
 # Of a whole day no more than a machine has that idles: each contact starts a program, which takes most of a second of
@@ -25,6 +25,8 @@ ONCE = (300, 1020, 1740, 5400, 43_200, 86_000)
 
 # One datagram to the resolver a contact; nothing waits for what it says. With times behind it, the program first says
 # that it starts, then starts what it is told, and stays: no program's start is between a time and its contact then.
+# With `every` it stays as well: a loop that started a program each time would drift by what starting one takes, and
+# change places with its neighbours.
 SEND = r"""
 use strict; use Socket; use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC sleep);
 my ($name, $start, @times) = @ARGV;
@@ -34,13 +36,14 @@ sub ask {
     my $query = pack('nnnnnn', 4711, 0x0100, 1, 0, 0, 0) . $labels . pack('Cnn', 0, 1, 1);
     send($s, $query, 0, sockaddr_in(53, inet_aton('10.0.2.3'))) or warn "$_[0]: $!";
 }
-ask($name);
 my $begun = clock_gettime(CLOCK_MONOTONIC);
-system($start) if defined $start;
-for my $at (@times) {
-    while ((my $left = $begun + $at - clock_gettime(CLOCK_MONOTONIC)) > 0) { sleep($left); }
-    ask("once-$at.twin.example");
+sub until_then { while ((my $left = $begun + $_[0] - clock_gettime(CLOCK_MONOTONIC)) > 0) { sleep($left); } }
+if ($name eq 'every') {
+    for (my $at = $start; ; $at += $start) { until_then($at); ask("sleep-$start.twin.example"); }
 }
+ask($name);
+system($start) if defined $start;
+for my $at (@times) { until_then($at); ask("once-$at.twin.example"); }
 """
 _SHARE = "usr/share/osgates-fault"
 _SEND = f"/usr/bin/perl /{_SHARE}/send.pl"
@@ -63,7 +66,7 @@ def plant(directory: Path, *, sparse: bool = False) -> Path:
     (directory / "tree" / _SHARE).mkdir(parents=True)
     units.mkdir(parents=True)
     (directory / "tree" / _SHARE / "send.pl").write_text(SEND)
-    loops = [f"while :; do sleep {step}; {_SEND} sleep-{step}.{DOMAIN}; done &" for step in sleeps]
+    loops = [f"{_SEND} every {step} &" for step in sleeps]
     (directory / "tree" / _SHARE / "loop.sh").write_text("".join(f"{loop}\n" for loop in loops))
     names = [f"repeated-{seconds}" for seconds in steps]
     for name, seconds in zip(names, steps, strict=True):

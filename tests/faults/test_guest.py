@@ -71,7 +71,7 @@ def test_a_menu_that_heeds_no_key(fault: Fault, gates: Gates) -> None:
 @proves("never-leaves-the-firmware")
 def test_a_firmware_that_finds_nothing(fault: Fault, gates: Gates) -> None:
     iso = bootsector.make_iso(gates.directory / "x.iso", b"Never seen\r\n", "hangs")
-    outcome = judge(gates, iso, "-m", "boot", "-k", "bare", firmware="uefi")
+    outcome = judge(gates, iso, "-m", "boot", "-k", "bare", firmware="uefi", deadline=300)
     check(fault, outcome)
     assert outcome.root is not None
     assert (outcome.root / "machines/uefi-bare/screen-last.png").is_file()

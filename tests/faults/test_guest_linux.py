@@ -117,7 +117,7 @@ def test_a_shell_that_answers_wrongly(gates: Gates, demo_iso: Path) -> None:
 
 
 @pytest.mark.slow
-@proves("no-init")
+@proves("no-live-system")
 def test_a_whole_system_goes_wrong(fault: Fault, gates: Gates, fault_iso: Callable[[str | Path], Path]) -> None:
     planted = HERE / "images" / fault.name
     profile = quick_profile(gates.directory)

@@ -246,7 +246,8 @@ def plans(draw: st.DrawFn) -> Plan:
     quiet = st.just(("pass",))
     tests = {f"test_boot[{row}]": draw(st.one_of(quiet, gate_kinds)) for row in BOOT_ROWS}
     tests["test_kernel"] = draw(st.one_of(quiet, gate_kinds))
-    for name in draw(st.lists(st.sampled_from(["test_extra_boot", "test_extra_kconfig"]), unique=True)):
+    # In the order in which the file has them.
+    for name in sorted(draw(st.lists(st.sampled_from(["test_extra_boot", "test_extra_kconfig"]), unique=True))):
         tests[name] = draw(st.one_of(quiet, gate_kinds))
     if draw(st.booleans()):
         tests["test_beside"] = (draw(st.sampled_from(sorted(BESIDE))),)

@@ -173,6 +173,17 @@ def test_a_checker_that_fails_is_the_hosts_fault(evidence: Evidence) -> None:
     assert "inputs/kconfig" in str(caught.value)
 
 
+def test_a_checker_whose_files_are_removed_is_told_as_that(tmp_path: Path, evidence: Evidence) -> None:
+    image = Image({f"/boot/config-{RELEASE}": CONFIG})
+    tree = tmp_path / "package"
+    (tree / "data").mkdir(parents=True)
+    code = "import shutil, sys; shutil.rmtree(sys.argv[1]); sys.exit(1)"
+    during = Tool("checker", "1.0", "0" * 64, (sys.executable, "-I", "-c", code, str(tree)), "test", tree, 1)
+    for _ in ("during", "before"):
+        with pytest.raises(HostError, match="files were removed from"):
+            observe(guest(), image, during, evidence)
+
+
 @pytest.mark.parametrize(
     "text",
     [

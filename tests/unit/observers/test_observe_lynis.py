@@ -6,6 +6,7 @@ import io
 import shlex
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def tool(tmp_path: Path, script: str) -> Tool:
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return Tool("lynis", "3.1.4-1", "00", (), "test", tree)
+    return Tool("lynis", "3.1.4-1", "00", (), "test", tree, len(list(tree.rglob("*"))))
 
 
 def telling(tmp_path: Path, story: Story, more: str = "") -> str:
@@ -84,6 +85,14 @@ def test_a_run_is_read_and_kept_and_nothing_is_left(place: lynis.Place, tmp_path
     # None of the caller's environment.
     assert {line.split("=")[0] for line in printed.splitlines()[2:]} <= {"PATH", "HOME", "TERM", "LANG", "PWD"}
     assert list((tmp_path / "channel").iterdir()) == []
+
+
+def test_a_package_of_which_a_file_was_removed_is_not_run(tmp_path: Path) -> None:
+    given = tool(tmp_path, "exit 0\n")
+    (tmp_path / "package/etc/lynis/plugins/plugin_x_phase1").unlink()
+    with pytest.raises(HostError, match="files were removed") as caught:
+        lynis.tool_files(given)
+    assert "cleans temporary directories" in str(caught.value)
 
 
 def test_its_files_are_private_and_its_own_settings_among_them(place: lynis.Place, tmp_path: Path) -> None:
@@ -177,6 +186,7 @@ def test_a_program_that_writes_nothing_is_no_pass(place: lynis.Place, tmp_path: 
 def test_a_package_without_its_parts_is_the_hosts_fault(place: lynis.Place, tmp_path: Path) -> None:
     program = tool(tmp_path, "")
     (tmp_path / "package/etc/lynis/default.prf").unlink()
+    program = replace(program, files=program.files - 1)
     with pytest.raises(HostError, match=r"default\.prf"):
         lynis.observe(place, program, 20)
     with pytest.raises(HostError, match="not unpacked"):

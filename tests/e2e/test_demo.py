@@ -32,7 +32,15 @@ def test_demo_passes_every_gate_on_every_firmware(gates: Gates, demo_iso: Path) 
     _check_boots(outcome.root)
     _check_manifest(outcome.root)
     _check_junit(junit)
-    considered = {"kconfig": 300, "lynis": 400, "packages": 100, "settings": 20, "telemetry": 4, "firewall": 131_000}
+    considered = {
+        "kconfig": 300,
+        "lynis": 400,
+        "packages": 100,
+        "settings": 20,
+        "telemetry": 4,
+        "firewall": 131_000,
+        "apparmor": 200,
+    }
     for gate, fewest in considered.items():
         assert outcome.verdicts["gates"][gate]["verdict"] == "PASS", gate
         assert outcome.verdicts["gates"][gate]["considered"] > fewest, gate
@@ -86,7 +94,7 @@ def test_one_gate_boots_once_and_is_partial(gates: Gates, demo_iso: Path) -> Non
     own = Path(__file__).parent / "guest" / "guest_checks.py"
     outcome = gates.run("--iso", demo_iso, "-m", "kconfig or own", own, "--pyargs", "pytest_osgates.gates")
     assert outcome.status == 0
-    assert outcome.last_line == "LAUNCH: PARTIAL (1 of 6 required gates)"
+    assert outcome.last_line == "LAUNCH: PARTIAL (1 of 7 required gates)"
     assert outcome.root is not None
     assert len(list((outcome.root / "machines").iterdir())) == 1
     assert outcome.verdicts["selected"] == ["kconfig"]

@@ -170,3 +170,16 @@ def test_golden_remaster_arguments(tmp_path: Path) -> None:
         *("-volume_date", "all_file_dates", "1970010100000000", "-volume_date", "uuid", "1970010100000000"),
         "-commit",
     ]
+
+
+def test_a_fault_may_be_several_findings() -> None:
+    expects = load_fault("aa-script").file.expects
+    script = "/usr/share/osgates-fault/serve"
+    assert expects.findings == {("unconfined", script), ("unconfined", "/usr/bin/perl")}
+    assert len(load_fault("weak-sysctl").file.expects.findings) == 1
+
+
+def test_the_profiles_of_faults_are_the_demos_but_for_their_mode() -> None:
+    """A copy that was not kept up with it would be a second fault."""
+    ours = (load_fault("aa-complain").tree / "etc/apparmor.d/sshd").read_text()
+    assert ours.replace(", complain)", ")") == (TREE / "etc/apparmor.d/sshd").read_text()

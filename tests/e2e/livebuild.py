@@ -100,8 +100,8 @@ def stock_live_iso(cache: Path) -> Path:
     """The image, built if `cache` does not already hold it with the digest that was noted when it was built.
 
     Beside the returned ``stock-live-KEY.iso`` lie ``stock-live-KEY.iso.sha256`` (as sha256sum(1) writes it) and
-    the build's ``.log``. KEY is made of live-build's version, arguments and added packages. Callers in several processes wait for
-    the one that builds. To build afresh, remove the image.
+    the build's ``.log``. KEY is made of live-build's version and arguments and of the added packages. Callers in
+    several processes wait for the one that builds. To build afresh, remove the image.
 
     :raise MissingTool: live-build is not installed.
     :raise HostError: not root, or no archive to build from.

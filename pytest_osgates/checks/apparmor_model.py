@@ -228,7 +228,8 @@ def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
 
 class Documented(Acceptance):
     """``[[gate.apparmor.documented]]``: a program that may run unconfined. Of one path, and of the bytes that the
-    reviewer looked at where ``sha256`` is given. Without reason, reviewer and date it counts as none."""
+    reviewer looked at where ``sha256`` is given. Without reason, reviewer and date it counts as none. In a profile,
+    ``binaries`` are several paths in one entry."""
 
     binary: Path
     reviewer: str = ""
@@ -272,6 +273,26 @@ class ApparmorPolicy(Policy):
     review_days: int = Field(default=0, ge=0)
     watch_s: float = Field(default=60.0, ge=0, le=86400)
     loose_profiles: Literal["remark", "violation"] = "remark"
+
+    @field_validator("documented", mode="before")
+    @classmethod
+    def _one_each(cls, entries: object) -> object:
+        """An entry with ``binaries`` is one for each of them: reviewed together, for one reason."""
+        if not isinstance(entries, (list, tuple)):
+            return entries
+        found: list[object] = []
+        for entry in entries:
+            if not isinstance(entry, dict) or "binaries" not in entry:
+                found.append(entry)
+                continue
+            binaries = entry["binaries"]
+            if "binary" in entry or "sha256" in entry:
+                raise ValueError("binaries stands alone: binary and sha256 are for an entry of one program")
+            if not isinstance(binaries, list) or not binaries:
+                raise ValueError("binaries is a list of paths, at least one")
+            shared = {key: value for key, value in entry.items() if key != "binaries"}
+            found += [{**shared, "binary": binary} for binary in binaries]
+        return found
 
     @field_validator("documented")
     @classmethod

@@ -188,6 +188,31 @@ def test_documents_that_count_as_none(changes: dict[str, Any], why: str) -> None
     assert why in result.findings[0].hint
 
 
+def test_one_entry_documents_several_programs() -> None:
+    entries = entry("/usr/bin/nc"), entry("/usr/bin/nd")
+    loose = seen(*entries, labels=tuple(label(one.path, Mode.UNCONFINED) for one in entries))
+    review = {"reason": "looked at", "reviewer": "A. Person", "date": date(2026, 1, 1)}
+    shared = policy(documented=[{"binaries": ["/usr/bin/nc", "/usr/bin/nd"], **review}])
+    assert (judged(loose, shared).verdict, judged(loose, shared).accepted) == (Verdict.PASS, 2)
+    assert ApparmorPolicy.model_validate_json(shared.model_dump_json()) == shared
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"binaries": []}, "at least one"),
+        ({"binaries": "/usr/bin/nc"}, "a list of paths"),
+        ({"binaries": ["/usr/bin/nc", "/usr/bin/nc"]}, "documented twice"),
+        ({"binaries": ["nc"]}, "binary"),
+        ({"binaries": ["/usr/bin/nc"], "binary": "/usr/bin/nd"}, "stands alone"),
+        ({"binaries": ["/usr/bin/nc"], "sha256": SHA}, "stands alone"),
+    ],
+)
+def test_entries_of_several_programs_that_are_refused(entry: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        policy(documented=[entry])
+
+
 def test_what_must_be_confined_cannot_be_documented() -> None:
     loose = seen(entry("/usr/bin/d", Kind.SOCKET_UNIT), labels=(label("/usr/bin/d", Mode.UNCONFINED),))
     result = judged(loose, policy(documented=[documented("/usr/bin/d")]))

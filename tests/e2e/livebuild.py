@@ -21,7 +21,7 @@ from pytest_osgates.vm.errors import CommandFailed, HostError, HostTimeout
 from pytest_osgates.vm.process import run, which
 
 DISTRIBUTION = "trixie"
-# live-build(7), "config/package-lists": Debian's default of a time service, which live-build's minimal image is without.
+# live-build(7), "config/package-lists": what a desktop of Debian has by default and live-build's image lacks.
 PACKAGES = ("systemd-timesyncd",)
 BUILD_DEADLINE_S = 20 * 60.0
 _QUERY_DEADLINE_S = 60.0
@@ -100,8 +100,8 @@ def stock_live_iso(cache: Path) -> Path:
     """The image, built if `cache` does not already hold it with the digest that was noted when it was built.
 
     Beside the returned ``stock-live-KEY.iso`` lie ``stock-live-KEY.iso.sha256`` (as sha256sum(1) writes it) and
-    the build's ``.log``. KEY is made of live-build's version, arguments and added packages. Callers in several processes wait for
-    the one that builds. To build afresh, remove the image.
+    the build's ``.log``. KEY is made of live-build's version and arguments and of the added packages. Callers in
+    several processes wait for the one that builds. To build afresh, remove the image.
 
     :raise MissingTool: live-build is not installed.
     :raise HostError: not root, or no archive to build from.

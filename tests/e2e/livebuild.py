@@ -21,7 +21,7 @@ from pytest_osgates.vm.errors import CommandFailed, HostError, HostTimeout
 from pytest_osgates.vm.process import run, which
 
 DISTRIBUTION = "trixie"
-# live-build(7), "config/package-lists": Debian's default of a time service, which live-build's minimal image is without.
+# live-build(7), "config/package-lists": what a desktop of Debian has by default and live-build's image lacks.
 PACKAGES = ("systemd-timesyncd",)
 BUILD_DEADLINE_S = 20 * 60.0
 _QUERY_DEADLINE_S = 60.0

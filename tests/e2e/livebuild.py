@@ -21,8 +21,9 @@ from pytest_osgates.vm.errors import CommandFailed, HostError, HostTimeout
 from pytest_osgates.vm.process import run, which
 
 DISTRIBUTION = "trixie"
-# live-build(7), "config/package-lists": what a desktop of Debian has by default and live-build's image lacks.
-PACKAGES = ("systemd-timesyncd",)
+# live-build(7), "config/package-lists": a time service, which Debian's desktops have by default and this image lacks,
+# and AppArmor's own word on who is confined.
+PACKAGES = ("systemd-timesyncd", "apparmor-utils")
 BUILD_DEADLINE_S = 20 * 60.0
 _QUERY_DEADLINE_S = 60.0
 

@@ -94,7 +94,7 @@ def test_one_gate_boots_once_and_is_partial(gates: Gates, demo_iso: Path) -> Non
     own = Path(__file__).parent / "guest" / "guest_checks.py"
     outcome = gates.run("--iso", demo_iso, "-m", "kconfig or own", own, "--pyargs", "pytest_osgates.gates")
     assert outcome.status == 0
-    assert outcome.last_line == "LAUNCH: PARTIAL (1 of 7 required gates)"
+    assert outcome.last_line == "LAUNCH: PARTIAL (1 of 8 required gates)"
     assert outcome.root is not None
     assert len(list((outcome.root / "machines").iterdir())) == 1
     assert outcome.verdicts["selected"] == ["kconfig"]

@@ -1,4 +1,4 @@
-"""The gate `firewall` on images for which its faults' shared test has no profile; and what it costs."""
+"""The gate `firewall` on images for which its faults' shared test has no profile; and its account."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from tests.e2e.quick import quick_profile
 pytestmark = [pytest.mark.boots, pytest.mark.slow]
 
 HERE = Path(__file__).parent
-# All TCP ports in both families in this time, on an emulated machine; where others keep the host busy, by its pace.
-SWEEP_S = 20.0
 
 
 def test_a_listener_in_ipv6_alone(gates: Gates, fault_iso: Callable[[str | Path], Path]) -> None:
@@ -39,7 +37,7 @@ def test_a_listener_in_ipv6_alone(gates: Gates, fault_iso: Callable[[str | Path]
 
 
 def test_every_probe_is_accounted_for(gates: Gates, demo_iso: Path) -> None:
-    """Frames sent are frames received, exactly; and the sweep keeps its time."""
+    """Frames sent are frames received, exactly."""
     outcome = gates.run("--iso", demo_iso, "--iso-distro", quick_profile(gates.directory), "-m", "firewall")
     assert outcome.verdicts["gates"]["firewall"]["verdict"] == "PASS"
     assert all(control["caught"] for control in outcome.verdicts["gates"]["firewall"]["controls"])
@@ -52,9 +50,6 @@ def test_every_probe_is_accounted_for(gates: Gates, demo_iso: Path) -> None:
     full = [sweep for sweep in seen["sweeps"] if sweep["protocol"] == "tcp" and sweep["full"]]
     assert [sweep["asked"] for sweep in full] == [65535, 65535]
     assert all(sweep["paced"] == "answers" and not sweep["repeated"] for sweep in full)
-    manifest = json.loads((outcome.root / "manifest.json").read_text())
-    pace = max(1.0, float(manifest["pace"]))
-    assert sum(sweep["seconds"] for sweep in full) <= SWEEP_S * pace
     (watch,) = seen["boot"]
     assert watch["proven"] >= 20
     assert watch["alive_s"] > 0

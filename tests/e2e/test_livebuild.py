@@ -61,3 +61,23 @@ def test_stock_image_calls_out(gates: Gates, stock_iso: Path) -> None:
         for suspect in flow["suspects"]
     }
     assert any("systemd-timesyncd" in suspect for suspect in suspects), suspects
+
+
+def test_stock_image_confines_little(gates: Gates, stock_iso: Path) -> None:
+    """Who talks on the network is named, and who does not is left alone; AppArmor's own tool sees no more."""
+    own = Path(__file__).parent / "guest" / "stock_checks.py"
+    arguments = ("--iso", stock_iso, "--iso-distro", PROFILES / "livebuild.toml")
+    outcome = gates.run(*arguments, "-m", "apparmor or own", own, "--pyargs", "pytest_osgates.gates")
+    assert outcome.verdicts["gates"]["apparmor"]["verdict"] == "FAIL"
+    assert "1 failed, 3 passed" in outcome.output
+    findings = outcome.findings("apparmor")
+    assert {rule for rule, _ in findings} == {"unconfined"}
+    unconfined = {subject for _, subject in findings}
+    assert unconfined >= {
+        "/usr/lib/systemd/systemd-timesyncd",
+        "/usr/bin/wget",
+        "/usr/bin/ssh",
+        "/usr/bin/perl",
+        "/usr/lib/apt/methods/http",
+    }
+    assert not unconfined & {"/usr/bin/ls", "/usr/bin/cat", "/usr/bin/mount", "/usr/bin/dpkg", "/usr/sbin/mkfs.ext4"}

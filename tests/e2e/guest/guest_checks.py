@@ -11,7 +11,6 @@ from testinfra.host import Host
 
 from pytest_osgates.observers.confinement import observe_running, recorder
 from pytest_osgates.observers.confinement.probe import Question, probe
-from pytest_osgates.run import Run
 from pytest_osgates.vm.errors import ChannelError, GuestTimeout, HostError
 from pytest_osgates.vm.guest.channel import GuestShell
 
@@ -65,8 +64,8 @@ def test_ss_sees_no_socket_that_is_missed(os_shell: GuestShell) -> None:
     assert labels["/usr/lib/systemd/systemd"] == "unconfined"
 
 
-def test_labels_at_execve(os_shell: GuestShell, os_run: Run) -> None:
-    """By ptrace and without it the same, the kernel's; thirty a second; and nothing is run."""
+def test_labels_at_execve(os_shell: GuestShell) -> None:
+    """By ptrace and without it the same, the kernel's; and nothing is run."""
     asked = [Question("/usr/sbin/unix_chkpwd"), Question("/usr/bin/busybox"), Question("/usr/bin/touch")]
     found = {}
     for method in ("ptrace", "exit"):
@@ -78,9 +77,6 @@ def test_labels_at_execve(os_shell: GuestShell, os_run: Run) -> None:
     assert found["ptrace"] == ["unix-chkpwd (complain)", "busybox (unconfined)", "unconfined"]
     assert found["exit"] == found["ptrace"]
     assert seen.allowed["unix-chkpwd"]["file0"] is not None
-    many = probe(os_shell, [Question("/usr/bin/touch")] * 300)
-    assert many.seconds is not None
-    assert 300 / max(1, many.seconds) >= 30 / os_run.host.pace
 
 
 def test_sockets_are_recorded(os_shell: GuestShell) -> None:

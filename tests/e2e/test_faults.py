@@ -23,6 +23,7 @@ QUICK = (
     "packages-left",
     "packages-damaged",
     "firewall-open-port",
+    "aa-listener",
 )
 FAULTS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in fault_names()]
 

@@ -236,9 +236,7 @@ def test_a_script_that_says_it_failed_and_ends_well(shell: FakeShell, detail: st
     assert (seen.outcome, seen.detail) == (InstallOutcome.FAILED, detail)
 
 
-def test_a_log_is_searched_beyond_what_is_kept(
-    site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_is_searched_beyond_what_is_kept(site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "_MOST_LOG", 100)
     shell = log_of(b"x\n" * 100, b"y\n" * 100, b"FATAL: late\n")
     assert done(site, script(failed=("^FATAL",)), FakeMachine(shell)).outcome is InstallOutcome.FAILED

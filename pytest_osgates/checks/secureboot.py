@@ -78,8 +78,8 @@ def _finding(
 
 
 def _not_booted(seen: SecureBootObservation) -> Finding:
-    """That it does not boot is for the row `guest` to say, where it is known; to the others it is a hindrance. Without
-    its boot entries, it may be for the want of them."""
+    """That it does not boot is for the row `guest` to say, where it is known; to the others it is a hindrance.
+    Without its boot entries, it may be for the want of them."""
     severity = Severity.VIOLATION if seen.failed and seen.case == GUEST and seen.entries else _UNPROVEN
     hint = "" if seen.entries else "lay variables.fd and the TPM that it was installed with beside the disk"
     wanted = "a boot with these keys, to its ready target"
@@ -278,7 +278,7 @@ def _came(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, s
 
 
 def _another(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, start: StartSeen) -> str:
-    """The program that the firmware started, if it is none of those that were spoilt; later links it does not name."""
+    """The program that the firmware started, if it is none that was spoilt; of later links it says nothing."""
     if stage is not policy.chain[0] or not start.loaded:
         return ""
     spoilt = {file.name.partition(":")[2].lower() for file in seen.files}

@@ -145,7 +145,7 @@ def _mok(
 ) -> Iterable[Finding]:
     """shim's list, in the guest: what MokList has, and what the profile names."""
     named = next((entry.certificates for entry in seen.expected if entry.name == _MOK), {})
-    if policy.keys != "machine" and (enrolled is not None and enrolled.error or policy.mok and not named):
+    if policy.keys != "machine" and ((enrolled is not None and enrolled.error) or (policy.mok and not named)):
         why = "" if enrolled is None else enrolled.error
         yield _finding(seen, "mok", _MOK, why or "not known", "the profile's Machine Owner Keys", _UNPROVEN)
     wanted = {**named, **(enrolled.certificates if enrolled is not None else {})}

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
 from pytest_osgates.checks.install import InstallObservation, InstallOutcome, Left
+from pytest_osgates.data import load
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.disk.startable import startable
 from pytest_osgates.observers.boot import Boot, Plan
-from pytest_osgates.data import load
 from pytest_osgates.observers.secureboot import scratch_directory
 from pytest_osgates.profiles.schema import BootSection, InstallSection, InstallStep, LoginSection, MachineSection
 from pytest_osgates.progress import ProgressLog, Step
@@ -331,6 +331,7 @@ class _Script(_Worker):
             while self._take(shell):
                 self.alive(machine, self._taken)
             if done.status == 0:
+                self._search(self._before)
                 self._fetch(shell)
                 return one_line(done.text, 20)
             self.alive(machine, self._taken)
@@ -347,13 +348,18 @@ class _Script(_Worker):
             self.keep("installer.log", piece[:room], more=True)
         self._taken += len(piece)
         self.said = (self.said + strip_escapes(piece.decode("utf-8", "replace")))[-_PIECE:]
-        searched = self._before + piece
-        text = strip_escapes(searched.decode("utf-8", "replace"))
-        self.failing(re.sub(r"\r\n?", "\n", text))
-        rest = searched[-_OVERLAP:]
+        text = self._before + piece
+        # What an unfinished line means may only be known at its end.
+        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        self._search(text if len(text) - end > _OVERLAP else text[:end])
+        rest = text[-_OVERLAP:]
         # From the beginning of a line on, where there is one: what is cut there would begin with any of its words.
-        self._before = rest if len(rest) == len(searched) else rest[rest.find(b"\n") + 1 :]
+        self._before = rest if len(rest) == len(text) else rest[rest.find(b"\n") + 1 :]
         return len(piece) == _PIECE
+
+    def _search(self, log: bytes) -> None:
+        """:raise _Over: it says that the installation failed."""
+        self.failing(re.sub(r"\r\n?", "\n", strip_escapes(log.decode("utf-8", "replace"))))
 
     def _fetch(self, shell: GuestShell) -> None:
         """The installer's own logs."""

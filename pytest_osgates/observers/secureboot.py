@@ -149,12 +149,11 @@ class Place:
         :raise UsageError: there are no such keys.
         :raise HostError: no firmware, no virt-fw-vars, or no room.
         """
-        if self.policy.keys == "machine":
-            if self.home is None:
-                raise UsageError(
-                    'keys = "machine" are those beside an installed disk',
-                    remedy='write state = "installed" into [gate.secureboot], and give --iso-disk',
-                )
+        if self.policy.keys == "machine" and self.home is None:
+            raise UsageError(
+                'keys = "machine" are those beside an installed disk',
+                remedy='write state = "installed" into [gate.secureboot], and give --iso-disk',
+            )
         source = self._template() if self.home is None else self.home.variables
         with temporary("the firmware's variables"):
             shutil.copyfile(source, where)
@@ -229,7 +228,7 @@ class Sign:
 
 
 def signs(policy: SecureBootPolicy, stage: Stage) -> tuple[Sign, ...]:
-    """``data/secureboot.toml``, and what the profile adds for links after the first; `stage`: the link in question."""
+    """``data/secureboot.toml``, and what the profile adds for links after the first; `stage`: the spoilt link."""
     links = tuple(Stage)
     added = [
         Refusal(by="profile", refuses="later", links=links, regex=text, source="profile") for text in policy.refusals

@@ -95,8 +95,8 @@ def database(name: str, raw: bytes) -> Database:
 def try_module(
     shell: GuestShell, names: tuple[str, ...], *, way: str, signer: Callable[[], Signer]
 ) -> ModuleSeen | None:
-    """Load one of the guest's modules spoilt in a `way` (a row of MODULES): with its signature taken away, with one by
-    `signer` in its place, or with another byte below its own; then as it is. None: there is none that could be tried.
+    """Load one of the guest's modules spoilt in a `way` (a row of MODULES): with its signature taken away, with one
+    by `signer` in its place, or with another byte below its own; then as it is. None: none could be tried.
 
     :raise GuestError: the guest does not answer.
     """

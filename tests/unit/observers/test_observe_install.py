@@ -227,6 +227,7 @@ def log_of(*pieces: bytes) -> FakeShell:
         (log_of(b"FATAL: early\n" + b"later\n" * 100_000), "FATAL: early"),
         (log_of(b"y" * install._PIECE, b"\nFATAL: after a piece\n"), "FATAL: after a piece"),
         (log_of(b"y" * (install._PIECE - 4) + b"\nFAT", b"AL: cut in two\n"), "FATAL: cut in two"),
+        (log_of(b"copying\nFATAL: without an end"), "FATAL: without an end"),
         (log_of(b"50%\r60%\rFATAL: over it\r"), "FATAL: over it"),
         (log_of(b"\x1b[1", b"mFATAL: bold\x1b[0m\n"), "FATAL: bold"),
     ],
@@ -243,6 +244,11 @@ def test_a_log_is_searched_beyond_what_is_kept(site: Any, tmp_path: Path, monkey
     assert (tmp_path / "records/installer.log").stat().st_size == 100
 
 
+def test_an_unfinished_line_does_not_say_yet_that_it_failed(site: Any) -> None:
+    shell = log_of(b"FATAL", b" errors: none\n")
+    assert done(site, script(failed=("^FATAL$",)), FakeMachine(shell)).outcome is InstallOutcome.DONE
+
+
 @given(st.lists(st.integers(1, 40), max_size=6))
 def test_a_failure_is_found_however_the_log_is_cut(sizes: list[int]) -> None:
     site = SimpleNamespace(section=script(failed=("^FATAL: x$",)))
@@ -250,10 +256,14 @@ def test_a_failure_is_found_however_the_log_is_cut(sizes: list[int]) -> None:
     worker.keep = lambda *_, **__: None  # type: ignore[method-assign]
     log = b"no FATAL: x\r\ncopying\r\n\x1b[31mFATAL: x\x1b[0m\r\ncopying\n"
     shell = FakeShell([], None)
-    with pytest.raises(install._Over, match="FATAL: x"):
+
+    def taken() -> None:
         for size in (*sizes, len(log)):
             shell.log = log[: len(shell.log) + size]
             worker._take(cast("Any", shell))
+
+    with pytest.raises(install._Over, match="FATAL: x"):
+        taken()
 
 
 def test_a_live_system_that_is_not_ready(site: Any) -> None:

@@ -208,7 +208,11 @@ def signed_by_another(module: bytes, signer: Callable[[], Signer]) -> bytes:
     from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7Options, PKCS7SignatureBuilder
 
     end = _signed_part(module)
-    kinds = {1: hashes.SHA256, 2: hashes.SHA384, 3: hashes.SHA512}
+    kinds: dict[int, hashes.SHA256 | hashes.SHA384 | hashes.SHA512] = {
+        1: hashes.SHA256(),
+        2: hashes.SHA384(),
+        3: hashes.SHA512(),
+    }
     at = module.find(_SHA2, end)
     kind = kinds.get(module[at + len(_SHA2)]) if at >= 0 else None
     if kind is None:
@@ -218,7 +222,7 @@ def signed_by_another(module: bytes, signer: Callable[[], Signer]) -> bytes:
     signature = (
         PKCS7SignatureBuilder()
         .set_data(module[:end])
-        .add_signer(made.certificate, made.key, kind())
+        .add_signer(made.certificate, made.key, kind)
         .sign(
             Encoding.DER,
             [

@@ -371,7 +371,7 @@ class FakeLaunch(Launch):
         self.fake = machine
         self._plan = cast("Any", SimpleNamespace(deadline_s=60.0, case="x"))
         self._kernel_at = None
-        self._screen = cast("Any", SimpleNamespace(text="", reads=0, changed_at=0.0))
+        self._screen = cast("Any", SimpleNamespace(text="", reads=0.0, changed_at=0.0))
 
     def _look(self) -> None:
         self._screen.reads = min(self.fake.elapsed, self.fake.reads_until)

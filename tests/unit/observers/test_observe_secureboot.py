@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import lzma
 import re
 import struct
@@ -475,36 +476,29 @@ def test_the_profiles_keys_are_in_the_firmware(tmp_path: Path) -> None:
         _ = place(policy, tmp_path).keys
 
 
-def test_a_machine_keeps_its_boot_entries_and_gets_other_keys(tmp_path: Path) -> None:
-    made = Signer.made("own")
-    (tmp_path / "own.der").write_bytes(made.der)
+def test_a_machine_keeps_its_boot_entries_and_gets_other_keys(tmp_path: Path, stranger: Signer) -> None:
     home = Home.at(tmp_path / "machine")
     home.directory.mkdir()
     files = find_firmware(Firmware.UEFI_SECUREBOOT)
     assert files is not None
-    stranger = tmp_path / "stranger.der"
-    stranger.write_bytes(Signer.made("stranger").der)
-    guid = "05c0de01-0000-4000-8000-00000000000f"
-    entry = ["--append-boot-filepath", "EFI/own/loader.efi", "--add-db", guid, str(stranger), "--add-mok", guid]
-    command = [*variables.program(), "-i", str(files.variables.path), *entry, str(stranger)]
-    subprocess.run([*command, "-o", str(home.variables)], check=True, capture_output=True)
-    policy = SecureBootPolicy(keys="own", pk="own.der", kek=("own.der",), db=("own.der",))
-    own = dataclasses.replace(place(policy, tmp_path), home=home)
-    assert own.entries
-    own.variables(tmp_path / "vars.fd", tmp_path)
-    found = {each.name: each for each in own.enrolled(tmp_path / "vars.fd", tmp_path)}
-    fingerprint = hashlib.sha256(made.der).hexdigest()
-    assert {name: set(each.certificates) for name, each in found.items()} == {
-        name: {fingerprint} for name in ("PK", "KEK", "db")
-    }
-    shown = subprocess.run(
-        [*variables.program(), "-i", str(tmp_path / "vars.fd"), "-p", "-v"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert "loader.efi" in shown
-    assert re.search(r"name=SecureBootEnable .*\n.*bool: ON", shown)
+    (tmp_path / "stranger.der").write_bytes(stranger.der)
+    key = ["05c0de01-0000-4000-8000-00000000000f", str(tmp_path / "stranger.der")]
+    changes = ["--append-boot-filepath", "EFI/own/loader.efi", "--add-db", *key, "--add-mok", *key]
+    changes += ["--set-false", "SecureBootEnable"]
+    command = [*variables.program(), "-i", str(files.variables.path), *changes, "-o", str(home.variables)]
+    subprocess.run(command, check=True, capture_output=True)
+    made = dataclasses.replace(place(POLICY, tmp_path), home=home)
+    assert made.entries
+    made.variables(tmp_path / "vars.fd", tmp_path)
+    command = [*variables.program(), "-i", str(tmp_path / "vars.fd"), "--output-json", str(tmp_path / "json")]
+    subprocess.run(command, check=True, capture_output=True)
+    told = json.loads((tmp_path / "json").read_bytes())["variables"]
+    found = {each["name"]: bytes.fromhex(each["data"]) for each in told}
+    assert "MokList" not in found
+    assert found["SecureBootEnable"] == b"\x01"
+    assert "loader.efi".encode("utf-16-le") in b"".join(each for name, each in found.items() if name[:4] == "Boot")
+    assert set(database("db", found["db"]).certificates) <= microsofts("db")
+    assert database("PK", found["PK"]).certificates
 
 
 def test_what_a_profile_expects_of_a_machine(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def _came(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, s
                 yield _finding(
                     seen,
                     "restless",
-                    f"{start.line}; and at the deadline something was still read, shown or said",
+                    f"{start.line}; the deadline came less than settle_s after the last sign of life",
                     f"{wanted}, and then nothing for settle_s: a kernel may be on its way",
                     _UNPROVEN,
                     hint="raise deadline_s in [gate.secureboot]",

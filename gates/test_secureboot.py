@@ -13,7 +13,7 @@ from pytest_osgates.observers.secureboot import Asked, Observer, Place, asked, o
 from pytest_osgates.observers.secureboot_medium import Medium
 from pytest_osgates.run import Run
 from pytest_osgates.states import deadline
-from pytest_osgates.vm.errors import OsgatesError
+from pytest_osgates.vm.errors import OsgatesError, UsageError
 from pytest_osgates.vm.home import Home
 
 pytestmark = pytest.mark.secureboot
@@ -43,8 +43,18 @@ def place(os_run: Run) -> Place:
         records=records,
         directory=Path(profile.source).absolute().parent,
         guest_deadline_s=deadline(os_run),
-        home=Home.beside(path) if installed and policy.keys == "machine" else None,
+        home=_home(path, policy) if installed else None,
     )
+
+
+def _home(disk: Path, policy: SecureBootPolicy) -> Home | None:
+    """What lies beside the disk; the row `guest` says what it comes to without."""
+    try:
+        return Home.beside(disk)
+    except UsageError:
+        if policy.keys == "machine":
+            raise
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +76,9 @@ def guest(place: Place) -> Iterator[Asked]:
 @pytest.fixture
 def observation(os_case: str, place: Place, request: pytest.FixtureRequest) -> SecureBootObservation:
     """The row's."""
-    if os_case in (GUEST, *MODULES):
-        return observe_guest(place, os_case, request.getfixturevalue("guest"))
     made: Observer = request.getfixturevalue("observer")
+    if os_case in (GUEST, *MODULES):
+        return observe_guest(place, os_case, request.getfixturevalue("guest"), made.signer)
     return made.observe(os_case)
 
 

@@ -16,6 +16,8 @@ LOOK_SECONDS = 1.0
 _READ = 1 << 16
 # At a time: whoever floods the console does not keep a wait from its end.
 _READS = 16
+# Of what is left at the end.
+_MOST_REST = 1 << 12
 
 
 class Line(Protocol):
@@ -122,6 +124,18 @@ class Dialogue:
             self._alive()
             if time.monotonic() >= deadline or self._console.closed:
                 return None
+
+    def rest(self) -> None:
+        """Look at all that has come, a line without its newline included: nothing more is waited for, but that what
+        was said just now arrives."""
+        deadline = time.monotonic() + SETTLED
+        for _ in range(_MOST_REST):
+            data = self._console.take_unread(_READ, max(0.0, deadline - time.monotonic()))
+            if not data:
+                break
+            self._add(self._decoder.decode(data))
+        self._look(self._line)
+        self._line = ""
 
     def _take(self, timeout: float) -> None:
         data = self._console.take_unread(_READ, timeout)

@@ -95,6 +95,44 @@ def enrol(variables: Path, keys: Keys, scratch: Path, patience: float = 1.0) -> 
         _change(variables, changes, patience)
 
 
+# Whose keys they are, and whether they count; shim's with them.
+_KEYS = ("PK", "KEK", "db", "dbx", "SecureBootEnable", "CustomMode", "VendorKeysNv")
+_SHIMS = (
+    "MokList",
+    "MokListX",
+    "MokListTrusted",
+    "MokSBState",
+    "MokDBState",
+    "MokNew",
+    "MokAuth",
+    "MokDel",
+    "MokDelAuth",
+)
+
+
+def give_keys(variables: Path, template: Path, scratch: Path, patience: float = 1.0) -> None:
+    """Put the keys of `template` in the place of those in `variables`, and none in shim's lists; everything else,
+    boot entries among it, stays.
+
+    :raise HostError: the tool is missing or refuses a file.
+    """
+    out = scratch / "keys.json"
+    run(
+        [*program(), "--input", str(template), "--output-json", str(out)],
+        timeout=_SECONDS * patience,
+        remedy=INSTALL,
+    )
+    try:
+        with temporary("the firmware's variables as text"):
+            told = json.loads(out.read_bytes())
+            told["variables"] = [each for each in told["variables"] if each["name"] in _KEYS]
+            out.write_text(json.dumps(told))
+    except (ValueError, KeyError, TypeError) as error:
+        raise HostError(f"virt-fw-vars says nothing usable of {template.name}: {error}", remedy=INSTALL) from error
+    gone = [word for name in (*_KEYS, *_SHIMS) for word in ("--delete", name)]
+    _change(variables, [*gone, "--set-json", str(out)], patience)
+
+
 def allow(variables: Path, digests: Sequence[str], patience: float = 1.0) -> None:
     """SHA-256 digests (hexadecimal) of programs, into db.
 

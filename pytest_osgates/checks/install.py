@@ -13,6 +13,7 @@ from pytest_osgates.model import Control, Finding, Gate, Model, Observation, Pol
 _UNPROVEN = Severity.UNPROVEN
 _SUBJECT = "installation"
 _DISK = "installed disk"
+_SHOWN = "ready_text in [boot] is what the serial console or a text screen shows; a graphical login cannot be read"
 
 
 class InstallOutcome(StrEnum):
@@ -35,7 +36,8 @@ class Left(Model):
 class InstallObservation(Observation):
     """One installation. `steps`: how many of the recipe's were gone through; `log`: its last lines. `left`: what on
     the disk would be started, None: it could not be read. `starts`: what the disk alone came to, without the ISO;
-    empty if that was not tried. `written`: bytes on the disk."""
+    empty if that was not tried. `written`: bytes on the disk. `lost`: bytes of the serial console that nobody looked
+    at."""
 
     state: State = State.INSTALLED
     way: str
@@ -51,6 +53,7 @@ class InstallObservation(Observation):
     starts: str = ""
     starts_detail: str = ""
     written: int = 0
+    lost: int = 0
     records: str = ""
 
     @property
@@ -74,6 +77,10 @@ def judge(seen: InstallObservation, policy: InstallPolicy) -> list[Finding]:
     elif seen.steps < seen.wanted_steps or not seen.wanted_steps:
         what = f"{seen.steps} of {seen.wanted_steps} steps"
         findings.append(_finding(seen, "install-steps", _SUBJECT, what, "all steps of the recipe", _UNPROVEN))
+    if done and seen.lost:
+        what = f"{seen.lost} bytes of the serial console came too fast to be looked at"
+        wanted = "every line looked at: any of them may say that it failed"
+        findings.append(_finding(seen, "lost-output", _SUBJECT, what, wanted, _UNPROVEN))
     if seen.left is None:
         findings.append(
             _finding(seen, "disk-unread", _DISK, seen.unread or "not read", "what on it would start", _UNPROVEN)
@@ -98,13 +105,13 @@ def judge(seen: InstallObservation, policy: InstallPolicy) -> list[Finding]:
 
 
 def _started(seen: InstallObservation) -> list[Finding]:
-    wanted = "a kernel, started from the disk alone"
+    wanted = "a login or a prompt for the passphrase, from the disk alone"
     if seen.starts == "started":
         return []
     if seen.starts in ("ended", "refused"):
         return [_finding(seen, "does-not-start", _DISK, f"{seen.starts}: {seen.starts_detail}", wanted)]
     what = f"{seen.starts or 'not tried'}: {seen.starts_detail}"
-    return [_finding(seen, "start-unproven", _DISK, what, wanted, _UNPROVEN)]
+    return [_finding(seen, "start-unproven", _DISK, what, wanted, _UNPROVEN, hint=_SHOWN)]
 
 
 def _finding(
@@ -144,6 +151,7 @@ CONTROLS = (
         _DISK,
         _UNPROVEN,
     ),
+    Control("a console too fast", _with(outcome=InstallOutcome.DONE, lost=1), "lost-output", _SUBJECT, _UNPROVEN),
     Control("a step was left out", _with(outcome=InstallOutcome.DONE, steps=0), "install-steps", _SUBJECT, _UNPROVEN),
 )
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from pytest_osgates.checks.secureboot_controls import controls
+from pytest_osgates.checks.secureboot_keys import keys
 from pytest_osgates.checks.secureboot_model import (
     GUEST,
     MODULES,
@@ -13,7 +14,6 @@ from pytest_osgates.checks.secureboot_model import (
     TWIN,
     UKI_ROW,
     Came,
-    Database,
     GuestSeen,
     Load,
     SecureBootObservation,
@@ -29,7 +29,6 @@ from pytest_osgates.model import Finding, Gate, Severity, State
 
 _UNPROVEN = Severity.UNPROVEN
 _LEVELS = ("none", "integrity", "confidentiality")
-_DATABASES = ("PK", "KEK", "db")
 _SIGNS = "signed by a key that the firmware, shim or the kernel knows"
 
 
@@ -79,9 +78,12 @@ def _finding(
 
 
 def _not_booted(seen: SecureBootObservation) -> Finding:
-    """That it does not boot is for the row `guest` to say, where it is known; to the others it is a hindrance."""
-    severity = Severity.VIOLATION if seen.failed and seen.case == GUEST else _UNPROVEN
-    return _finding(seen, "not-booted", seen.booted, "a boot with these keys, to its ready target", severity)
+    """That it does not boot is for the row `guest` to say, where it is known; to the others it is a hindrance.
+    Without its boot entries, it may be for the want of them."""
+    severity = Severity.VIOLATION if seen.failed and seen.case == GUEST and seen.entries else _UNPROVEN
+    hint = "" if seen.entries else "lay variables.fd and the TPM that it was installed with beside the disk"
+    wanted = "a boot with these keys, to its ready target"
+    return _finding(seen, "not-booted", seen.booted, wanted, severity, hint=hint)
 
 
 # -- what the guest says ------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ def _guest(seen: SecureBootObservation, policy: SecureBootPolicy) -> Iterable[Fi
     yield from _variable(seen, "setup-mode", "SetupMode", guest.setup_mode, 0)
     yield from _lockdown(seen, guest, policy)
     yield from _sig_enforce(seen, guest, policy)
-    yield from _keys(seen, guest, policy)
+    yield from keys(seen, guest, policy)
 
 
 def _variable(seen: SecureBootObservation, rule: str, name: str, value: int | None, wanted: int) -> Iterable[Finding]:
@@ -165,54 +167,6 @@ def _sig_enforce(seen: SecureBootObservation, guest: GuestSeen, policy: SecureBo
         )
 
 
-def _keys(seen: SecureBootObservation, guest: GuestSeen, policy: SecureBootPolicy) -> Iterable[Finding]:
-    """The guest's firmware has the keys that it was given, and Microsoft's as the profile says."""
-    enrolled = {entry.name: entry for entry in seen.enrolled}
-    for name in _DATABASES:
-        there, given = guest.database(name), enrolled.get(name)
-        if there is None or there.error or given is None or given.error:
-            why = (there.error if there is not None else "") or (given.error if given is not None else "")
-            yield _finding(
-                seen, "keys", why or "cannot be read", "the keys that were enrolled", _UNPROVEN, subject=name
-            )
-        elif set(there.certificates) != set(given.certificates) or not there.certificates:
-            yield _finding(
-                seen,
-                "keys",
-                f"the guest sees: {_names(there)}",
-                f"what was enrolled: {_names(given)}",
-                subject=name,
-                hint="does something enrol keys while it boots?",
-            )
-    db = guest.database("db")
-    if db is not None and not db.error:
-        if policy.with_microsoft and not db.microsoft:
-            yield _finding(
-                seen, "microsoft-absent", f"in db: {_names(db)}", "Microsoft's certificates as well", subject="db"
-            )
-        for name in () if policy.with_microsoft else ("db", "KEK"):
-            entry = guest.database(name)
-            if entry is not None and entry.microsoft:
-                yield _finding(
-                    seen, "microsoft-present", "; ".join(entry.microsoft), "none of Microsoft's", subject=name
-                )
-    wanted = enrolled.get("MokList")
-    if wanted is not None and wanted.certificates:
-        there = guest.database("MokListRT")
-        if there is None or there.error:
-            why = "" if there is None else there.error
-            yield _finding(
-                seen, "mok", why or "MokListRT cannot be read", _names(wanted), _UNPROVEN, subject="MokListRT"
-            )
-        elif missing := set(wanted.certificates) - set(there.certificates):
-            names = "; ".join(wanted.certificates[entry] for entry in sorted(missing))
-            yield _finding(seen, "mok", f"without {names}", f"shim's list has {_names(wanted)}", subject="MokListRT")
-
-
-def _names(entry: Database) -> str:
-    return "; ".join(sorted(entry.certificates.values())) or "no certificate"
-
-
 # -- what must not start ------------------------------------------------------------------------------------------
 
 
@@ -274,6 +228,15 @@ def _made_by(way: Way) -> str:
 def _came(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, start: StartSeen) -> Iterable[Finding]:
     wanted = f"refused: {stage} is {tamper_text(seen.case)}"
     match start.came:
+        case Came.STARTED if another := _another(seen, policy, stage, start):
+            yield _finding(
+                seen,
+                "started-another",
+                f"a kernel runs after {start.at:.0f} s; the firmware started {another}, which was not touched",
+                wanted,
+                _UNPROVEN,
+                hint=f"files = {{ {stage} = [...] }} in [gate.secureboot] says which program is to be spoilt",
+            )
         case Came.STARTED:
             yield _finding(
                 seen,
@@ -284,7 +247,12 @@ def _came(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, s
             )
         case Came.SILENT:
             yield _finding(
-                seen, "timeout", f"neither a refusal nor a kernel after {start.at:.0f} s", wanted, _UNPROVEN
+                seen,
+                "timeout",
+                f"neither a refusal nor a kernel after {start.at:.0f} s",
+                wanted,
+                _UNPROVEN,
+                hint="pictures are not read: GRUB's words on gfxterm are seen with terminal_output console or serial",
             )
         case Came.ENDED:
             yield _finding(seen, "no-word", f"it ended: {start.line}", wanted, _UNPROVEN)
@@ -298,6 +266,23 @@ def _came(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, s
                     f"a refusal by whoever starts {stage}: it did not come so far",
                     _UNPROVEN,
                 )
+            elif start.restless:
+                yield _finding(
+                    seen,
+                    "restless",
+                    f"{start.line}; the deadline came less than settle_s after the last sign of life",
+                    f"{wanted}, and then nothing for settle_s: a kernel may be on its way",
+                    _UNPROVEN,
+                    hint="raise deadline_s in [gate.secureboot]",
+                )
+
+
+def _another(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, start: StartSeen) -> str:
+    """The program that the firmware started, if it is none that was spoilt; of later links it says nothing."""
+    if stage is not policy.chain[0] or not start.loaded:
+        return ""
+    spoilt = {file.name.partition(":")[2].lower() for file in seen.files}
+    return "" if start.loaded.lower() in spoilt else start.loaded
 
 
 def tamper_text(case: str) -> str:
@@ -358,12 +343,12 @@ def _module(seen: SecureBootObservation) -> Iterable[Finding]:
             hint="module.sig_enforce=1 or lockdown=integrity on the kernel's command line",
         )
         return
-    if not refusal_of(module.tampered):
+    if not refusal_of(module.tampered, module.way):
         yield _finding(
             seen,
             "other-reason",
             _said(module.tampered),
-            "a refusal because of the signature",
+            "a refusal because of what the row did to its signature",
             _UNPROVEN,
         )
     if module.intact.status != 0 or not module.intact.loaded:
@@ -376,9 +361,11 @@ def _module(seen: SecureBootObservation) -> Iterable[Finding]:
         )
 
 
-def refusal_of(load: Load) -> str:
-    """What in an insmod's end is a refusal because of the signature; empty: nothing is."""
+def refusal_of(load: Load, way: str) -> str:
+    """What in an insmod's end is the refusal that the row `way` is about; empty: nothing is."""
     for row in module_refusals():
+        if way not in row.ways:
+            continue
         if re.search(row.error, load.said) and (not row.log or any(re.search(row.log, line) for line in load.log)):
             return row.name
     return ""

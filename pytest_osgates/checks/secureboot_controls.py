@@ -63,7 +63,7 @@ def controls(seen: SecureBootObservation, policy: SecureBootPolicy) -> tuple[Con
 def _boot_controls(
     case: str, tamper: tuple[Stage, Way], policy: SecureBootPolicy
 ) -> tuple[Control[SecureBootObservation], ...]:
-    wrong = "later" if tamper[0] is policy.chain[0] else "first"
+    right, wrong = ("first", "later") if tamper[0] is policy.chain[0] else ("later", "first")
     made = [
         Control("a machine that starts it", _came_to(Came.STARTED), "started", case),
         Control("nothing was seen", _came_to(Came.SILENT), "timeout", case, _UNPROVEN),
@@ -75,7 +75,11 @@ def _boot_controls(
     ]
     if tamper[1] is not Way.FORBIDDEN:
         made.append(Control("nothing was changed", _unchanged, "not-applied", case, _UNPROVEN))
-    return (*made, Control("another is refused", _refused_by(wrong), "refused-by-another", case, _UNPROVEN))
+    return (
+        *made,
+        Control("another is refused", _refused_by(wrong), "refused-by-another", case, _UNPROVEN),
+        Control("it is still at work at the deadline", _restless(right), "restless", case, _UNPROVEN),
+    )
 
 
 def _guest_controls(policy: SecureBootPolicy) -> tuple[Control[SecureBootObservation], ...]:
@@ -99,6 +103,15 @@ def _guest_controls(policy: SecureBootPolicy) -> tuple[Control[SecureBootObserva
         Control("another key in db", _another_key, "keys", "db"),
         Control("Microsoft's, the other way round", _swapped, *_microsoft_rule(policy)),
     ]
+    if policy.keys == "machine" and (policy.pk or policy.kek or policy.db or policy.mok):
+        made += [
+            Control("nobody says whose keys", _with(expected=()), "keys-unnamed", "keys", _UNPROVEN),
+            Control("somebody's Machine Owner Key", _mok_list(_SOMEBODY), "keys-foreign", "MokList"),
+            Control("a program by its digest", _mok_list(digests=1), "keys-digests", "MokList"),
+            Control("a damaged MokList", _mok_list(error="it breaks off"), "keys-unread", "MokList", _UNPROVEN),
+        ]
+    if policy.mok:
+        made.append(Control("shim does not have the project's key", _forgets_mok, "mok", "MokListRT"))
     if not policy.accept_sig_enforce.strip():
         made.append(Control("unsigned modules", _guest_with(sig_enforce="N"), "sig-enforce", "module.sig_enforce"))
     return tuple(made)
@@ -134,6 +147,26 @@ def _another_key(seen: SecureBootObservation) -> SecureBootObservation:
     )
 
 
+_SOMEBODY = {"00" * 32: "CN=somebody"}
+
+
+def _mok_list(certificates: dict[str, str] | None = None, *, digests: int = 0, error: str = "") -> Sabotage:
+    def sabotage(seen: SecureBootObservation) -> SecureBootObservation:
+        rest = tuple(entry for entry in seen.enrolled if entry.name != "MokList")
+        old = next((entry.certificates for entry in seen.enrolled if entry.name == "MokList"), {})
+        made = Database(name="MokList", certificates={**old, **(certificates or {})}, digests=digests, error=error)
+        return seen.model_copy(update={"enrolled": (*rest, made)})
+
+    return sabotage
+
+
+def _forgets_mok(seen: SecureBootObservation) -> SecureBootObservation:
+    guest = seen.guest or GuestSeen()
+    rest = tuple(entry for entry in guest.databases if entry.name != "MokListRT")
+    empty = Database(name="MokListRT")
+    return seen.model_copy(update={"guest": guest.model_copy(update={"databases": (*rest, empty)}), "booted": ""})
+
+
 def _swapped(seen: SecureBootObservation) -> SecureBootObservation:
     def change(db: Database) -> Database:
         if not db.microsoft:
@@ -157,6 +190,10 @@ def _came_to(came: Came, role: str = TAMPERED) -> Sabotage:
 
 def _refused_by(refuses: str) -> Sabotage:
     return lambda seen: _starts(seen, TAMPERED, came=Came.REFUSED, by="another", refuses=refuses)
+
+
+def _restless(refuses: str) -> Sabotage:
+    return lambda seen: _starts(seen, TAMPERED, came=Came.REFUSED, refuses=refuses, restless=True)
 
 
 def _only(role: str) -> Sabotage:

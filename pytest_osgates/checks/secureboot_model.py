@@ -14,7 +14,7 @@ from pytest_osgates.model import Contradiction, Model, Observation, Policy, Stat
 
 GUEST = "guest"
 UKI_ROW = "uki"
-MODULES = ("module-unsigned", "module-wrongly-signed")
+MODULES = ("module-unsigned", "module-wrongly-signed", "module-changed")
 TAMPERED, TWIN = "tampered", "twin"
 
 
@@ -41,6 +41,7 @@ class Refusal(Model):
 
     by: str
     refuses: Literal["first", "later"]
+    links: tuple[Stage, ...] = ()
     regex: str
     source: str
 
@@ -49,6 +50,7 @@ class ModuleRefusal(Model):
     """How a kernel says that it takes no module without its own signature."""
 
     name: str
+    ways: tuple[str, ...] = Field(min_length=1)
     error: str
     log: str
     source: str
@@ -66,14 +68,20 @@ def module_refusals() -> tuple[ModuleRefusal, ...]:
     return tuple(ModuleRefusal.model_validate(row) for row in load("secureboot")["module"])
 
 
+@cache
+def microsofts(database: str) -> frozenset[str]:
+    """SHA-256 of Microsoft's certificates for KEK or db."""
+    return frozenset(row["sha256"] for row in load("secureboot")["microsoft"] if row["database"] == database)
+
+
 def default_modules() -> tuple[str, ...]:
     """The first that a kernel has and does not use is tried."""
     return tuple(load("secureboot")["modules"]["names"])
 
 
 class Database(Model):
-    """A variable with keys: SHA-256 of each certificate with its subject, and how many digests. `error`: why it was
-    not read."""
+    """A variable with keys: SHA-256 of each certificate with its subject, and how many other entries: digests of
+    programs, or keys without a certificate. `error`: why it was not read."""
 
     name: str
     certificates: dict[str, str] = Field(default_factory=dict)
@@ -149,8 +157,10 @@ class Came(StrEnum):
 
 
 class StartSeen(Model):
-    """One boot, watched until a kernel runs or was refused. `by`, `refuses`: of the sign in `line`. `db`, `dbx`:
-    digests that were added to the firmware's variables for this boot."""
+    """One boot, watched until a kernel runs or was refused. `by`, `refuses`: of the sign in `line`, "another" where
+    it is of no refusal of this link. `restless`: at the deadline something still happened after the refusal.
+    `loaded`: the program that the firmware said it starts, empty if it did not say. `db`, `dbx`: digests that were
+    added to the firmware's variables for this boot."""
 
     role: Literal["tampered", "twin"]
     came: Came
@@ -158,6 +168,8 @@ class StartSeen(Model):
     refuses: str = ""
     line: str = ""
     at: float = 0.0
+    restless: bool = False
+    loaded: str = ""
     db: tuple[str, ...] = ()
     dbx: tuple[str, ...] = ()
     records: str = ""
@@ -186,12 +198,17 @@ class UkiSeen(Model):
 
 
 class SecureBootObservation(Observation):
-    """One row. `enrolled`: the keys in the variables that it was booted with. `booted`: what became of the boot of
-    the rows that ask the guest, empty if it was ready; `failed`: it is known not to get ready ever."""
+    """One row. `enrolled`: the keys in the variables that it was booted with; `expected`: those that the profile
+    names, `vendor`: those of the firmware vendor's template. `entries`: the variables have the machine's own boot
+    entries, or it needs none. `booted`: what became of the boot of the rows that ask the guest, empty if it was
+    ready; `failed`: it is known not to get ready ever."""
 
     case: str
     state: State
     enrolled: tuple[Database, ...] = ()
+    expected: tuple[Database, ...] = ()
+    vendor: tuple[Database, ...] = ()
+    entries: bool = True
     files: tuple[FileSeen, ...] = ()
     starts: tuple[StartSeen, ...] = ()
     guest: GuestSeen | None = None
@@ -248,7 +265,7 @@ class SecureBootPolicy(Policy):
     pcr_signature: bool = False
     modules: tuple[ModuleName, ...] = Field(default_factory=default_modules, min_length=1)
     refusals: tuple[Regex, ...] = ()
-    settle_s: float = Field(default=10.0, ge=5)
+    settle_s: float = Field(default=30.0, ge=30)
     deadline_s: float = Field(default=300.0, gt=0)
 
     @model_validator(mode="after")
@@ -265,10 +282,8 @@ class SecureBootPolicy(Policy):
             raise Contradiction("own keys are pk and kek at least", [("keys",)])
         if self.keys == "own" and not self.db and not self.with_microsoft:
             raise Contradiction("with nobody's key in db, nothing is ever started", [("db",)])
-        if self.keys != "own" and own:
-            raise Contradiction('pk and kek are for keys = "own"', [("keys",)])
-        if self.keys == "machine" and (self.db or self.mok):
-            raise Contradiction("the machine's keys are what they are: db and mok add to others", [("keys",)])
+        if self.keys == "microsoft" and own:
+            raise Contradiction('pk and kek are for keys = "own" and "machine"', [("keys",)])
         if self.keys == "microsoft" and not self.with_microsoft:
             raise Contradiction('without Microsoft\'s keys, there are keys = "own" and "machine"', [("microsoft",)])
         return self

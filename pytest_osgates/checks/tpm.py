@@ -17,6 +17,7 @@ from pytest_osgates.checks.tpm_model import (
     TpmPolicy,
     TpmSlot,
     Try,
+    opened,
     tamper_of,
 )
 from pytest_osgates.model import Control, Finding, Gate, Severity, State
@@ -103,6 +104,15 @@ def _untampered(seen: TpmObservation) -> Iterable[Finding]:
     if [boot.role for boot in seen.boots] != [UNTAMPERED]:
         yield _finding(seen, "no-boot", f"{len(seen.boots)} boots", "one boot of the untampered machine", _UNPROVEN)
         return
+    for slot in seen.slots:
+        if slot.pin:
+            yield _finding(
+                seen,
+                "pin",
+                f"{slot.subject} wants a PIN, and this version types none",
+                "the PIN typed, a wrong one refused, and the TPM's lockout after too many",
+                _UNPROVEN,
+            )
     yield from _unlocks(seen, seen.boots[0], "asked", "the untampered machine")
 
 
@@ -117,7 +127,7 @@ def _unlocks(seen: TpmObservation, boot: BootSeen, rule: str, what: str) -> Iter
             yield _finding(seen, rule, f"it asks: {boot.line}", wanted, hint=hint)
         case Outcome.SHELL:
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
-        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED:
+        case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
             yield _finding(seen, "not-booted", f"{boot.outcome}: {boot.line}", wanted)
         case Outcome.TIMEOUT:
             yield _finding(seen, "timeout", f"neither login nor prompt after {boot.at:.0f} s", wanted, _UNPROVEN)
@@ -180,8 +190,12 @@ def _fallback(
     for boot in boots:
         yield from _asks(seen, boot, tamper, blind)
         for attempt in boot.tries:
-            yield from _answered(seen, attempt)
+            if attempt.what != RIGHT or not opened(attempt, tamper):
+                yield from _answered(seen, attempt)
     if any(boot.outcome is not Outcome.ASKED for boot in boots):
+        if len({boot.outcome for boot in boots}) > 1:
+            what = ", ".join(boot.outcome for boot in boots)
+            yield _finding(seen, "boots-differ", what, "the same end of each tampered boot", _UNPROVEN)
         return
     tries = [attempt for boot in boots for attempt in boot.tries]
     opening = max((attempt.seconds for attempt in tries if attempt.what == RIGHT), default=0.0)
@@ -208,7 +222,9 @@ def _fallback(
                 "it opens the disk, and the login comes",
                 _UNPROVEN,
             )
-    if not any(boot.reasons for boot in boots):
+    # A shell instead of the system has no journal to be asked.
+    unasked = seen.reason_from == "journal" and tamper.after == "shell"
+    if not unasked and not any(boot.reasons for boot in boots):
         yield _finding(
             seen,
             "no-reason",
@@ -229,7 +245,13 @@ def _asks(seen: TpmObservation, boot: BootSeen, tamper: Tamper, blind: tuple[str
             yield _finding(seen, "unlocked", what, wanted, hint="bind the TPM's slot to PCRs that see it")
         case Outcome.SHELL:
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
-        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED:
+        case Outcome.LOCKED if tamper.locked:
+            return
+        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED if tamper.locked:
+            # It asks for nothing, and gave nobody a shell; but nothing says that it would not.
+            wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
+            yield _finding(seen, "emergency-undecided", f"{boot.outcome}: {boot.line}", wanted, _UNPROVEN)
+        case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
             yield _finding(
                 seen, "no-prompt", f"{boot.outcome}: {boot.line}", wanted, hint="its owner cannot get in any more"
             )
@@ -307,8 +329,17 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
     ]
     if tamper is None:
         return (*made, Control("it asks", _outcome(Outcome.ASKED), "asked", case))
+    made.append(Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case))
+    made.append(Control("nothing was changed", _with(changes=()), "not-applied", case, _UNPROVEN))
+    if tamper.undo:
+        made.append(Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case))
+    if tamper.locked and any(boot.outcome is Outcome.LOCKED for boot in seen.boots):
+        # Nothing was typed: nobody asked.
+        made.append(
+            Control("an emergency for anybody", _outcome(Outcome.EMERGENCY), "emergency-undecided", case, _UNPROVEN)
+        )
+        return tuple(made)
     made += [
-        Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case),
         Control("a keyslot that opens with nothing", _answer(BLANK, Answer.OPENED), "wrong-passphrase-opens", case),
         Control("an emergency with a root shell", _answer(PROBE, Answer.SHELL), "shell", case),
         Control("the passphrase is refused", _answer(RIGHT, Answer.REFUSED), "right-refused", case),
@@ -316,11 +347,9 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
             "the passphrase comes to nothing", _answer(RIGHT, Answer.TIMEOUT), "right-undecided", case, _UNPROVEN
         ),
         Control("no answer to a guess", _answer(BLANK, Answer.TIMEOUT), "guess-undecided", case, _UNPROVEN),
-        Control("nobody says why", _without_reasons, "no-reason", case),
-        Control("nothing was changed", _with(changes=()), "not-applied", case, _UNPROVEN),
     ]
-    if tamper.undo:
-        made.append(Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case))
+    if seen.reason_from != "journal" or tamper.after == "login":
+        made.append(Control("nobody says why", _without_reasons, "no-reason", case))
     return tuple(made)
 
 

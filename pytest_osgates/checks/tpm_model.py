@@ -40,6 +40,9 @@ class Tamper(Model):
     undo: bool
     why_not: str = ""
     required: bool
+    parameter: str = Field(default="", pattern=r"^[A-Za-z0-9_.,=:/ -]{0,200}$")
+    after: Literal["login", "shell"] = "login"
+    locked: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -70,6 +73,7 @@ class Outcome(StrEnum):
     ASKED = "asked"  # the prompt for the passphrase
     SHELL = "shell"  # commands are taken
     EMERGENCY = "emergency"  # it gave up without asking
+    LOCKED = "locked"  # it gave up without asking, and nobody gets a shell
     STOPPED = "stopped"  # firmware, boot loader or kernel gave up
     ENDED = "ended"  # it switched itself off
     TIMEOUT = "timeout"  # none of these before the deadline
@@ -94,12 +98,14 @@ REFUSALS = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN, Answer.LOCKED})
 
 
 class Try(Model):
-    """A passphrase that was typed. `what`: blank, shell probe, wrong N, or right. `line`: by which it was decided."""
+    """A passphrase that was typed. `what`: blank, shell probe, wrong N, or right. `line`: by which it was decided.
+    `early`: what decided it was there before anything was typed."""
 
     what: str
     answer: Answer
     line: str = ""
     seconds: float = 0.0
+    early: bool = False
 
 
 class BootSeen(Model):
@@ -248,3 +254,10 @@ def tamper_of(case: str) -> Tamper | None:
     if re.fullmatch(rf"{UNTAMPERED}-[1-9][0-9]*", case):
         return None
     return tampers()[case]
+
+
+def opened(attempt: Try, tamper: Tamper) -> bool:
+    """Whether the right passphrase let its owner in: to the login, or to what the tamper leads to after it."""
+    if attempt.answer is Answer.OPENED:
+        return True
+    return tamper.after == "shell" and not attempt.early and attempt.answer in (Answer.SHELL, Answer.LOCKED)

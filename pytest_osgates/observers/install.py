@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
 from pytest_osgates.checks.install import InstallObservation, InstallOutcome, Left
+from pytest_osgates.data import load
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.disk.startable import startable
 from pytest_osgates.observers.boot import Boot, Plan
-from pytest_osgates.observers.secureboot import Launch, scratch_directory
+from pytest_osgates.observers.secureboot import scratch_directory
 from pytest_osgates.profiles.schema import BootSection, InstallSection, InstallStep, LoginSection, MachineSection
 from pytest_osgates.progress import ProgressLog, Step
 from pytest_osgates.vm.dialogue import Dialogue, Sign
@@ -40,7 +42,10 @@ LOOK_SECONDS = 2.0
 ASK_SECONDS = 5.0
 _POWER_OFF_SECONDS = 120.0
 _PIECE = 1 << 18
+# Of the log, as evidence. All of it is searched.
 _MOST_LOG = 16 << 20
+# Of what was searched, what is searched once more with the next piece: a line may be cut in two.
+_OVERLAP = 1 << 13
 _LOG_LINES = 100
 _LINE = 300
 _QEMU_IMG = "apt-get install qemu-utils (Fedora: dnf install qemu-img)"
@@ -118,6 +123,7 @@ def install(site: Site, home: Home) -> InstallObservation:
         unread=unread,
         starts=starts[0],
         starts_detail=starts[1],
+        lost=worker.lost,
         written=written,
         records=f"machines/{records.name}",
     )
@@ -132,10 +138,11 @@ def _left(disk: Path) -> tuple[tuple[Left, ...] | None, str]:
 
 
 def _starts(site: Site, home: Home) -> tuple[str, str]:
-    """What a copy of the machine comes to without the ISO.
+    """What a copy of the machine comes to without the ISO: "started", "ended" or "silent", and why.
 
     :raise HostError: QEMU or swtpm failed.
     """
+    emulated = site.host.accelerator.kind is AccelKind.TCG
     with scratch_directory() as scratch:
         copy = Home.at(scratch / "machine")
         if home.variables.exists() and home.tpm_state.exists():
@@ -145,9 +152,41 @@ def _starts(site: Site, home: Home) -> tuple[str, str]:
             # Without UEFI, or without a TPM.
             spec = _spec(site, _START, None, None, cdrom=False, disks=(home.disk,))
         plan = Plan(f"install-{_START}", site.boot, None, site.live_deadline_s)
-        with Machine(spec, site.host, site.records(_START)) as machine:
-            came, _, line, at = Launch(machine, plan, site.progress).come((), "first", 0.0)
-    return str(came), one_line(f"after {at:.0f} s: {line}", _LINE)
+        patterns = boot_check.patterns(emulated=emulated)
+        with Machine(spec, site.host, site.records(_START), patterns) as machine:
+            boot = FromDisk(machine, plan, site.progress)
+            ready = boot.run()
+            came = "started" if ready else "silent" if boot.outcome is boot_check.Outcome.TIMEOUT else "ended"
+            what = boot.shown if ready else boot.detail
+            at = machine.elapsed
+    return came, one_line(f"after {at:.0f} s: {what}", _LINE)
+
+
+class FromDisk(Boot):
+    """A boot without the guest channel that is over once its kernel has come to `[boot]` ready_text, or to a prompt
+    for a passphrase: more than a kernel's first word, after which it may still panic."""
+
+    shown = ""
+
+    def _shows_ready(self) -> str:
+        if self._kernel_at is None:
+            return ""
+        if by := super()._shows_ready():
+            self.shown = f"ready, on the {by}"
+            return by
+        lines = strip_escapes(self.machine.serial.tail()).replace("\r", "\n").rstrip("\n").split("\n")[-3:]
+        for by, shown in (("serial", lines), ("screen", self._screen.text.splitlines())):
+            for line in shown:
+                if any(regex.search(line) for regex in _prompts()):
+                    self.shown = f"a prompt, on the {by}: {line}"
+                    return by
+        return ""
+
+
+@cache
+def _prompts() -> tuple[re.Pattern[str], ...]:
+    """For a passphrase, by ``data/unlock_console.toml``."""
+    return tuple(re.compile(row["regex"]) for row in load("unlock_console")["line"] if row["sign"] == "prompt")
 
 
 def _spec(
@@ -178,6 +217,8 @@ class _Worker:
         self.wanted = wanted
         self.steps = 0
         self.said = ""
+        # Bytes of the serial console that nobody looked at.
+        self.lost = 0
         self.logs: dict[str, str] = {}
         self._pause = threading.Event()
         self._life: tuple[object, ...] = ()
@@ -252,6 +293,8 @@ class _Script(_Worker):
     def __init__(self, site: Site, records: Path) -> None:
         super().__init__(site, records, 1)
         self._taken = 0
+        # The end of what was searched, from the beginning of a line on.
+        self._before = b""
 
     def work(self, home: Home) -> None:
         site = self.site
@@ -286,24 +329,37 @@ class _Script(_Worker):
             done = shell.run(f"cat {base}/install.status", timeout=60, shown="")
             # The status first, then the log: what is said before it ends is there when it has ended.
             while self._take(shell):
-                pass
+                self.alive(machine, self._taken)
             if done.status == 0:
+                self._search(self._before)
                 self._fetch(shell)
                 return one_line(done.text, 20)
-            self.failing(self.said)
             self.alive(machine, self._taken)
             self._pause.wait(ASK_SECONDS)
 
     def _take(self, shell: GuestShell) -> bool:
-        """The next piece of the log; whether there may be more."""
-        if self._taken >= _MOST_LOG:
-            return False
+        """The next piece of the log; whether there may be more.
+
+        :raise _Over: it says that the installation failed, whatever it says later and ends with.
+        """
         command = f"tail -c +{self._taken + 1} {shell.directory}/install.log | head -c {_PIECE}"
         piece = shell.run(command, timeout=60, max_output=_PIECE, shown="").stdout
+        if room := max(0, _MOST_LOG - self._taken):
+            self.keep("installer.log", piece[:room], more=True)
         self._taken += len(piece)
-        self.keep("installer.log", piece, more=True)
         self.said = (self.said + strip_escapes(piece.decode("utf-8", "replace")))[-_PIECE:]
+        text = self._before + piece
+        # What an unfinished line means may only be known at its end.
+        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        self._search(text if len(text) - end > _OVERLAP else text[:end])
+        rest = text[-_OVERLAP:]
+        # From the beginning of a line on, where there is one: what is cut there would begin with any of its words.
+        self._before = rest if len(rest) == len(text) else rest[rest.find(b"\n") + 1 :]
         return len(piece) == _PIECE
+
+    def _search(self, log: bytes) -> None:
+        """:raise _Over: it says that the installation failed."""
+        self.failing(re.sub(r"\r\n?", "\n", strip_escapes(log.decode("utf-8", "replace"))))
 
     def _fetch(self, shell: GuestShell) -> None:
         """The installer's own logs."""
@@ -357,11 +413,21 @@ class _Talk(_Worker):
                     self._await(machine, talk, "done", section.done, on_screen=section.done_on_screen)
                     self.shoot(machine, "last")
                     machine.power_off(_POWER_OFF_SECONDS * site.patience)
+                    self._last_words(talk)
                     return
                 if section.ends == "reboot":
                     self._until_reset(machine, talk)
+                    self._last_words(talk)
                     return
             self._until_off(machine, talk)
+            self._last_words(talk)
+
+    def _last_words(self, talk: Dialogue) -> None:
+        """:raise _Over: at any time it said that it failed: also just before it ended, or was answered."""
+        talk.rest()
+        self.lost = talk.lost
+        if (heard := talk.ever.get("failed")) is not None:
+            raise _Over(InstallOutcome.FAILED, heard.line)
 
     def _until_reset(self, machine: Machine, talk: Dialogue) -> None:
         """Ended before it starts from its disk: what that comes to is seen later, on a copy."""

@@ -6,6 +6,7 @@ seen by the processor's descriptor table. The rows that ask the guest have a mac
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from pytest_osgates.checks.secureboot_model import (
     refusals,
     tamper_of,
 )
+from pytest_osgates.image import siglist
 from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.model import State
 from pytest_osgates.observers.boot import LOOP_RESETS, POLL_SECONDS, SCREEN_SECONDS, Boot, Plan
@@ -46,7 +48,7 @@ from pytest_osgates.vm.host import Host, create_overlay, find_firmware
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.spec import AccelKind, Firmware, MachineSpec
 from pytest_osgates.vm.text import one_line, printable, strip_escapes
-from pytest_osgates.vm.variables import Keys, allow, databases, enrol, forbid
+from pytest_osgates.vm.variables import Keys, allow, databases, enrol, forbid, give_keys
 from pytest_osgates.vm.workdir import temporary
 
 _ENROLLED = ("PK", "KEK", "db", "MokList")
@@ -59,7 +61,7 @@ _ANOTHER = "05" * 32
 
 @dataclass(frozen=True)
 class Place:
-    """What all rows have in common. `home`: the machine that an installed disk belongs to, where its keys are wanted.
+    """What all rows have in common. `home`: the machine that an installed disk belongs to, if it is there.
     `directory`: of the profile, from which its paths count. `records`: a directory for one boot's."""
 
     policy: SecureBootPolicy
@@ -105,28 +107,60 @@ class Place:
                 f"{path} is no certificate: {error}", remedy="give X.509 as DER or PEM in [gate.secureboot]"
             ) from error
 
+    @property
+    def entries(self) -> bool:
+        """Whether the machine has the boot entries that its installer wrote; an ISO needs none."""
+        return self.medium.iso or self.home is not None
+
+    def expected(self) -> tuple[Database, ...]:
+        """The certificates that the profile names, by the variables that they belong in.
+
+        :raise UsageError: a file of the profile's is missing, or no certificate.
+        """
+        named = (("PK", (self.keys.pk,)), ("KEK", self.keys.kek), ("db", self.keys.db), ("MokList", self.keys.mok))
+        return tuple(
+            Database(
+                name=name,
+                certificates={
+                    hashlib.sha256(der).hexdigest(): one_line(siglist.subject(der), _LINE) for der in ders if der
+                },
+            )
+            for name, ders in named
+        )
+
+    def vendor(self, scratch: Path) -> tuple[Database, ...]:
+        """The keys in the firmware vendor's template, which a machine's own are compared with.
+
+        :raise UsageError: there is no such firmware.
+        :raise HostError: they cannot be read.
+        """
+        return self.enrolled(self._template(), scratch) if self.policy.keys == "machine" else ()
+
+    def _template(self) -> Path:
+        firmware = find_firmware(Firmware.UEFI_SECUREBOOT)
+        if firmware is None:
+            raise UsageError("no firmware with Secure Boot")
+        return firmware.variables.path
+
     def variables(self, where: Path, scratch: Path) -> None:
-        """Write the firmware's variables with the profile's keys.
+        """Write the firmware's variables with the profile's keys. Those of an installed machine keep the rest of what
+        they have: without its boot entries, it might not start at all.
 
         :raise UsageError: there are no such keys.
         :raise HostError: no firmware, no virt-fw-vars, or no room.
         """
-        if self.policy.keys == "machine":
-            if self.home is None:
-                raise UsageError(
-                    'keys = "machine" are those beside an installed disk',
-                    remedy='write state = "installed" into [gate.secureboot], and give --iso-disk',
-                )
-            template = self.home.variables
-        else:
-            firmware = find_firmware(Firmware.UEFI_SECUREBOOT)
-            if firmware is None:
-                raise UsageError("no firmware with Secure Boot")
-            template = firmware.variables.path
+        if self.policy.keys == "machine" and self.home is None:
+            raise UsageError(
+                'keys = "machine" are those beside an installed disk',
+                remedy='write state = "installed" into [gate.secureboot], and give --iso-disk',
+            )
+        source = self._template() if self.home is None else self.home.variables
         with temporary("the firmware's variables"):
-            shutil.copyfile(template, where)
+            shutil.copyfile(source, where)
             where.chmod(0o600)
         if self.policy.keys != "machine":
+            if self.home is not None:
+                give_keys(where, self._template(), scratch, self.host.pace)
             enrol(where, self.keys, scratch, self.host.pace)
 
     def enrolled(self, variables: Path, scratch: Path) -> tuple[Database, ...]:
@@ -189,12 +223,40 @@ class Sign:
 
     row: Refusal
     regex: re.Pattern[str]
+    # "first", "later", or "another": somebody's who does not start the link that was spoilt.
+    refuses: str
 
 
-def signs(policy: SecureBootPolicy) -> tuple[Sign, ...]:
-    """``data/secureboot.toml``, and what the profile adds for links after the first."""
-    added = [Refusal(by="profile", refuses="later", regex=text, source="profile") for text in policy.refusals]
-    return tuple(Sign(row, re.compile(row.regex, re.MULTILINE)) for row in (*refusals(), *added))
+def signs(policy: SecureBootPolicy, stage: Stage) -> tuple[Sign, ...]:
+    """``data/secureboot.toml``, and what the profile adds for links after the first; `stage`: the spoilt link."""
+    links = tuple(Stage)
+    added = [
+        Refusal(by="profile", refuses="later", links=links, regex=text, source="profile") for text in policy.refusals
+    ]
+    found = []
+    for row in (*refusals(), *added):
+        foreign = row.refuses == "later" and stage not in row.links
+        found.append(Sign(row, re.compile(row.regex, re.MULTILINE), "another" if foreign else row.refuses))
+    return tuple(found)
+
+
+# edk2, OvmfPkg PlatformBmPrintScLib: what it starts, with the file where its boot entry has one.
+_STARTING = re.compile(r'BdsDxe: starting Boot[0-9A-F]{4} "[^"]{0,200}" from ')
+_PATH = re.compile(r'(?:[A-Za-z]+\([^()]{0,200}\)/?)*(?P<file>\\[^:"]{1,300}?\.efi)?', re.IGNORECASE)
+# UEFI 2.10, 3.5.1.1: of a medium whose entry names no file.
+_DEFAULT = "/EFI/BOOT/BOOTX64.EFI"
+
+
+def loaded(console: str) -> str:
+    """The program that the firmware said last that it starts; empty if it did not say."""
+    # Its console breaks lines at its width.
+    joined = console.replace("\r", "").replace("\n", "")
+    found = ""
+    for match in _STARTING.finditer(joined):
+        path = _PATH.match(joined[match.end() : match.end() + 600].partition("BdsDxe:")[0])
+        file = path["file"] if path is not None else None
+        found = file.replace("\\", "/") if file else _DEFAULT
+    return one_line(found, _LINE)
 
 
 def told(texts: Sequence[str], known: Sequence[Sign], wanted: str) -> tuple[Sign, str] | None:
@@ -203,7 +265,7 @@ def told(texts: Sequence[str], known: Sequence[Sign], wanted: str) -> tuple[Sign
     lines = [text.replace("\r", "\n") for text in texts]
     # A firmware's console breaks lines at its width (edk2, TerminalDxe).
     lines += [text.replace("\n", "") for text in lines]
-    for sign in sorted(known, key=lambda sign: sign.row.refuses != wanted):
+    for sign in sorted(known, key=lambda sign: sign.refuses != wanted):
         for text in lines:
             match = sign.regex.search(text)
             if match is not None:
@@ -211,40 +273,61 @@ def told(texts: Sequence[str], known: Sequence[Sign], wanted: str) -> tuple[Sign
     return None
 
 
+@dataclass(frozen=True)
+class Landing:
+    """What a watched boot came to, by which sign, in which line, after how many seconds. `restless`: it was refused,
+    and still did something when the deadline was over."""
+
+    came: Came
+    sign: Sign | None
+    line: str
+    at: float
+    restless: bool = False
+
+
 class Launch(Boot):
     """A boot that is watched until a kernel runs, or until somebody has refused to start the next program."""
 
-    def come(self, known: Sequence[Sign], wanted: str, settle_s: float) -> tuple[Came, Sign | None, str, float]:
-        """What it comes to, by which sign, in which line, after how many seconds. Of several signs the one counts
-        that `refuses` what is `wanted`. After a refusal it is watched for `settle_s` more: something else may be
-        started.
+    def come(self, known: Sequence[Sign], wanted: str, settle_s: float) -> Landing:
+        """What it comes to. Of several signs the one counts that `refuses` what is `wanted`. After a refusal it is
+        watched until nothing was said, read or shown for `settle_s`: something else may be started, and a sign may be
+        about something else.
 
         :raise HostError: QEMU or swtpm failed: no word about the guest.
         """
         machine = self.machine
-        limit = self._plan.deadline_s
         sign: tuple[Sign, str] | None = None
-        refused_at = 0.0
+        refused_at = alive_at = 0.0
+        life: tuple[object, ...] = ()
         next_look = 0.0
         ended = ""
+        restless = False
         try:
-            while machine.elapsed < limit:
+            while True:
+                now = machine.elapsed
                 machine.check_guest()
                 if machine.resets >= LOOP_RESETS:
                     raise GuestFailed(f"the guest reset the machine {machine.resets} times")
-                if machine.elapsed >= next_look:
+                if now >= next_look:
                     self._look()
                     next_look = machine.elapsed + SCREEN_SECONDS
                 self._say()
                 if self._kernel_at is not None:
                     break
+                if (signs_of_life := self._life()) != life:
+                    life, alive_at = signs_of_life, now
                 found = self._told(known, wanted)
-                if found is not None and (sign is None or sign[0].row.refuses != wanted):
+                if found is not None and (sign is None or sign[0].refuses != wanted):
                     if sign is None:
-                        refused_at = machine.elapsed
-                        limit = min(limit, refused_at + settle_s)
+                        refused_at = now
                         self._shoot("refused")
                     sign = found
+                still = now - max(alive_at, refused_at) >= settle_s
+                if sign is not None and still:
+                    break
+                if now >= self._plan.deadline_s:
+                    restless = sign is not None
+                    break
                 machine.serial.wait_for_more(POLL_SECONDS)
         except GuestFailed as error:
             ended = error.what
@@ -253,10 +336,14 @@ class Launch(Boot):
         self._last_look()
         by, line = sign if sign is not None else (None, "")
         if self._kernel_at is not None:
-            return Came.STARTED, by, line, at
+            return Landing(Came.STARTED, by, line, at)
         if by is not None:
-            return Came.REFUSED, by, line, refused_at or at
-        return (Came.ENDED, None, ended, at) if ended else (Came.SILENT, None, self._last_words(), at)
+            return Landing(Came.REFUSED, by, line, refused_at or at, restless)
+        return Landing(Came.ENDED, None, ended, at) if ended else Landing(Came.SILENT, None, self._last_words(), at)
+
+    def _life(self) -> tuple[object, ...]:
+        """What changes as long as something happens. A cursor that blinks is no change."""
+        return (self.machine.serial.spoken, self._screen.reads, self._screen.changed_at)
 
     def _told(self, known: Sequence[Sign], wanted: str) -> tuple[Sign, str] | None:
         """The most telling sign on console or screen."""
@@ -309,8 +396,7 @@ class Observer:
     def _starts(self, case: str, stage: Stage, way: Way, spoilt: Spoilt, scratch: Path) -> tuple[StartSeen, ...]:
         """The tampered boot, and its twin where that still proves something."""
         forbidden = way is Way.FORBIDDEN
-        wanted = "first" if stage is self.place.policy.chain[0] else "later"
-        tampered = self._start(case, "tampered", spoilt, (), spoilt.digests if forbidden else (), wanted, scratch)
+        tampered = self._start(case, "tampered", spoilt, (), spoilt.digests if forbidden else (), stage, scratch)
         if tampered.came is not Came.REFUSED:
             return (tampered,)
         twin = self._start(
@@ -319,7 +405,7 @@ class Observer:
             spoilt,
             () if forbidden else spoilt.digests,
             (_ANOTHER,) if forbidden else (),
-            wanted,
+            stage,
             scratch,
         )
         return (tampered, twin)
@@ -331,7 +417,7 @@ class Observer:
         spoilt: Spoilt,
         db: tuple[str, ...],
         dbx: tuple[str, ...],
-        wanted: str,
+        stage: Stage,
         scratch: Path,
     ) -> StartSeen:
         place = self.place
@@ -346,21 +432,26 @@ class Observer:
         spec = place.spec(f"secureboot-{role}", scratch, variables, copy, None)
         records = place.records(f"{case}-{role}")
         plan = Plan(f"secureboot-{case}-{role}", place.boot, None, place.deadline)
+        wanted = "first" if stage is place.policy.chain[0] else "later"
         with Machine(spec, place.host, records) as machine:
             launch = Launch(machine, plan, place.progress)
-            came, sign, line, at = launch.come(signs(place.policy), wanted, place.policy.settle_s * place.host.pace)
-            text = strip_escapes(machine.serial.tail(_TAIL)).splitlines()
+            settle_s = place.policy.settle_s * place.host.pace
+            landing = launch.come(signs(place.policy, stage), wanted, settle_s)
+            console = strip_escapes(machine.serial.tail(_TAIL))
+        sign = landing.sign
         return StartSeen(
             role="twin" if role == "twin" else "tampered",
-            came=came,
+            came=landing.came,
             by="" if sign is None else sign.row.by,
-            refuses="" if sign is None else sign.row.refuses,
-            line=line,
-            at=round(at, 1),
+            refuses="" if sign is None else sign.refuses,
+            line=landing.line,
+            at=round(landing.at, 1),
+            restless=landing.restless,
+            loaded=loaded(console),
             db=db,
             dbx=dbx,
             records=f"machines/{records.name}",
-            console=tuple(printable(each, _LINE) for each in text[-_CONSOLE_LINES:]),
+            console=tuple(printable(each, _LINE) for each in console.splitlines()[-_CONSOLE_LINES:]),
         )
 
     def _seen(
@@ -378,6 +469,7 @@ class Observer:
 def seen(place: Place, case: str, **facts: object) -> SecureBootObservation:
     """One row's observation."""
     common: dict[str, object] = {
+        "entries": place.entries,
         "accelerator": str(place.host.accelerator.kind),
         "deadline_s": place.deadline,
         "pace": place.host.pace,
@@ -391,6 +483,8 @@ class Asked:
 
     boot: Boot
     enrolled: tuple[Database, ...]
+    expected: tuple[Database, ...]
+    vendor: tuple[Database, ...]
     ready: bool
     records: str
 
@@ -405,6 +499,7 @@ def asked(place: Place) -> Iterator[Asked]:
         variables = scratch / "enrolled.fd"
         place.variables(variables, scratch)
         enrolled = place.enrolled(variables, scratch)
+        expected, vendor = place.expected(), place.vendor(scratch)
         nonce = new_nonce()
         spec = place.spec("secureboot-guest", scratch, variables, None, nonce)
         records = place.records("guest")
@@ -412,15 +507,20 @@ def asked(place: Place) -> Iterator[Asked]:
         with Machine(spec, place.host, records, boot_check.patterns(emulated=emulated)) as machine:
             plan = Plan("secureboot-guest", place.boot, place.login, place.guest_deadline_s)
             boot = Boot(machine, plan, place.progress)
-            yield Asked(boot, enrolled, boot.run(), f"machines/{records.name}")
+            yield Asked(boot, enrolled, expected, vendor, boot.run(), f"machines/{records.name}")
 
 
-def observe_guest(place: Place, case: str, machine: Asked) -> SecureBootObservation:
-    """A row that asks the guest.
+def observe_guest(place: Place, case: str, machine: Asked, signer: Callable[[], Signer]) -> SecureBootObservation:
+    """A row that asks the guest. `signer`: a key that nobody trusts.
 
     :raise HostError: QEMU or swtpm died.
     """
-    facts: dict[str, object] = {"enrolled": machine.enrolled, "records": machine.records}
+    facts: dict[str, object] = {
+        "enrolled": machine.enrolled,
+        "expected": machine.expected,
+        "vendor": machine.vendor,
+        "records": machine.records,
+    }
     if not machine.ready:
         outcome = machine.boot.outcome
         booted = f"{outcome}: {one_line(machine.boot.detail, _LINE)}"
@@ -429,7 +529,7 @@ def observe_guest(place: Place, case: str, machine: Asked) -> SecureBootObservat
     try:
         if case == GUEST:
             return seen(place, case, guest=ask(shell), **facts)
-        module = try_module(shell, place.policy.modules, way=case)
+        module = try_module(shell, place.policy.modules, way=case, signer=signer)
         return seen(place, case, module=module, **facts)
     except GuestError as error:
         return seen(place, case, error=error.what, **facts)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from pytest_osgates.checks.secureboot_model import MODULES, Database, GuestSeen, Load, ModuleSeen
 from pytest_osgates.image import siglist
+from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.vm.errors import ChannelError, ImageError
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.text import one_line, printable
@@ -31,6 +32,10 @@ _LINES = 40
 # Linux include/linux/module_signature.h: struct module_signature, and what follows it.
 _TRAILER = b"~Module signature appended~\n"
 _SIGNATURE = struct.Struct(">5B3xI")
+# PKEY_ID_PKCS7.
+_PKCS7 = 2
+# The object identifiers of SHA-256, SHA-384 and SHA-512, up to their last byte: 2.16.840.1.101.3.4.2.
+_SHA2 = bytes.fromhex("06096086480165030402")
 # Of an ELF file: bytes that nobody reads (EI_PAD, elf(5)).
 _PADDING = 15
 
@@ -80,15 +85,18 @@ def database(name: str, raw: bytes) -> Database:
         for entry in entries
         if entry.kind == siglist.X509
     }
-    return Database(name=name, certificates=certificates, digests=len(entries) - len(certificates))
+    others = sum(entry.kind != siglist.X509 for entry in entries)
+    return Database(name=name, certificates=certificates, digests=others)
 
 
 # -- modules
 
 
-def try_module(shell: GuestShell, names: tuple[str, ...], *, way: str) -> ModuleSeen | None:
-    """Load one of the guest's modules with its signature taken away (`way`: "module-unsigned"), or with another byte
-    below it; then as it is. None: there is none that could be tried.
+def try_module(
+    shell: GuestShell, names: tuple[str, ...], *, way: str, signer: Callable[[], Signer]
+) -> ModuleSeen | None:
+    """Load one of the guest's modules spoilt in a `way` (a row of MODULES): with its signature taken away, with one
+    by `signer` in its place, or with another byte below its own; then as it is. None: none could be tried.
 
     :raise GuestError: the guest does not answer.
     """
@@ -106,7 +114,7 @@ def try_module(shell: GuestShell, names: tuple[str, ...], *, way: str) -> Module
             intact = unpacked(shell.read_file(path, timeout=_SECONDS, max_size=_MOST_MODULE))
             if not stands_alone(intact):
                 continue
-            spoilt = _WAYS[way](intact)
+            spoilt = _WAYS[way](intact, signer)
         except (ImageError, ChannelError):
             # Not signed, not read: the next one.
             continue
@@ -181,12 +189,54 @@ def stands_alone(module: bytes) -> bool:
     return match is not None and not match[1]
 
 
-def without_signature(module: bytes) -> bytes:
+def without_signature(module: bytes, signer: Callable[[], Signer]) -> bytes:
     """:raise ImageError: it has none."""
     return module[: _signed_part(module)]
 
 
-def with_another_byte(module: bytes) -> bytes:
+def signed_by_another(module: bytes, signer: Callable[[], Signer]) -> bytes:
+    """The same module, signed as the kernel's scripts/sign-file does, by a key that the kernel does not know.
+
+    By the digest that its own signature is made with: the kernel has that one, and a refusal for the want of another
+    would be no refusal of the key. Linux Documentation/admin-guide/module-signing.rst.
+
+    :raise ImageError: the module has no signature, or one by a digest that this version does not know.
+    """
+    # Here, because they take long, and only one row needs them.
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7Options, PKCS7SignatureBuilder
+
+    end = _signed_part(module)
+    kinds: dict[int, hashes.SHA256 | hashes.SHA384 | hashes.SHA512] = {
+        1: hashes.SHA256(),
+        2: hashes.SHA384(),
+        3: hashes.SHA512(),
+    }
+    at = module.find(_SHA2, end)
+    kind = kinds.get(module[at + len(_SHA2)]) if at >= 0 else None
+    if kind is None:
+        raise ImageError("a module signed by a digest that is not one of SHA-256, SHA-384 and SHA-512")
+    made = signer()
+    # The kernel takes no attributes, and no certificates: it has its own (certs/system_keyring.c).
+    signature = (
+        PKCS7SignatureBuilder()
+        .set_data(module[:end])
+        .add_signer(made.certificate, made.key, kind)
+        .sign(
+            Encoding.DER,
+            [
+                PKCS7Options.DetachedSignature,
+                PKCS7Options.Binary,
+                PKCS7Options.NoAttributes,
+                PKCS7Options.NoCerts,
+            ],
+        )
+    )
+    return module[:end] + signature + _SIGNATURE.pack(0, 0, _PKCS7, 0, 0, len(signature)) + _TRAILER
+
+
+def with_another_byte(module: bytes, signer: Callable[[], Signer]) -> bytes:
     """A byte that nobody reads, but that is signed. :raise ImageError: the module has no signature."""
     _signed_part(module)
     made = bytearray(module)
@@ -208,6 +258,6 @@ def _signed_part(module: bytes) -> int:
     return end - total
 
 
-_WAYS: Mapping[str, Callable[[bytes], bytes]] = dict(
-    zip(MODULES, (without_signature, with_another_byte), strict=True)
+_WAYS: Mapping[str, Callable[[bytes, Callable[[], Signer]], bytes]] = dict(
+    zip(MODULES, (without_signature, signed_by_another, with_another_byte), strict=True)
 )

@@ -23,6 +23,7 @@ from pytest_osgates.checks.tpm_model import (
     TpmPolicy,
     TpmSlot,
     Try,
+    opened,
     tamper_of,
 )
 from pytest_osgates.image.disk import contents, luks
@@ -191,23 +192,24 @@ def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tu
     for _ in range(len(pending) + 1):
         boot = boots.asked(pending, with_tpm=with_tpm, with_rom=with_rom)
         found.append(boot)
-        if boot.outcome is not Outcome.ASKED or not _goes_on(boot):
+        if tamper.locked and boot.outcome is Outcome.LOCKED and not boot.screen:
+            break
+        if boot.outcome is not Outcome.ASKED or not _goes_on(boot, tamper):
             return tuple(found)
         for attempt in boot.tries:
             pending.pop(attempt.what, None)
         if boot.tries[-1].what == "right":
             break
-    if tamper.undo and found[-1].tries[-1].answer is Answer.OPENED:
+    if tamper.undo and (not found[-1].tries or opened(found[-1].tries[-1], tamper)):
         workshop.undo(tamper)
         found.append(boots.untouched("undone", with_tpm=True))
     return tuple(found)
 
 
-def _goes_on(boot: BootSeen) -> bool:
+def _goes_on(boot: BootSeen, tamper: Tamper) -> bool:
     """Whether there is anything to learn from what follows."""
     return bool(boot.tries) and all(
-        attempt.answer in (*_STILL_ASKED, Answer.LOCKED)
-        or (attempt.what == "right" and attempt.answer is Answer.OPENED)
+        attempt.answer in (*_STILL_ASKED, Answer.LOCKED) or (attempt.what == "right" and opened(attempt, tamper))
         for attempt in boot.tries
     )
 

@@ -110,9 +110,13 @@ class Talk:
             return (Outcome.ENDED, self._gone) if self._gone else (Outcome.TIMEOUT, "")
         if heard.name in _CORNER:
             answer, line = self._corner(heard)
-            if answer is Answer.SHELL:
-                return Outcome.SHELL, line
-            return Outcome.EMERGENCY, heard.line
+            outcomes = {
+                Answer.SHELL: (Outcome.SHELL, line),
+                # Enter has made it go on.
+                Answer.OPENED: (Outcome.UNLOCKED, line),
+                Answer.LOCKED: (Outcome.LOCKED, line),
+            }
+            return outcomes.get(answer, (Outcome.EMERGENCY, heard.line))
         return {
             "shell": Outcome.SHELL,
             "login": Outcome.UNLOCKED,
@@ -133,14 +137,16 @@ class Talk:
         heard = self._type(text, ignoring=("prompt",))
         if self._early:
             answer = Answer.SHELL if self._early[0].name == "shell" else Answer.EARLY
-            return Try(what="right", answer=answer, line=self._early[0].line)
+            return Try(what="right", answer=answer, line=self._early[0].line, early=True)
         if heard is not None and heard.name == "refused":
             later = self._wait(("shell", "login"), self._settle)
             heard = later or heard
         if heard is None:
             answer, line = (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, "")
         elif heard.name in _CORNER:
-            answer, line = Answer.LOCKED, heard.line
+            # That it was refused may have led there.
+            refused = self._dialogue.heard("refused")
+            answer, line = (Answer.LOCKED, heard.line) if refused is None else (Answer.REFUSED, refused.line)
         else:
             answer, line = _RIGHT[heard.name], heard.line
         return Try(what="right", answer=answer, line=line, seconds=round(time.monotonic() - begun, 1))

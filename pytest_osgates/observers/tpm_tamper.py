@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_osgates.checks.tpm_model import Change, Tamper
 from pytest_osgates.image import authenticode, uki
+from pytest_osgates.image.medium import files_of_disk
 from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.observers.tpm_files import Changes, change_files
 from pytest_osgates.vm import tpm, variables
@@ -20,12 +21,16 @@ from pytest_osgates.vm.spec import Firmware
 from pytest_osgates.vm.workdir import temporary
 
 # GRUB's configuration, and entries of boot loaders by the Boot Loader Specification.
-_MENUS = re.compile(r"(?:^|/)grub\.cfg$|^/loader/entries/[^/]+\.conf$", re.IGNORECASE)
-_KERNEL_LINE = re.compile(rb"^([ \t]*(?:linux(?:16|efi)?|options)[ \t][^\r\n]*?)([ \t]*\r?)$", re.MULTILINE)
+_GRUBS = re.compile(r"(?:^|/)grub\.cfg$", re.IGNORECASE)
+_ENTRIES = re.compile(r"^(?:/boot)?/loader/entries/[^/]+\.conf$", re.IGNORECASE)
+# With its parameters in GRUB's language. An entry names the kernel by `linux`, and the parameters by `options`.
+_KERNEL_LINE = re.compile(rb"^([ \t]*linux(?:16|efi)?[ \t][^\r\n]*?)([ \t]*\r?)$", re.MULTILINE)
+_OPTIONS_LINE = re.compile(rb"^([ \t]*options(?:[ \t][^\r\n]*?)?)([ \t]*\r?)$", re.MULTILINE)
+_LINUX_LINE = re.compile(rb"^[ \t]*linux[ \t]", re.MULTILINE)
 _INITRDS = re.compile(r"(?:^|/)initr[^/]*$", re.IGNORECASE)
-_KERNELS = re.compile(r"(?:^|/)(?:vmlinuz|bzimage)[^/]*$|/linux$", re.IGNORECASE)
+_KERNELS = re.compile(r"(?:^|/)(?:[^/]*vmlinuz|bzimage)[^/]*$|/linux$", re.IGNORECASE)
 _IMAGES = re.compile(r"^/efi/linux/[^/]+\.efi$", re.IGNORECASE)
-_LOADERS = re.compile(r"^/efi/[^/]+/(?:grub|gcd)x64[^/]*\.efi$|^/efi/[^/]+/systemd-bootx64\.efi$", re.IGNORECASE)
+_LOADERS = re.compile(r"^/efi/[^/]+/(?:grub|gcd)(?:x64[^/]*)?\.efi$|^/efi/[^/]+/systemd-bootx64\.efi$", re.IGNORECASE)
 _MARK = {"etc/osgates-tampered": (0o644, b"This initrd is not what was shipped.\n")}
 
 
@@ -52,7 +57,7 @@ class Workshop:
             how = _WAYS[tamper.how]
         except KeyError:
             raise UsageError(f"the tamper {tamper.name}: no way is called {tamper.how!r}") from None
-        return how(self)
+        return how(replace(self, parameter=tamper.parameter) if tamper.parameter else self)
 
     def undo(self, tamper: Tamper) -> None:
         """What was changed is what it was; and so is the TPM, whose counters have counted.
@@ -106,12 +111,26 @@ class Workshop:
         return (Change(what="variables", before=before, after=self.home.digests()["variables"]),)
 
     def edit_command_line(self) -> tuple[Change, ...]:
-        added = b" " + self.parameter.encode("ascii")
-        return self._files(
-            _MENUS,
-            lambda text: _KERNEL_LINE.sub(lambda match: match[1] + added + match[2], text),
-            "boot menu with a kernel's command line (grub.cfg, loader/entries/*.conf)",
-        )
+        """In GRUB's menus, and in the entries of systemd-boot and of GRUB's blscfg.
+
+        :raise ImageError: there are none with a command line of their own.
+        """
+        added = self.parameter.encode("ascii")
+        what = "boot menu with a kernel's command line (grub.cfg, loader/entries/*.conf)"
+        try:
+            return self._files(
+                _GRUBS,
+                lambda text: _KERNEL_LINE.sub(lambda match: match[1] + b" " + added + match[2], text),
+                what,
+                [(_ENTRIES, lambda text: with_option(text, added))],
+            )
+        except ImageError as error:
+            if not files_of_disk(self.original.disk, _IMAGES):
+                raise
+            raise ImageError(
+                f"{error.what}; its unified kernel images have their command line below their signature",
+                remedy="this version has no way to add to that one: it cannot try this tamper on this disk",
+            ) from error
 
     def extend_initrd(self) -> tuple[Change, ...]:
         return self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "initrd (initr*)")
@@ -186,6 +205,19 @@ class Workshop:
             )
         before, after = (_digest(found, side) for side in (0, 1))
         return (Change(what="disk", before=before, after=after),)
+
+
+def with_option(entry: bytes, added: bytes) -> bytes:
+    """An entry of the Boot Loader Specification whose kernel gets one more parameter, on the last line of its
+    options, or on one of their own; one without `linux` is left alone: a unified kernel image does not listen."""
+    if not _LINUX_LINE.search(entry):
+        return entry
+    lines = list(_OPTIONS_LINE.finditer(entry))
+    if not lines:
+        ending = b"" if entry.endswith(b"\n") else b"\n"
+        return entry + ending + b"options " + added + b"\n"
+    last = lines[-1]
+    return entry[: last.end(1)] + b" " + added + entry[last.end(1) :]
 
 
 def _digest(found: Mapping[str, tuple[str, str]], side: int) -> str:

@@ -17,7 +17,14 @@ state = "live"
 ROWS = (
     "guest",
     *("shim-unsigned", "shim-wrongly-signed", "loader-unsigned", "loader-wrongly-signed"),
-    *("kernel-unsigned", "kernel-wrongly-signed", "shim-in-dbx", "module-unsigned", "module-wrongly-signed"),
+    *(
+        "kernel-unsigned",
+        "kernel-wrongly-signed",
+        "shim-in-dbx",
+        "module-unsigned",
+        "module-wrongly-signed",
+        "module-changed",
+    ),
 )
 TESTS = """
 from secureboot_samples import *

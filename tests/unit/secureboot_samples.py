@@ -32,8 +32,17 @@ EXCHANGE = Database(name="KEK", certificates={"22" * 32: "CN=platform"})
 DB = Database(name="db", certificates={"33" * 32: MICROSOFT})
 OWN_DB = Database(name="db", certificates={"44" * 32: "CN=own"})
 BEFORE, AFTER = "aa" * 32, "bb" * 32
+MOK = Database(name="MokList", certificates={"55" * 32: "CN=project"})
+VENDOR = (
+    Database(name="PK", certificates={"11" * 32: "CN=platform"}),
+    Database(name="KEK", certificates={"22" * 32: "CN=platform"}),
+    Database(name="db"),
+)
+UEFI_CA = "48e99b991f57fc52f76149599bff0a58c47154229b9f8d603ac40d3500248507"
+MACHINE_POLICY = SecureBootPolicy(keys="machine", microsoft=True, mok=("project.der",))
 TAKEN = Load(status=0, loaded=True)
 REJECTED = Load(status=1, said="insmod: ERROR: could not insert module ts_fsm.ko: Key was rejected by service")
+UNAVAILABLE = REJECTED.model_copy(update={"log": ("[ 3.0] Loading of module with unavailable key is rejected",)})
 LOCKED = Load(
     status=1,
     said="insmod: ERROR: could not insert module ts_fsm.ko: Operation not permitted",
@@ -108,7 +117,22 @@ def row(case: str, policy: SecureBootPolicy = POLICY, **changes: Any) -> SecureB
         sections = {".linux": "1", ".osrel": "2", ".cmdline": "3"}
         made["ukis"] = (UkiSeen(name="ISO:/EFI/BOOT/BOOTX64.EFI", sections=sections, pcr11="00" * 32),)
     elif case in MODULES:
+        tampered = {"module-unsigned": LOCKED, "module-wrongly-signed": UNAVAILABLE, "module-changed": REJECTED}[case]
         made["module"] = ModuleSeen(
-            way=case, name="ts_fsm", path="/lib/modules/x.ko", before="1", after="2", intact=TAKEN, tampered=REJECTED
+            way=case, name="ts_fsm", path="/lib/modules/x.ko", before="1", after="2", intact=TAKEN, tampered=tampered
         )
     return SecureBootObservation(**{"case": case, "state": State.LIVE, **made, **changes})
+
+
+def machine(policy: SecureBootPolicy = MACHINE_POLICY, **changes: Any) -> SecureBootObservation:
+    """The row `guest` of an installed machine with its own keys: Microsoft's, the firmware vendor's, and the MOK."""
+    keys = (PLATFORM, EXCHANGE, Database(name="db", certificates={UEFI_CA: MICROSOFT}))
+    listed = Database(name="MokListRT", certificates={**MOK.certificates, "66" * 32: "CN=vendor of shim"})
+    made: dict[str, Any] = {
+        "enrolled": (*keys, MOK),
+        "expected": (Database(name="PK"), Database(name="KEK"), Database(name="db"), MOK),
+        "vendor": VENDOR,
+        "guest": guest(policy, databases=(*keys, listed)),
+        **changes,
+    }
+    return row("guest", policy, **made)

@@ -60,6 +60,7 @@ def test_an_installation_that_starts_passes_and_every_control_is_caught() -> Non
         (seen(starts=""), Verdict.NOT_PROVEN, {"start-unproven"}),
         (seen(starts="silent"), Verdict.NOT_PROVEN, {"start-unproven"}),
         (seen(starts="ended"), Verdict.FAIL, {"does-not-start"}),
+        (seen(lost=1), Verdict.NOT_PROVEN, {"lost-output"}),
         (seen(steps=0), Verdict.NOT_PROVEN, {"install-steps"}),
         (seen(steps=0, wanted_steps=0), Verdict.NOT_PROVEN, {"install-steps"}),
     ],

@@ -20,6 +20,7 @@ from pytest_osgates.checks.secureboot_model import (
     SecureBootPolicy,
     Stage,
     UkiSeen,
+    microsofts,
     module_refusals,
     patterns,
     refusals,
@@ -30,14 +31,20 @@ from pytest_osgates.model import Severity, Verdict
 from tests.unit.secureboot_samples import (
     DB,
     LOCKED,
+    MACHINE_POLICY,
     MICROSOFT,
+    MOK,
     OWN_DB,
+    PLATFORM,
     POLICY,
+    REJECTED,
     TAKEN,
+    UEFI_CA,
     UKI_POLICY,
     databases,
     file,
     guest,
+    machine,
     row,
     start,
 )
@@ -56,11 +63,11 @@ def test_the_rows_of_a_chain() -> None:
         "guest",
         *("shim-unsigned", "shim-wrongly-signed", "loader-unsigned", "loader-wrongly-signed"),
         *("kernel-unsigned", "kernel-wrongly-signed", "shim-in-dbx"),
-        *("module-unsigned", "module-wrongly-signed"),
+        *("module-unsigned", "module-wrongly-signed", "module-changed"),
     ) == ROWS
     assert UKI_POLICY.rows() == (
         *("guest", "uki-unsigned", "uki-wrongly-signed", "uki-changed", "uki-in-dbx", "uki"),
-        *("module-unsigned", "module-wrongly-signed"),
+        *("module-unsigned", "module-wrongly-signed", "module-changed"),
     )
 
 
@@ -233,6 +240,129 @@ def test_the_machine_owner_keys_are_in_shims_list() -> None:
     assert verdict(seen)[0] is Verdict.PASS
 
 
+def test_a_machine_with_the_projects_keys_passes_and_every_control_is_caught() -> None:
+    done = judge_gate(GATE, machine(), MACHINE_POLICY)
+    assert [control for control in done.controls if not control.caught] == []
+    assert (done.verdict, done.findings) == (Verdict.PASS, ())
+
+
+def enrolled(name: str, **changes: Any) -> SecureBootObservation:
+    """The machine, where one variable is another one, and the guest sees it."""
+    seen = machine()
+    assert seen.guest is not None
+
+    def changed(entries: tuple[Database, ...]) -> tuple[Database, ...]:
+        return tuple(entry.model_copy(update=changes) if entry.name == name else entry for entry in entries)
+
+    there = seen.guest.model_copy(update={"databases": changed(seen.guest.databases)})
+    return seen.model_copy(update={"enrolled": changed(seen.enrolled), "guest": there})
+
+
+@pytest.mark.parametrize(
+    ("seen", "said", "found"),
+    [
+        # The installer has enrolled nothing.
+        (machine(enrolled=machine().enrolled[:3]), Verdict.FAIL, {("keys-missing", "MokList")}),
+        (enrolled("MokList", certificates={}), Verdict.FAIL, {("keys-missing", "MokList")}),
+        (
+            enrolled("MokList", certificates={}, error="it breaks off"),
+            Verdict.NOT_PROVEN,
+            {("keys-unread", "MokList")},
+        ),
+        (enrolled("MokList", digests=2), Verdict.FAIL, {("keys-digests", "MokList")}),
+        (enrolled("db", digests=1), Verdict.FAIL, {("keys-digests", "db")}),
+        (
+            enrolled("db", certificates={UEFI_CA: MICROSOFT, "77" * 32: "CN=stranger"}),
+            Verdict.FAIL,
+            {("keys-foreign", "db")},
+        ),
+        # A subject can be written by anybody.
+        (
+            enrolled("db", certificates={UEFI_CA: MICROSOFT, "77" * 32: MICROSOFT}),
+            Verdict.FAIL,
+            {("keys-foreign", "db")},
+        ),
+        (enrolled("PK", certificates={"77" * 32: "CN=stranger"}), Verdict.FAIL, {("keys-foreign", "PK")}),
+        (machine(expected=()), Verdict.NOT_PROVEN, {("keys-unnamed", "keys")}),
+        (
+            machine(expected=(Database(name="MokList"), Database(name="PK", certificates=PLATFORM.certificates))),
+            Verdict.NOT_PROVEN,
+            {("keys-unnamed", "keys")},
+        ),
+    ],
+)
+def test_whose_keys_a_machine_has(seen: SecureBootObservation, said: Verdict, found: set[tuple[str, str]]) -> None:
+    verdict_, all_found = verdict(seen, MACHINE_POLICY)
+    assert verdict_ is said
+    assert {key for key in all_found if key[0].startswith("keys-")} == found
+
+
+def test_a_foreign_machine_owner_key() -> None:
+    more = {**MOK.certificates, "77" * 32: "CN=stranger"}
+    seen = enrolled("MokList", certificates=more)
+    assert ("keys-foreign", "MokList") in verdict(seen, MACHINE_POLICY)[1]
+
+
+def test_a_machine_whose_keys_nobody_names_proves_nothing() -> None:
+    """Compared with themselves, any keys would do."""
+    unnamed = SecureBootPolicy(keys="machine", microsoft=True)
+    assert verdict(machine(unnamed, expected=()), unnamed) == (Verdict.NOT_PROVEN, {("keys-unnamed", "keys")})
+
+
+def test_a_machine_of_ones_own_keys_has_no_others() -> None:
+    own = SecureBootPolicy(keys="machine", pk="pk", kek=("kek",), db=("db",))
+    keys = (*databases(own)[:2], OWN_DB)
+    seen = machine(own, enrolled=keys, expected=keys, guest=guest(own, databases=keys))
+    done = judge_gate(GATE, seen, own)
+    assert (done.verdict, done.findings) == (Verdict.PASS, ())
+    assert all(control.caught for control in done.controls)
+    # The firmware vendor's is foreign there.
+    other = (PLATFORM.model_copy(update={"certificates": {"99" * 32: "CN=vendor"}}), *keys[1:])
+    seen = machine(own, enrolled=other, expected=keys, guest=guest(own, databases=other), vendor=other)
+    assert verdict(seen, own) == (Verdict.FAIL, {("keys-foreign", "PK"), ("keys-missing", "PK")})
+    # Named, and Microsoft's beside them.
+    both = SecureBootPolicy(keys="machine", microsoft=True, pk="pk", kek=("kek",), db=("db",))
+    with_microsoft = (*keys[:2], Database(name="db", certificates={**OWN_DB.certificates, UEFI_CA: MICROSOFT}))
+    seen = machine(both, enrolled=with_microsoft, expected=keys, guest=guest(both, databases=with_microsoft))
+    assert verdict(seen, both)[0] is Verdict.PASS
+
+
+def test_microsofts_certificates_are_known_by_their_digests() -> None:
+    assert UEFI_CA in microsofts("db")
+    assert not microsofts("db") & microsofts("KEK")
+    assert all(re.fullmatch("[0-9a-f]{64}", each) for name in ("db", "KEK") for each in microsofts(name))
+    assert microsofts("PK") == microsofts("MokList") == frozenset()
+
+
+def test_a_refusal_after_which_something_happens_until_the_deadline() -> None:
+    for case in REFUSED:
+        seen = row(case)
+        busy = seen.starts[0].model_copy(update={"restless": True})
+        found = verdict(seen.model_copy(update={"starts": (busy, seen.starts[1])}))
+        assert found == (Verdict.NOT_PROVEN, {("restless", case)})
+
+
+def test_a_program_that_was_not_spoilt_is_no_violation() -> None:
+    """The firmware says which one it starts; of later links it says nothing."""
+
+    def told(case: str, loaded: str) -> tuple[Verdict, set[tuple[str, str]]]:
+        spoilt = file(name="partition 1:/EFI/debian/shimx64.efi")
+        ran = start("tampered", Came.STARTED, loaded=loaded)
+        return verdict(row(case, files=(spoilt,), starts=(ran,)))
+
+    case = "shim-unsigned"
+    said, found = told(case, "/EFI/opensuse/odd.efi")
+    assert (said, ("started-another", case) in found, ("started", case) in found) == (Verdict.NOT_PROVEN, True, False)
+    assert told(case, "/efi/DEBIAN/SHIMX64.EFI") == (Verdict.FAIL, {("started", case)})
+    assert told(case, "") == (Verdict.FAIL, {("started", case)})
+    assert told("kernel-unsigned", "/EFI/opensuse/odd.efi") == (Verdict.FAIL, {("started", "kernel-unsigned")})
+
+
+def test_a_machine_without_its_boot_entries_may_fail_for_the_want_of_them() -> None:
+    seen = row("guest", guest=None, booted="failed: no boot device", failed=True, entries=False)
+    assert verdict(seen) == (Verdict.NOT_PROVEN, {("not-booted", "guest")})
+
+
 def test_a_machine_that_does_not_boot() -> None:
     assert verdict(row("guest", guest=None, booted="failed: panic", failed=True)) == (
         Verdict.FAIL,
@@ -263,14 +393,23 @@ def test_modules(changes: dict[str, Any], said: Verdict, rule: str) -> None:
 
 
 def test_refusals_of_modules_that_are_known() -> None:
-    assert refusal_of(LOCKED)
+    assert refusal_of(LOCKED, "module-unsigned")
+    assert refusal_of(LOCKED, "module-wrongly-signed")
+    assert not refusal_of(LOCKED, "module-changed")
     enforced = Load(
         status=1,
         said="insmod: ERROR: could not insert module x.ko: Required key not available",
         log=("[ 3.0] Loading of module with unavailable key is rejected",),
     )
-    assert refusal_of(enforced)
-    assert not refusal_of(Load(status=1, said="Required key not available"))
+    assert refusal_of(enforced, "module-wrongly-signed")
+    assert not refusal_of(enforced, "module-unsigned")
+    # A signature that does not fit is refused by any kernel that looks at signatures: it says nothing of the key.
+    assert refusal_of(REJECTED, "module-changed")
+    assert not refusal_of(REJECTED, "module-wrongly-signed")
+    assert not refusal_of(REJECTED, "module-unsigned")
+    assert not refusal_of(Load(status=1, said="Required key not available"), "module-wrongly-signed")
+    no_hash = enforced.model_copy(update={"log": ("Loading of module with unsupported crypto is rejected",)})
+    assert not any(refusal_of(no_hash, way) for way in ("module-unsigned", "module-wrongly-signed"))
 
 
 def test_unified_kernel_images() -> None:
@@ -307,8 +446,8 @@ def test_a_row_that_the_profile_does_not_have() -> None:
         ({"chain": []}, "each link once"),
         ({"keys": "own", "pk": "x"}, "pk and kek at least"),
         ({"keys": "own", "pk": "x", "kek": ["x"]}, "nothing is ever started"),
-        ({"pk": "x"}, 'are for keys = "own"'),
-        ({"keys": "machine", "mok": ["x"]}, "are what they are"),
+        ({"pk": "x"}, 'are for keys = "own" and "machine"'),
+        ({"settle_s": 10}, "greater than or equal to 30"),
         ({"microsoft": False}, "without Microsoft's keys"),
         ({"files": {"uki": ["x"]}}, "which the chain does not have"),
         ({"files": {"kernel": [".*"]}}, "fits anything"),
@@ -328,6 +467,10 @@ def test_which_files_are_links_of_the_chain() -> None:
 
     assert fits(Stage.SHIM, "/EFI/BOOT/BOOTX64.EFI")
     assert fits(Stage.SHIM, "/EFI/debian/shimx64.efi")
+    assert fits(Stage.SHIM, "/EFI/opensuse/shim.efi")
+    assert fits(Stage.LOADER, "/EFI/opensuse/grub.efi")
+    assert not fits(Stage.LOADER, "/EFI/BOOT/grubia32.efi")
+    assert fits(Stage.KERNEL, "/casper/hwe-vmlinuz")
     assert not fits(Stage.LOADER, "/EFI/BOOT/BOOTX64.EFI")
     assert fits(Stage.LOADER, "/EFI/boot/grubx64.efi")
     assert fits(Stage.KERNEL, "/live/vmlinuz-6.12.117+deb13-amd64")
@@ -347,6 +490,7 @@ def test_knowledge_says_where_it_comes_from_and_compiles() -> None:
     assert all(entry.source for entry in refusals())
     assert all(entry.source for entry in module_refusals())
     for refusal in refusals():
+        assert bool(refusal.links) is (refusal.refuses == "later")
         assert not re.compile(refusal.regex).search("")
     assert all(re.compile(entry.log) and re.compile(entry.error) for entry in module_refusals())
 

@@ -75,6 +75,60 @@ def test_what_comes_in_the_place_of_another_is_named(name: str, key: str) -> Non
         TpmPolicy(pcrs=(7,), other_initrd="x")
 
 
+LOCKING = tuple(name for name, tamper in tampers().items() if tamper.locked)
+SHELLS = tuple(name for name, tamper in tampers().items() if tamper.after == "shell")
+
+
+def test_known_ways_to_a_shell_are_all_there() -> None:
+    edits = {tamper.name: tamper.parameter for tamper in tampers().values() if tamper.parameter}
+    assert set(edits) == {*LOCKING, *SHELLS}
+    words = " ".join(edits.values()).split()
+    for word in ("init=/bin/sh", "rdinit=/bin/sh", "rd.break=cmdline", "break=premount", "systemd.debug_shell=ttyS0"):
+        assert word in words
+    assert all(tampers()[name].how == "edit-command-line" for name in edits)
+
+
+@pytest.mark.parametrize("case", LOCKING)
+def test_an_emergency_for_nobody_is_as_good_as_a_prompt(case: str) -> None:
+    end = boot("undone", Outcome.UNLOCKED)
+    done = judge_gate(GATE, row(case, boots=(boot(outcome=Outcome.LOCKED), end)), TPM_POLICY)
+    assert [control for control in done.controls if not control.caught] == []
+    assert (done.verdict, done.findings) == (Verdict.PASS, ())
+    for outcome in (Outcome.EMERGENCY, Outcome.STOPPED, Outcome.ENDED):
+        found = verdict(row(case, boots=(boot(outcome=outcome), end)))
+        assert found == (Verdict.NOT_PROVEN, {("emergency-undecided", case)})
+    mixed = (boot(outcome=Outcome.LOCKED), boot(), end)
+    assert verdict(row(case, boots=mixed)) == (Verdict.NOT_PROVEN, {("boots-differ", case)})
+    on_screen = (boot(outcome=Outcome.LOCKED, screen=("(initramfs)",)), end)
+    assert verdict(row(case, boots=on_screen)) == (Verdict.FAIL, {("screen-shell", case)})
+
+
+@pytest.mark.parametrize("case", [*REQUIRED, *SHELLS])
+@pytest.mark.parametrize("answer", [Answer.SHELL, Answer.LOCKED])
+def test_a_shell_after_the_passphrase_is_its_owners_where_the_tamper_leads_there(case: str, answer: Answer) -> None:
+    seen = row(case)
+    boots = (boot(tries=tries(right=answer)), *seen.boots[1:])
+    found, keys = verdict(seen.model_copy(update={"boots": boots}))
+    rule = {Answer.SHELL: "shell", Answer.LOCKED: "right-refused"}[answer]
+    assert (found, keys) == ((Verdict.PASS, set()) if case in SHELLS else (Verdict.FAIL, {(rule, case)}))
+    early = tuple(each.model_copy(update={"early": each.what == "right"}) for each in boots[0].tries)
+    was_there = (boots[0].model_copy(update={"tries": early}), *seen.boots[1:])
+    assert verdict(seen.model_copy(update={"boots": was_there})) == (Verdict.FAIL, {(rule, case)})
+
+
+@pytest.mark.parametrize("case", SHELLS)
+def test_a_shell_has_no_journal_to_be_asked(case: str) -> None:
+    seen = row(case, boots=(boot(tries=tries(right=Answer.SHELL), reasons=()), boot("undone", Outcome.UNLOCKED)))
+    assert verdict(seen) == (Verdict.FAIL, {("no-reason", case)})
+    done = judge_gate(GATE, seen.model_copy(update={"reason_from": "journal"}), TPM_POLICY)
+    assert (done.verdict, done.findings) == (Verdict.PASS, ())
+
+
+def test_a_pin_is_not_typed_and_that_is_said() -> None:
+    with_pin = SLOT.model_copy(update={"pin": True})
+    assert verdict(row("untampered-1", slots=(with_pin,))) == (Verdict.NOT_PROVEN, {("pin", "untampered-1")})
+
+
 def test_rows_and_their_states() -> None:
     assert TPM_POLICY.rows() == ("untampered-1", "untampered-2", "untampered-3", *REQUIRED)
     assert GATE.state_of_case is not None
@@ -312,6 +366,10 @@ def test_only_the_sound_sequences_pass(case: str, boots: list[BootSeen]) -> None
         return
     tampered = [each for each in boots if each.role == "tampered"]
     assert tampered
+    if tamper.locked and tampered[0].outcome is Outcome.LOCKED:
+        assert {each.outcome for each in tampered} == {Outcome.LOCKED}
+        assert [each.outcome for each in boots if each.role == "undone"] == [Outcome.UNLOCKED]
+        return
     assert all(each.outcome is Outcome.ASKED for each in tampered)
     answers = {attempt.what: attempt.answer for each in tampered for attempt in each.tries}
     assert answers["right"] is Answer.OPENED

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pytest_osgates import installed
 from pytest_osgates.checks.install import InstallObservation, InstallOutcome
 from pytest_osgates.observers import install
 from pytest_osgates.observers.install import Site
-from pytest_osgates.profiles.schema import InstallSection, InstallStep
+from pytest_osgates.profiles.schema import BootSection, InstallSection, InstallStep
 from pytest_osgates.vm import dialogue as dialogue_module
 from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
@@ -47,7 +49,7 @@ class FakeShell:
                 return ShellResult(command, 1, b"", b"")
             return ShellResult(command, 1 if self.status is None else 0, (self.status or "").encode() + b"\n", b"")
         if match := re.match(r"tail -c \+(\d+)", command):
-            return ShellResult(command, 0, self.log[int(match[1]) - 1 :], b"")
+            return ShellResult(command, 0, self.log[int(match[1]) - 1 :][: install._PIECE], b"")
         return ShellResult(command, 0, b"", b"")
 
 
@@ -211,6 +213,59 @@ def test_a_script_that_does_not(
     assert (tmp_path / "records/screen-last.png").exists()
 
 
+def log_of(*pieces: bytes) -> FakeShell:
+    return FakeShell(list(pieces), "0")
+
+
+@pytest.mark.parametrize(
+    ("shell", "detail"),
+    [
+        # It says so, and then ends as if nothing had been, before it is asked again.
+        (log_of(b"copying\nFATAL: no space\ndone\n"), "FATAL: no space"),
+        (log_of(b"FATAL: first\n" + b"x" * 60 + b"\n", b"later\n" * 200_000), "FATAL: first"),
+        # Much more follows than is shown, or was kept of the log.
+        (log_of(b"FATAL: early\n" + b"later\n" * 100_000), "FATAL: early"),
+        (log_of(b"y" * install._PIECE, b"\nFATAL: after a piece\n"), "FATAL: after a piece"),
+        (log_of(b"y" * (install._PIECE - 4) + b"\nFAT", b"AL: cut in two\n"), "FATAL: cut in two"),
+        (log_of(b"copying\nFATAL: without an end"), "FATAL: without an end"),
+        (log_of(b"50%\r60%\rFATAL: over it\r"), "FATAL: over it"),
+        (log_of(b"\x1b[1", b"mFATAL: bold\x1b[0m\n"), "FATAL: bold"),
+    ],
+)
+def test_a_script_that_says_it_failed_and_ends_well(shell: FakeShell, detail: str, site: Any) -> None:
+    seen = done(site, script(failed=("^FATAL: .*",)), FakeMachine(shell))
+    assert (seen.outcome, seen.detail) == (InstallOutcome.FAILED, detail)
+
+
+def test_a_log_is_searched_beyond_what_is_kept(site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "_MOST_LOG", 100)
+    shell = log_of(b"x\n" * 100, b"y\n" * 100, b"FATAL: late\n")
+    assert done(site, script(failed=("^FATAL",)), FakeMachine(shell)).outcome is InstallOutcome.FAILED
+    assert (tmp_path / "records/installer.log").stat().st_size == 100
+
+
+def test_an_unfinished_line_does_not_say_yet_that_it_failed(site: Any) -> None:
+    shell = log_of(b"FATAL", b" errors: none\n")
+    assert done(site, script(failed=("^FATAL$",)), FakeMachine(shell)).outcome is InstallOutcome.DONE
+
+
+@given(st.lists(st.integers(1, 40), max_size=6))
+def test_a_failure_is_found_however_the_log_is_cut(sizes: list[int]) -> None:
+    site = SimpleNamespace(section=script(failed=("^FATAL: x$",)))
+    worker = install._Script(cast("Any", site), Path("/nonexistent"))
+    worker.keep = lambda *_, **__: None  # type: ignore[method-assign]
+    log = b"no FATAL: x\r\ncopying\r\n\x1b[31mFATAL: x\x1b[0m\r\ncopying\n"
+    shell = FakeShell([], None)
+
+    def taken() -> None:
+        for size in (*sizes, len(log)):
+            shell.log = log[: len(shell.log) + size]
+            worker._take(cast("Any", shell))
+
+    with pytest.raises(install._Over, match="FATAL: x"):
+        taken()
+
+
 def test_a_live_system_that_is_not_ready(site: Any) -> None:
     seen = done(site, script(), FakeMachine(FakeShell([], "0")), ready=False)
     assert (seen.outcome, seen.detail) == (InstallOutcome.FAILED, "the live system: timeout: waiting")
@@ -269,6 +324,95 @@ def test_each_end_of_a_dialogue(
 ) -> None:
     seen = done(site, dialogue(**keys), machine)
     assert (seen.outcome, seen.steps) == (outcome, steps), seen.detail
+
+
+@pytest.mark.parametrize("end", ["off", "reboot", "text"])
+def test_a_dialogue_whose_last_word_is_that_it_failed(end: str, site: Any) -> None:
+    """Without a newline, in the moment in which the machine goes; or before something was typed."""
+    keys: dict[str, Any] = {"failed": ("cannot copy",), "ends": end}
+    if end == "text":
+        keys["done"] = "All done"
+    ends = {"off": "guest-shutdown", "reboot": "reset", "text": ""}[end]
+    says = {**SAYS, 29.0: "\r\nAll done\r\ncannot copy"}
+    machine = FakeMachine(says=says, ends=ends, ends_at=29.0)
+    seen = done(site, dialogue(**keys), machine)
+    assert (seen.outcome, seen.detail) == (InstallOutcome.FAILED, "cannot copy")
+
+
+def test_a_console_too_fast_to_be_read_is_said(site: Any) -> None:
+    machine = FakeMachine(says=SAYS, ends="guest-shutdown", ends_at=30.0)
+    machine.dropped = 5
+    assert done(site, dialogue(), machine).lost == 5
+
+
+class StartedMachine(FakeMachine):
+    """A machine that starts from its disk; its kernel runs from the beginning."""
+
+    spec = SimpleNamespace(channel=None)
+    host = SimpleNamespace(pace=1.0)
+    kernel_log = None
+    watcher = SimpleNamespace(alarms=(), scan=lambda *_: None)
+    on_journal = None
+
+    def reads(self) -> int:
+        return 0
+
+    def kernel_runs(self) -> bool:
+        return True
+
+    def wait_for_more(self, timeout: float) -> None: ...
+
+    @property
+    def screen(self) -> Any:
+        frame = SimpleNamespace(
+            digest=self.picture, text=lambda: self.picture, png=lambda: b"png", drawn=lambda: 0, nearly=lambda _: True
+        )
+        return SimpleNamespace(grab=lambda: frame)
+
+
+@pytest.mark.parametrize(
+    ("says", "picture", "ends_at", "came", "detail"),
+    [
+        ({5.0: "\r\nhost login: "}, "", 1e9, "started", "ready, on the serial"),
+        ({5.0: "\r\nPlease enter passphrase for disk root (x): "}, "", 1e9, "started", "a prompt, on the serial"),
+        ({}, "Please unlock disk sda3_crypt:", 1e9, "started", "a prompt, on the screen"),
+        # A kernel that spoke and panics, or says nothing more.
+        ({2.0: "Linux version 6.12\r\n"}, "", 9.0, "ended", "powered off"),
+        ({2.0: "Linux version 6.12\r\n"}, "", 1e9, "silent", "nothing that says ready"),
+    ],
+)
+def test_what_the_disk_comes_to(
+    says: dict[float, str],
+    picture: str,
+    ends_at: float,
+    came: str,
+    detail: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = StartedMachine(says=says, ends="guest-shutdown", ends_at=ends_at)
+    machine.picture, machine.records = picture, tmp_path  # type: ignore[attr-defined]
+    given_patterns: list[Any] = []
+
+    def made(*arguments: Any) -> StartedMachine:
+        given_patterns.extend(arguments[3])
+        return machine
+
+    monkeypatch.setattr(install, "Machine", made)
+    place = SimpleNamespace(
+        machine=SimpleNamespace(memory_mib=512, cpus=1, cpu_model=None, tpm=False),
+        firmware="uefi",
+        iso=tmp_path / "x.iso",
+        boot=BootSection(),
+        host=SimpleNamespace(accelerator=SimpleNamespace(kind="kvm")),
+        progress=SimpleNamespace(step=lambda step: None),
+        records=lambda name: tmp_path,
+        live_deadline_s=60.0,
+    )
+    found = install._starts(cast("Any", place), Home.at(tmp_path / "home"))
+    assert found[0] == came
+    assert detail in found[1]
+    assert "kernel-panic" in {pattern.name for pattern in given_patterns if pattern.fatal}
 
 
 def test_a_dialogue_with_the_screen(site: Any) -> None:

@@ -267,6 +267,39 @@ def test_the_journal_is_read_once_it_is_open(play: Play) -> None:
     assert (script.journal, seen.reason_from) == (1, "journal")
 
 
+@pytest.fixture
+def applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(self: Any, tamper: Any) -> tuple[Any, ...]:
+        return tuple(tpm.Change(what=what, before="a", after="b") for what in tamper.changes)
+
+    monkeypatch.setattr(tpm.Workshop, "apply", apply)
+
+
+@pytest.mark.usefixtures("applied")
+@pytest.mark.parametrize(
+    ("case", "outcomes", "answers", "expected"),
+    [
+        ("initrd-emergency", [Outcome.LOCKED, Outcome.UNLOCKED], [], Verdict.PASS),
+        ("initrd-emergency", [Outcome.LOCKED, Outcome.ASKED], [], Verdict.FAIL),
+        ("initrd-emergency", [Outcome.EMERGENCY], [], Verdict.NOT_PROVEN),
+        ("initrd-emergency", [Outcome.STOPPED], [], Verdict.NOT_PROVEN),
+        ("initrd-emergency", [Outcome.SHELL], [], Verdict.FAIL),
+        ("fresh", [Outcome.LOCKED], [], Verdict.FAIL),
+        ("init-shell", [Outcome.ASKED, Outcome.UNLOCKED], [{"right": Answer.SHELL}], Verdict.PASS),
+        ("rescue-target", [Outcome.ASKED, Outcome.UNLOCKED], [{"right": Answer.LOCKED}], Verdict.PASS),
+        ("init-shell", [Outcome.SHELL], [], Verdict.FAIL),
+        ("init-shell", [Outcome.ASKED], [{"blank": Answer.SHELL}], Verdict.FAIL),
+        ("fresh", [Outcome.ASKED], [{"right": Answer.SHELL}], Verdict.FAIL),
+    ],
+)
+def test_known_ways_to_a_shell(
+    case: str, outcomes: list[Outcome], answers: list[dict[str, Answer]], expected: Verdict, play: Play
+) -> None:
+    script = Script(outcomes, answers)
+    assert verdict(play(script, case)) is expected
+    assert len(script.seen) == len(outcomes)
+
+
 def test_every_known_tamper_has_a_row_that_ends(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     def applied(self: Any, tamper: Any) -> tuple[Any, ...]:
         return tuple(tpm.Change(what=what, before="a", after="b") for what in tamper.changes)

@@ -124,8 +124,8 @@ def test_one_that_unlocks_by_itself(clock: Clock) -> None:
         (b"Please unlock disk vda3_crypt: ", Outcome.ASKED),
         (b"Enter passphrase for hd0,gpt2 (5a3c): ", Outcome.ASKED),
         (b"host login: [   61.02] audit: something", Outcome.UNLOCKED),
-        (LOCKED, Outcome.EMERGENCY),
-        (b"Give root password for maintenance\r\n(or press Control-D to continue): ", Outcome.EMERGENCY),
+        (LOCKED, Outcome.LOCKED),
+        (b"Give root password for maintenance\r\n(or press Control-D to continue): ", Outcome.LOCKED),
         (MAINTENANCE, Outcome.EMERGENCY),
         (b"", Outcome.TIMEOUT),
         (b"Failed login: \r\nLast login: Mon\r\nlogin: \r\nWARNING: # of tries\r\n", Outcome.TIMEOUT),
@@ -269,6 +269,21 @@ def test_a_passphrase_at_which_it_works_is_typed_once(clock: Clock) -> None:
     talk.outcome()
     assert talk.unlock(PASSPHRASE).answer is Answer.OPENED
     assert console.typed == [PASSPHRASE]
+
+
+def test_a_right_passphrase_that_ends_in_an_emergency(clock: Clock) -> None:
+    """Because it was refused, or because that is where the command line leads."""
+    refused = talk_to(Console(clock, ASKS, lambda text: b"\r\nNo key available with this passphrase.\r\n" + LOCKED))
+    assert refused.outcome()[0] is Outcome.ASKED
+    assert refused.unlock("secret").answer is Answer.REFUSED
+    opened = talk_to(Console(clock, ASKS, lambda text: b"\r\n" + LOCKED))
+    assert opened.outcome()[0] is Outcome.ASKED
+    assert opened.unlock("secret").answer is Answer.LOCKED
+
+
+def test_an_emergency_that_enter_leads_out_of(clock: Clock) -> None:
+    talk = talk_to(Console(clock, MAINTENANCE, lambda text: b"\r\nhost login: "))
+    assert talk.outcome()[0] is Outcome.UNLOCKED
 
 
 def test_the_right_passphrase_refused(clock: Clock) -> None:

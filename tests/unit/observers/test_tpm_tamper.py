@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_osgates.checks.tpm_model import Tamper, tampers
 from pytest_osgates.image.authenticode import Signer
@@ -18,7 +20,7 @@ from pytest_osgates.observers import tpm_tamper
 from pytest_osgates.observers.tpm import passphrase, slots
 from pytest_osgates.observers.tpm_files import change_files
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT
-from pytest_osgates.observers.tpm_tamper import Workshop
+from pytest_osgates.observers.tpm_tamper import Workshop, with_option
 from pytest_osgates.vm import host, tpm, variables
 from pytest_osgates.vm.errors import HostError, ImageError, MissingTool, UsageError
 from pytest_osgates.vm.home import TPM_STATE, Home, kept
@@ -112,12 +114,62 @@ def test_the_command_line_is_edited_in_each_menu(workshop: Workshop, tmp_path: P
     workshop.apply(tampers()["command-line-edited"])
     read = [file_of(workshop.home.disk, name, tmp_path) for name in FILES]
     assert read[0] == MENU.replace(b"quiet\n", b"quiet osgates.tampered=1\n")
-    assert read[1] == ENTRY.replace(b"quiet\n", b"quiet osgates.tampered=1\n").replace(
-        b"linux /vmlinuz\n", b"linux /vmlinuz osgates.tampered=1\n"
-    )
+    # The kernel of an entry is a file: with a parameter behind its name there would be none.
+    assert read[1] == ENTRY.replace(b"quiet\n", b"quiet osgates.tampered=1\n")
     assert read[2] == FILES["initrd.img"]
     workshop.undo(tampers()["command-line-edited"])
     assert file_of(workshop.home.disk, "boot/grub/grub.cfg", tmp_path) == MENU
+
+
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        (b"linux /k\noptions a\noptions b\n", b"linux /k\noptions a\noptions b x=1\n"),
+        (b"linux /k\r\noptions a \r\n", b"linux /k\r\noptions a x=1 \r\n"),
+        (b"linux /k\noptions\n", b"linux /k\noptions x=1\n"),
+        (b"title t\nlinux /k", b"title t\nlinux /k\noptions x=1\n"),
+        (b"linux /k\n", b"linux /k\noptions x=1\n"),
+        # A unified kernel image.
+        (b"title t\nefi /EFI/Linux/a.efi\noptions a\n", b"title t\nefi /EFI/Linux/a.efi\noptions a\n"),
+        (b"", b""),
+    ],
+)
+def test_an_entry_gets_one_more_option(entry: bytes, wanted: bytes) -> None:
+    assert with_option(entry, b"x=1") == wanted
+
+
+@given(st.lists(st.sampled_from([b"linux /k", b"options a", b"options", b"# x", b"", b"title t\r"]), max_size=8))
+def test_an_entry_keeps_all_that_it_had(lines: list[bytes]) -> None:
+    entry = b"\n".join(lines)
+    made = with_option(entry, b"x=1")
+    assert made.count(b"x=1") == (b"linux /k" in lines)
+    assert made.replace(b" x=1", b"").replace(b"options\n", b"options\n").startswith(entry.rstrip(b"\n"))
+
+
+@pytest.mark.parametrize("name", ["init-shell", "debug-shell"])
+def test_a_way_to_a_shell_is_added_to_the_command_line(name: str, workshop: Workshop, tmp_path: Path) -> None:
+    workshop.apply(tampers()[name])
+    added = tampers()[name].parameter.encode()
+    assert file_of(workshop.home.disk, "boot/grub/grub.cfg", tmp_path) == MENU.replace(
+        b"quiet\n", b"quiet " + added + b"\n"
+    )
+
+
+def test_unified_kernel_images_have_no_command_line_to_be_edited(machine: Home, tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "machine")
+    home.directory.mkdir()
+    esp = fat(tmp_path / "esp", {"EFI/Linux/a.efi": b"MZ", "loader/entries/a.conf": b"efi /EFI/Linux/a.efi\n"})
+    raw = esp.read_bytes()
+    disk = gpt((2 * MIB + len(raw)) // 512, (ESP, 2048, len(raw) // 512, "esp"))
+    disk[MIB : MIB + len(raw)] = raw
+    (tmp_path / "raw").write_bytes(disk)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(tmp_path / "raw"), str(home.disk)], check=True)
+    machine.put_variables(home)
+    machine.put_tpm(home)
+    copy = home.copy(tmp_path / "copy")
+    shop = Workshop(home, copy, Firmware.UEFI_SECUREBOOT, "x", tmp_path, tmp_path / "log")
+    with pytest.raises(ImageError, match="command line below their signature"):
+        shop.apply(tampers()["command-line-edited"])
 
 
 def test_files_on_ext4_are_changed_as_well(tmp_path: Path) -> None:
@@ -193,7 +245,8 @@ def test_secure_boot_and_keys(workshop: Workshop) -> None:
 
 
 def test_a_disk_without_a_menu(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tpm_tamper, "_MENUS", re.compile("nothing"))
+    monkeypatch.setattr(tpm_tamper, "_GRUBS", re.compile("nothing"))
+    monkeypatch.setattr(tpm_tamper, "_ENTRIES", re.compile("nothing"))
     with pytest.raises(ImageError, match="has no boot menu"):
         workshop.apply(tampers()["command-line-edited"])
 

@@ -19,7 +19,7 @@ from pytest_osgates.checks.firewall.rules import Packet, outcomes
 from pytest_osgates.checks.firewall.seen import Answers
 from pytest_osgates.model import State
 from pytest_osgates.observers import firewall
-from pytest_osgates.observers.firewall import inside, nft
+from pytest_osgates.observers.firewall import inside, nft, xt
 from pytest_osgates.progress import ProgressLog
 from pytest_osgates.vm.errors import ChannelError
 from pytest_osgates.vm.guest.channel import GuestShell, ShellResult
@@ -275,7 +275,7 @@ def test_no_rules_make_it_raise(statements: list[Any], kind: str, other: Any) ->
 @given(st.binary(max_size=100) | st.text(max_size=100).map(str.encode))
 def test_no_bytes_make_it_raise(data: bytes) -> None:
     assert nft.ruleset(data).problem
-    chains, problem = nft.legacy(data.decode("utf-8", "replace"), "ip")
+    chains, problem = xt.saved(data.decode("utf-8", "replace"), "ip")
     assert problem or all(chain.family == "ip" for chain in chains)
 
 

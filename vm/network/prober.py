@@ -63,7 +63,7 @@ class _Watched:
     marker: int = -1
     sent_at: float = 0.0
     heard: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)
-    # Probes that were taken, by whole seconds of the clock: which of them were before the machine was ready, others know.
+    # Probes that were taken, by whole seconds of the clock: others know when the machine was ready.
     seconds: dict[int, int] = field(default_factory=dict)
 
 

@@ -57,7 +57,11 @@ def agreement(
         unknown = sorted(text.removesuffix("!") for text in turned if text.endswith("!"))
         unknown = [text for text in unknown if text not in named]
         yield finding(
-            *("not-compared", "ruleset", f"rules change addresses or ports: {', '.join(unknown or sorted(turned))[:200]}"),
+            *(
+                "not-compared",
+                "ruleset",
+                f"rules change addresses or ports: {', '.join(unknown or sorted(turned))[:200]}",
+            ),
             "rules that can be compared",
             Severity.UNPROVEN if unknown else Severity.REMARK,
         )
@@ -131,7 +135,7 @@ def _unheard(seen: FirewallObservation, sweep: Sweep, heard: bytearray) -> Itera
                 )
 
 
-# -- doors that are open though nobody stands behind them today -------------------------------------------------------
+# -- doors that are open though nobody stands behind them today ------------------------------------------------------
 
 
 def accepts(seen: FirewallObservation, sweep: Sweep, port: int, protocol: str = "", group: str = "") -> bool:
@@ -140,9 +144,7 @@ def accepts(seen: FirewallObservation, sweep: Sweep, port: int, protocol: str = 
     return ACCEPT in outcomes(seen.ruleset, packet, guess=False)
 
 
-def doors(
-    seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], named: set[str]
-) -> Iterator[Finding]:
+def doors(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], named: set[str]) -> Iterator[Finding]:
     """What rules let in that the profile does not allow. `named`: what is a finding already."""
     if seen.ruleset.problem:
         return
@@ -173,7 +175,9 @@ def _ports(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> I
             for port in points[bisect_left(points, first) : bisect_right(points, last)]
             if policy.allows(sweep.protocol, port, sweep.family, sweep.origin) is None
         ]
-        group = next((group for group in groups if any(accepts(seen, sweep, port, "", group) for port in ports)), None)
+        group = next(
+            (group for group in groups if any(accepts(seen, sweep, port, "", group) for port in ports)), None
+        )
         if group is not None:
             text = str(first) if first == last else f"{first}-{last}"
             yield _door(f"{sweep.protocol}/{text}", f"{sweep.where}{f', to {group}' if group else ''}")
@@ -216,7 +220,7 @@ def _others(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> 
                 yield _door(f"other/{protocol}", sweep.where)
 
 
-# -- by the guest's own counters --------------------------------------------------------------------------------------
+# -- by the guest's own counters -------------------------------------------------------------------------------------
 
 
 def let_in(seen: FirewallObservation, bare: set[Family], policy: FirewallPolicy) -> Iterator[Finding]:

@@ -105,9 +105,7 @@ def _not_understood(seen: FirewallObservation, policy: FirewallPolicy, family: F
     }
     found = []
     for opaque in not_understood(seen.ruleset, family, card_of(seen)):
-        free = any(
-            last - first + 1 > sum(first <= port <= last for port in allowed) for first, last in opaque.ports
-        )
+        free = any(last - first + 1 > sum(first <= port <= last for port in allowed) for first, last in opaque.ports)
         wanted = "a rule that can be read: it may let datagrams in" if free else "the sweep says what it lets in"
         severity = Severity.UNPROVEN if free else Severity.REMARK
         found.append(finding("not-understood", family, opaque.text, wanted, severity))

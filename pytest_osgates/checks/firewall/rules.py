@@ -32,8 +32,17 @@ DEPTH = 16
 BUDGET = 200_000
 # IP protocols by number, where a rule names them so (IANA, protocol-numbers).
 _NUMBERS = {
-    **{"1": "icmp", "6": "tcp", "17": "udp", "33": "dccp", "47": "gre", "50": "esp", "51": "ah", "58": "icmpv6"},
-    **{"ipv6-icmp": "icmpv6", "132": "sctp", "136": "udplite"},
+    "1": "icmp",
+    "6": "tcp",
+    "17": "udp",
+    "33": "dccp",
+    "47": "gre",
+    "50": "esp",
+    "51": "ah",
+    "58": "icmpv6",
+    "132": "sctp",
+    "136": "udplite",
+    "ipv6-icmp": "icmpv6",
 }
 # Those that no sweep asks about, and that a kernel gives to programs or tunnels.
 OTHERS = ("ah", "dccp", "esp", "gre", "sctp", "udplite")

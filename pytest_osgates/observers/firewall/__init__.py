@@ -232,7 +232,7 @@ def _await_watched(siege: Siege, targets: list[Address]) -> None:
 
 
 def _booted(watched: dict[str, Any], ready_at: float) -> float:
-    """Until when the light probe of an address is of the boot: the machine is ready, and the address not quite new."""
+    """Until when the light probe of an address is of the boot: until ready, or until the address is not quite new."""
     return max(ready_at, float(watched["learned"]) + FIRST_S)
 
 

@@ -55,7 +55,12 @@ _LOSSES = {
     "snmp6": ("Udp6RcvbufErrors", "Udp6MemErrors"),
 }
 # Every kernel has these; the others come and go with IPv6 and the connection table.
-_COUNTED = ("netstat.TcpExt.ListenOverflows", "netstat.TcpExt.ListenDrops", "snmp.Udp.RcvbufErrors", "softnet.dropped")
+_COUNTED = (
+    "netstat.TcpExt.ListenOverflows",
+    "netstat.TcpExt.ListenDrops",
+    "snmp.Udp.RcvbufErrors",
+    "softnet.dropped",
+)
 # What got past the filter, answered or not (RFC 4022, RFC 4113).
 _REACHED = {
     "tcp": ("Tcp.InSegs",),
@@ -294,7 +299,9 @@ def rules(shell: GuestShell, tables: list[tuple[str, str]]) -> Ruleset:
     old: list[Chain] = []
     for family in dict.fromkeys(family for family, _ in tables):
         program = "iptables" if family == "ip" else "ip6tables"
-        saved = shell.run(_SAVE.format(name=program, kind="legacy"), timeout=60, max_output=MAX_RULESET, shown=f"{program}-save")
+        saved = shell.run(
+            _SAVE.format(name=program, kind="legacy"), timeout=60, max_output=MAX_RULESET, shown=f"{program}-save"
+        )
         chains, problem = xt.saved(saved.text, family) if saved.status == 0 else ([], f"no {program}-legacy-save")
         if problem:
             return found.model_copy(update={"problem": f"tables of the old kind are in use: {problem}"})

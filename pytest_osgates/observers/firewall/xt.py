@@ -108,9 +108,7 @@ def _rule(text: str, family: str, line: str) -> Rule:
         branches = (branch,) if name and not does else ()
     else:
         branches = (Branch(action=does),)
-    return Rule(
-        matches=settled(matches, branches), branches=branches, translates=does == "translate", text=shown
-    )
+    return Rule(matches=settled(matches, branches), branches=branches, translates=does == "translate", text=shown)
 
 
 def _match(key: str, value: str, family: str, protocol: str, *, negated: bool) -> list[Match]:

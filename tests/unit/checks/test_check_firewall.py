@@ -427,7 +427,10 @@ def test_rules_for_groups_are_doors() -> None:
 @pytest.mark.parametrize(
     ("condition", "subjects"),
     [
-        (match({"meta": {"key": "pkttype"}}, {"set": ["multicast", "broadcast"]}), {"udp/multicast", "udp/broadcast"}),
+        (
+            match({"meta": {"key": "pkttype"}}, {"set": ["multicast", "broadcast"]}),
+            {"udp/multicast", "udp/broadcast"},
+        ),
         (match({"fib": {"result": "type", "flags": ["daddr"]}}, "multicast"), {"udp/multicast"}),
         (match(field("ip", "daddr"), "255.255.255.255"), {"udp/broadcast"}),
         (match(field("ip", "daddr"), {"prefix": {"addr": "224.0.0.0", "len": 4}}), {"udp/multicast"}),

@@ -62,7 +62,9 @@ Udp: 5 {udp} 0 0
 NETSTAT = "TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 0 {drops} {drops}\n"
 
 
-def said(rx: int = 100, tcp: int = 0, udp: int = 0, drops: int = 0, softnet: str = "00000000", lo: int = 9, **files: str) -> str:
+def said(
+    rx: int = 100, tcp: int = 0, udp: int = 0, drops: int = 0, softnet: str = "00000000", lo: int = 9, **files: str
+) -> str:
     """As the script writes it."""
     texts = {
         "snmp": SNMP.format(tcp=tcp, udp=udp),
@@ -236,7 +238,7 @@ UFW = b"""*filter
 -A ufw-user-input -p udp -m udp --sport 53 -j ACCEPT
 -A ufw-user-input -p tcp -m tcp --dport 24 -m recent --update --seconds 30 --name x -j DROP
 -A ufw-user-input -p tcp -m tcp --dport 24 -j ACCEPT
--A ufw-user-input -p tcp -m tcp ! --dport 1:60000 -m conntrack ! --ctstate ESTABLISHED -j REJECT --reject-with tcp-reset
+-A ufw-user-input -p tcp -m tcp ! --dport 1:60000 -m state ! --state ESTABLISHED -j REJECT --reject-with tcp-reset
 COMMIT
 """
 

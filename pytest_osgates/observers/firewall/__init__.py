@@ -87,24 +87,31 @@ def observe(siege: Siege) -> FirewallObservation:
     after = before
     for run in range(1, RUNS + 1):
         plan = list(_plan(targets, mac, siege.policy.origins, listeners, before.groups.get(card))) if card else []
-        tried = targets
+        tried, routes = targets, before.routes
         sweeps, accounts, after = _run(siege, plan, mac, card, run, before)
         accounts = _still_there(accounts, tried, after)
         # Whoever has another address by now is tried by that one.
         targets = _targets(link, after, card)
         new = {(one.family, one.scope) for one in targets} - {(one.family, one.scope) for one in tried}
+        new |= {(family, "default route") for family in set(after.routes) - set(routes)}
+        ours = {kind.hardware.hex() for family in (4, 6) for kind in probes.kinds(family) if kind.hardware}
+        unasked = sorted(ours & set(after.groups.get(card, ())) - set(before.groups.get(card, ours)))
+        new |= {(group, "group") for group in unasked}
         # Once more where something may be lost or new; and then it is for the judge.
         fine = not accounts.problem and not accounts.lost and not accounts.drops and not new
         if fine and all(map(_is_proven, sweeps)):
             break
         before = after
+    if unasked:
+        problems.append(f"the guest joined groups while it was tried: {', '.join(unasked)}")
     again = inside.rules(shell, after.tables)
     _step(siege, "done", 0.0, None, done=True)
     known = {(one.family, one.scope) for one in tried}
     return FirewallObservation(
         state=siege.state,
         addresses=(*tried, *(one for one in targets if (one.family, one.scope) not in known)),
-        default_routes=tuple(after.routes),
+        # One that came, or went, while it was tried, was none.
+        default_routes=tuple(family for family in after.routes if family in routes),
         sweeps=tuple(sweeps),
         accounts=accounts,
         boot=boot,

@@ -217,7 +217,7 @@ _RULES = st.lists(
 ).map(tuple)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(_RULES, _RULES, _RULES, st.sampled_from(["accept", "drop", ""]))
 def test_any_rules_end_and_guesses_are_among_what_may_be(
     first: tuple[Rule, ...], second: tuple[Rule, ...], third: tuple[Rule, ...], policy: str

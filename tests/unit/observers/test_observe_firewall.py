@@ -515,6 +515,19 @@ def test_an_address_that_goes_away_is_not_silent(monkeypatch: pytest.MonkeyPatch
     assert "the guest lost 10.0.2.15" in seen.accounts.problem
 
 
+def test_a_route_that_goes_away_was_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = besieged(monkeypatch, tmp_path / "p", ("ipv4",), route="")
+    assert seen.default_routes == ()
+
+
+def test_a_group_that_is_joined_late_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    joined = "2    eth0 1     0     01005e0000fb\n2    eth0 1     0     01005e0000fc\n"
+    seen = besieged(monkeypatch, tmp_path / "p", ("ipv4",), dev_mcast=joined)
+    assert (seen.accounts.runs, len(seen.problems)) == (2, 1)
+    seen = besieged(monkeypatch, tmp_path / "q", ("ipv4",), dev_mcast=joined, at=16, keeps=1)
+    assert seen.problems[-1] == "the guest joined groups while it was tried: 01005e0000fc"
+
+
 def test_an_address_that_comes_late_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(firewall, "ADDRESS_S", 0.0)
     only4 = inside.parse

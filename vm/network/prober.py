@@ -481,7 +481,8 @@ class Prober:
                 sweep.strange += 1
                 return
             port, state = about[1:]
-        elif heard.src != sweep.target:
+        elif heard.src != sweep.target and (sweep.protocol, heard.protocol) != ("udp", wire.UDP):
+            # A program that answers a datagram may do so from another address of its host.
             sweep.strange += 1
             return
         elif sweep.protocol == "tcp" and heard.protocol == wire.TCP:

@@ -150,6 +150,19 @@ def test_udp_that_answers_from_another_port() -> None:
     assert ports(result, SILENT) == [69]
 
 
+def test_udp_that_answers_from_another_address() -> None:
+    world = World(Stack())
+    other = bytes((10, 0, 2, 16))
+    world.stack.packet = (  # type: ignore[method-assign]
+        lambda src, dst, protocol, data, whole: (
+            [wire.ip(other, src, 17, wire.udp(other, 53, src, 40404, b"hi"))] if protocol == wire.UDP else []
+        )
+    )
+    result = world.sweep("udp", ports=[53])
+    assert ports(result, OPEN) == [53]
+    assert result["strange"] == 0
+
+
 @pytest.mark.parametrize(("target", "heard"), [(V4, {"echo"}), (GLOBAL, {"echo", "echo-all-nodes"})], ids=["4", "6"])
 def test_other_protocols(target: bytes, heard: set[str]) -> None:
     result = World(Stack(echo=True)).sweep("kinds", target=target)

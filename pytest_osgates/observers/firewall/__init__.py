@@ -92,14 +92,13 @@ def observe(siege: Siege) -> FirewallObservation:
         accounts = _still_there(accounts, tried, after)
         # Whoever has another address by now is tried by that one.
         targets = _targets(link, after, card)
-        new = {(one.family, one.scope) for one in targets} - {(one.family, one.scope) for one in tried}
-        new |= {(family, "default route") for family in set(after.routes) - set(routes)}
+        came = {(one.family, one.scope) for one in targets} - {(one.family, one.scope) for one in tried}
+        led = set(after.routes) - set(routes)
         ours = {kind.hardware.hex() for family in (4, 6) for kind in probes.kinds(family) if kind.hardware}
         unasked = sorted(ours & set(after.groups.get(card, ())) - set(before.groups.get(card, ours)))
-        new |= {(group, "group") for group in unasked}
         # Once more where something may be lost or new; and then it is for the judge.
-        fine = not accounts.problem and not accounts.lost and not accounts.drops and not new
-        if fine and all(map(_is_proven, sweeps)):
+        fine = not accounts.problem and not accounts.lost and not accounts.drops
+        if fine and not came and not led and not unasked and all(map(_is_proven, sweeps)):
             break
         before = after
     if unasked:

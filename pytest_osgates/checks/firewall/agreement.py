@@ -166,7 +166,13 @@ def _door(subject: str, what: str) -> Finding:
 
 
 def _ports(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[Finding]:
-    groups = ("", *_groups(seen, sweep)) if sweep.protocol == "udp" else ("",)
+    groups = _groups(seen, sweep) if sweep.protocol == "udp" else []
+    free = unnamed_port(seen.ruleset, sweep.protocol)
+    # Where a group is let in whatever the port, that is the finding.
+    whole = [group for group in groups if accepts(seen, sweep, free, "", group)]
+    for group in whole:
+        yield _door("udp/broadcast" if group == EVERYBODY else "udp/multicast", f"{sweep.where}, to {group}")
+    targets = ["", *(group for group in groups if group not in whole)]
     ranges = named_ports(seen.ruleset, sweep.protocol)
     points = _points(ranges, policy)
     for first, last in ranges:
@@ -175,16 +181,10 @@ def _ports(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> I
             for port in points[bisect_left(points, first) : bisect_right(points, last)]
             if policy.allows(sweep.protocol, port, sweep.family, sweep.origin) is None
         ]
-        group = next(
-            (group for group in groups if any(accepts(seen, sweep, port, "", group) for port in ports)), None
-        )
+        group = next((one for one in targets if any(accepts(seen, sweep, port, "", one) for port in ports)), None)
         if group is not None:
             text = str(first) if first == last else f"{first}-{last}"
             yield _door(f"{sweep.protocol}/{text}", f"{sweep.where}{f', to {group}' if group else ''}")
-    free = unnamed_port(seen.ruleset, sweep.protocol)
-    for group in groups[1:]:
-        if accepts(seen, sweep, free, "", group):
-            yield _door("udp/broadcast" if group == EVERYBODY else "udp/multicast", f"{sweep.where}, to {group}")
 
 
 def _points(ranges: Iterable[tuple[int, int]], policy: FirewallPolicy) -> list[int]:

@@ -444,6 +444,14 @@ def test_rules_for_whatever_is_for_many(condition: dict[str, Any], subjects: set
     assert found == {("accepts", subject) for subject in subjects}
 
 
+def test_a_hole_between_the_ends_of_a_range_is_a_door() -> None:
+    ends = port({"set": [7000, 7009]}, verdict="drop")
+    rules = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, ends, port({"range": [7000, 7009]})))
+    assert keys(observed(ruleset=rules)) == {("accepts", "tcp/7000-7009")}
+    allowed = allowing(protocol="tcp", ports=tuple(range(7001, 7009)))
+    assert keys(observed(ruleset=rules), allowed) == set()
+
+
 def test_an_answer_to_a_group_is_an_open_port() -> None:
     kind = "udp/5353 to 224.0.0.251"
     heard = tuple(

@@ -181,10 +181,10 @@ def _ports(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> I
             for port in points[bisect_left(points, first) : bisect_right(points, last)]
             if policy.allows(sweep.protocol, port, sweep.family, sweep.origin) is None
         ]
-        group = next((one for one in targets if any(accepts(seen, sweep, port, "", one) for port in ports)), None)
-        if group is not None:
+        by = next((one for one in targets if any(accepts(seen, sweep, port, "", one) for port in ports)), None)
+        if by is not None:
             text = str(first) if first == last else f"{first}-{last}"
-            yield _door(f"{sweep.protocol}/{text}", f"{sweep.where}{f', to {group}' if group else ''}")
+            yield _door(f"{sweep.protocol}/{text}", f"{sweep.where}{f', to {by}' if by else ''}")
 
 
 def _points(ranges: Iterable[tuple[int, int]], policy: FirewallPolicy) -> list[int]:

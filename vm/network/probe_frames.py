@@ -61,6 +61,11 @@ def datagram(link: bytes, src: bytes, dst: bytes, port: int, data: bytes) -> byt
 def kind(link: bytes, src: bytes, dst: bytes, what: Kind) -> bytes:
     """A message of another protocol, to the address, or to all: then `link` is changed for them."""
     body = what.message
+    if what.port:
+        dst = wire.address_of(what.to)
+        link = (what.hardware or b"\xff" * 6) + link[6:]
+        # As who answers such datagrams may demand (RFC 6762 11).
+        return framed(link, wire.ip(src, dst, wire.UDP, wire.udp(src, SPORT, dst, what.port, body), 255))
     if what.to == "broadcast":
         link, dst = b"\xff" * 6 + link[6:], EVERYBODY
     elif what.to == "group":

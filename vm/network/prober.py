@@ -20,6 +20,7 @@ from pytest_osgates.vm.network import arp, icmpv6, probe_frames, probes, wire
 from pytest_osgates.vm.network.probe_frames import CLOSED, OPEN, SILENT, UNASKED, UNPROVEN, Heard
 from pytest_osgates.vm.network.settings import Settings
 from pytest_osgates.vm.network.sweeps import STEP, Sweep, ordered, source_for
+from pytest_osgates.vm.network.wire import Malformed
 
 if TYPE_CHECKING:
     from pytest_osgates.vm.network.sinkhole import Sinkhole
@@ -36,7 +37,7 @@ MOST_AGAIN = 4096
 # Of the light probe: a group that got no answer is given up after this.
 WATCH_S = 0.5
 LISTED = 4
-MAX_WATCHED, MAX_HEARD, MAX_SWEEPS = 6, 2000, 48
+MAX_WATCHED, MAX_HEARD, MAX_SWEEPS, MAX_SECONDS = 6, 2000, 48, 1200
 # The last byte of an address: the light probe's two, sweeps, kinds, markers.
 _WATCH, _SWEEPS, _KINDS, _MARKERS = 64, 66, 128, 192
 
@@ -62,6 +63,8 @@ class _Watched:
     marker: int = -1
     sent_at: float = 0.0
     heard: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)
+    # Probes that were taken, by whole seconds of the clock: others know when the machine was ready.
+    seconds: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ class Prober:
     def start(self, plan: Sequence[dict[str, Any]]) -> list[str]:
         """Begin sweeps, after those that are asked for already; their names. The light probe ends.
 
-        Each: ``name``, ``protocol`` (tcp, udp, kinds), ``origin`` (link, beyond), ``target``, ``mac``, ``ports``.
+        Each: ``name``, ``protocol`` (tcp, udp, kinds), ``origin`` (link, beyond), ``target``, ``mac``, ``ports``; of
+        kinds ``groups``: hardware addresses of groups that the card takes: what is for others never arrives.
 
         :raise ValueError: it cannot be done.
         """
@@ -153,7 +157,10 @@ class Prober:
             source = source_for(target, origin, low)
             sweep = Sweep(str(asked["name"]), protocol, origin, target, mac, b"", source, [])
             if protocol == "kinds":
-                sweep.items = list(range(len(sweep.kinds)))
+                groups = asked.get("groups")
+                taken = {b"", *(bytes.fromhex(str(group)) for group in groups or ())}
+                kinds = enumerate(sweep.kinds)
+                sweep.items = [number for number, kind in kinds if groups is None or kind.hardware in taken]
                 for number in sweep.items:
                     own = source_for(target, origin, _KINDS + number)
                     sweep.link = mac + self._own(own, _Ear(sweep, number), _KINDS, origin)
@@ -190,6 +197,7 @@ class Prober:
                     "last": one.last,
                     "groups": one.groups,
                     "proven": one.proven,
+                    "seconds": list(one.seconds.items()),
                     "longest_gap": round(one.longest_gap, 3),
                     "heard": [[origin, port, state, at] for (origin, port), (state, at) in one.heard.items()],
                 }
@@ -393,7 +401,13 @@ class Prober:
         ear = self._ears.get(frame[30:34] if kind == wire.IPV4 else frame[38:54] if kind == wire.IPV6 else b"")
         if ear is None:
             return False
-        heard = Heard(frame)
+        try:
+            heard = Heard(frame)
+        except Malformed:
+            # Fragments, too: whatever it was, it was sent to one who only asked.
+            if ear.sweep is not None:
+                ear.sweep.strange += 1
+            raise
         if heard.protocol == wire.ICMPV6 and heard.payload[:1] in (b"\x87", b"\x88"):
             if heard.payload[0] == icmpv6.NEIGHBOUR_SOLICITATION:
                 # The guest asks whose address it is: the sinkhole answers, with the hardware address of `owner`.
@@ -424,6 +438,8 @@ class Prober:
             if one is not None and one.marker == number:
                 one.marker = -1
                 one.proven += 1
+                if int(self._now) in one.seconds or len(one.seconds) < MAX_SECONDS:
+                    one.seconds[int(self._now)] = one.seconds.get(int(self._now), 0) + 1
                 one.alive = one.alive or self._now
                 one.longest_gap = max(one.longest_gap, self._now - one.last if one.last else 0.0)
                 one.last = self._now
@@ -465,7 +481,8 @@ class Prober:
                 sweep.strange += 1
                 return
             port, state = about[1:]
-        elif heard.src != sweep.target:
+        elif heard.src != sweep.target and (sweep.protocol, heard.protocol) != ("udp", wire.UDP):
+            # A program that answers a datagram may do so from another address of its host.
             sweep.strange += 1
             return
         elif sweep.protocol == "tcp" and heard.protocol == wire.TCP:
@@ -520,5 +537,7 @@ class Prober:
 
     def _note(self, address: bytes, origin: str, port: int, state: int) -> None:
         known = self.watched[address].heard
-        if (origin, port) not in known and len(known) < MAX_HEARD:
+        before = known.get((origin, port))
+        # A port that was closed, and is open later, was open.
+        if (before is None and len(known) < MAX_HEARD) or (before and state == OPEN != before[0]):
             known[origin, port] = (state, self._now)

@@ -13,7 +13,10 @@ from pytest_osgates.vm.network import wire
 
 @dataclass(frozen=True)
 class Kind:
-    """A message that a host answers by itself. `answers`: ICMP types that do; of other protocols, any packet does."""
+    """A message that a host answers by itself, or a datagram for many, of which programs may answer. `answers`: ICMP
+    types that do; of other protocols, any packet does. `to`: ``address``, ``broadcast``, ``group``, or the address of
+    many that it goes to; `port`: of a datagram.
+    """
 
     name: str
     family: int
@@ -21,6 +24,15 @@ class Kind:
     message: bytes
     to: str
     answers: frozenset[int]
+    port: int = 0
+
+    @property
+    def hardware(self) -> bytes:
+        """Of a datagram for a group, where its frame goes (RFC 1112 6.4, RFC 2464 7); empty: not to a group."""
+        group = wire.address_of(self.to) if self.port else b""
+        if len(group) == 4:
+            return b"" if group == b"\xff" * 4 else bytes((1, 0, 0x5E, group[1] & 0x7F)) + group[2:]
+        return b"\x33\x33" + group[12:] if group else b""
 
 
 @cache
@@ -49,7 +61,7 @@ def watched() -> tuple[int, ...]:
 def kinds(family: int) -> tuple[Kind, ...]:
     """Of IPv4 (4) or IPv6 (6)."""
     icmp = wire.ICMP if family == 4 else wire.ICMPV6
-    return tuple(
+    single = [
         Kind(
             row["name"],
             family,
@@ -60,4 +72,23 @@ def kinds(family: int) -> tuple[Kind, ...]:
         )
         for row in _data()["kind"]
         if row["family"] == family
-    )
+    ]
+    many = [
+        Kind(f"udp/{row['port']} to {group}", family, wire.UDP, _request(row), group, frozenset(), row["port"])
+        for row in _data()["many"]
+        for group in row["groups"]
+        if (":" in group) == (family == 6)
+    ]
+    return (*single, *many)
+
+
+def _request(row: dict[str, Any]) -> bytes:
+    if "like" in row:
+        return payloads()[row["like"]]
+    return bytes.fromhex(row["hex"]) if "hex" in row else str(row["text"]).encode()
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """Addresses of many that datagrams go to."""
+    return tuple(dict.fromkeys(group for row in _data()["many"] for group in row["groups"]))

@@ -81,7 +81,7 @@ class Sweep:
             "seconds": round(self.seconds, 3),
             "done": self.done,
             "state": "" if self.protocol == "kinds" else base64.b64encode(zlib.compress(self.state, 1)).decode(),
-            "kinds": [kind.name for kind in self.kinds] if self.protocol == "kinds" else [],
+            "kinds": [self.kinds[item].name for item in self.items] if self.protocol == "kinds" else [],
             "unproven": [self.kinds[item].name for item in self.items if self.tries.get(item, 0) < 0]
             if self.protocol == "kinds"
             else [],

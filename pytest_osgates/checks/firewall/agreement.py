@@ -1,54 +1,92 @@
-"""Whether the rules and what answered agree."""
+"""Whether the rules and what answered agree, and what rules let in that nobody answered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 from pytest_osgates.checks.firewall.policy import FirewallPolicy
 from pytest_osgates.checks.firewall.rules import (
     ACCEPT,
-    DENY,
+    EVERYBODY,
+    OTHERS,
+    Cast,
     Family,
     Packet,
+    is_translated,
+    named_groups,
     named_ports,
     not_understood,
     outcomes,
-    translates,
+    reached,
+    unnamed_port,
 )
 from pytest_osgates.checks.firewall.said import finding, unproven
-from pytest_osgates.checks.firewall.seen import FirewallObservation, Sweep
+from pytest_osgates.checks.firewall.seen import FirewallObservation, Sweep, datagram
 from pytest_osgates.model import Finding, Severity
 
 # Of the segments that were sent: so many may have got past the filter that were somebody else's.
 NOISE = 100
+# Conditions of which a datagram for many fulfils others than one for this machine.
+_OF_MANY = frozenset({"ip daddr", "ip6 daddr", "meta pkttype", "fib daddr type"})
 
 
-def packet_for(seen: FirewallObservation, sweep: Sweep, protocol: str, port: int) -> Packet:
-    """As a sweep sends it."""
-    interface = next((one.interface for one in seen.addresses if one.address == sweep.target), "eth0")
-    return Packet(sweep.family, protocol, port, sweep.source, interface, sweep.target)
+def card_of(seen: FirewallObservation) -> str:
+    """The interface that is probed."""
+    return next((one.interface for one in seen.addresses if one.interface), "eth0")
+
+
+def packet_for(seen: FirewallObservation, sweep: Sweep, protocol: str, port: int, group: str = "") -> Packet:
+    """As a sweep sends it; `group`: to an address of many."""
+    cast: Cast = "host" if not group else "broadcast" if group == EVERYBODY else "multicast"
+    return Packet(
+        sweep.family, protocol, port, sweep.source, card_of(seen), group or sweep.target, icmp_type="", cast=cast
+    )
 
 
 def agreement(
     seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], named: set[str]
 ) -> Iterator[Finding]:
-    rules = seen.ruleset
-    if rules.problem or translates(rules):
-        if translates(rules):
-            yield finding(
-                *("not-compared", "ruleset", "rules change addresses or ports", "rules that can be compared"),
-                Severity.REMARK,
-            )
+    """What answers and the rules. Where these change addresses or ports, they are not compared."""
+    if seen.ruleset.problem:
+        return
+    sweeps = [one for one in seen.sweeps if one.protocol != "kinds" and one.family not in bare and one.full]
+    turned = {text for sweep in sweeps for text in _turned(seen, policy, sweep)}
+    if turned:
+        unknown = sorted(text.removesuffix("!") for text in turned if text.endswith("!"))
+        unknown = [text for text in unknown if text not in named]
+        yield finding(
+            *(
+                "not-compared",
+                "ruleset",
+                f"rules change addresses or ports: {', '.join(unknown or sorted(turned))[:200]}",
+            ),
+            "rules that can be compared",
+            Severity.UNPROVEN if unknown else Severity.REMARK,
+        )
         return
     told: set[tuple[str, str]] = set()
-    for sweep in seen.sweeps:
-        if sweep.protocol == "kinds" or sweep.family in bare or not sweep.full:
-            continue
-        for found in (*_unexplained(seen, sweep), *_unheard(seen, sweep), *_accepts(seen, policy, sweep)):
-            about = found.rule == "accepts" and found.subject in named
-            if found.key not in told and not about:
+    ways = _heard_ways(seen)
+    for sweep in sweeps:
+        heard = ways[sweep.family, sweep.origin]
+        for found in (*_unexplained(seen, sweep), *_unheard(seen, sweep, heard)):
+            if found.key not in told:
                 told.add(found.key)
                 yield found
+
+
+def _turned(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[str]:
+    """Ports whose address or number rules change on the way in; with ``!`` where they are not allowed."""
+    rules = seen.ruleset
+    if not any(rule.translates for chain in reached(rules, sweep.family, card_of(seen)) for rule in chain.rules):
+        return
+    ranges = named_ports(rules, sweep.protocol)
+    ports = {port for first, last in ranges for port in (first, last)} | {unnamed_port(rules, sweep.protocol)}
+    for port in sorted(ports):
+        if is_translated(rules, packet_for(seen, sweep, sweep.protocol, port)):
+            allowed = policy.allows(sweep.protocol, port, sweep.family, sweep.origin)
+            yield f"{sweep.protocol}/{port}{'' if allowed else '!'}"
 
 
 def _unexplained(seen: FirewallObservation, sweep: Sweep) -> Iterator[Finding]:
@@ -62,10 +100,25 @@ def _unexplained(seen: FirewallObservation, sweep: Sweep) -> Iterator[Finding]:
             )
 
 
-def _unheard(seen: FirewallObservation, sweep: Sweep) -> Iterator[Finding]:
+def _heard_ways(seen: FirewallObservation) -> dict[tuple[str, str], bytearray]:
+    """By family and origin, one byte a TCP port: 1 where anything answered at any time. A rule with a rate lets the
+    first ones through."""
+    ways: dict[tuple[str, str], bytearray] = defaultdict(lambda: bytearray(65536))
+    for sweep in seen.sweeps:
+        if sweep.protocol == "tcp":
+            known = ways[sweep.family, sweep.origin]
+            both = int.from_bytes(known, "big") | int.from_bytes(sweep.heard_of(), "big")
+            ways[sweep.family, sweep.origin] = bytearray(both.to_bytes(65536, "big"))
+    for watch in seen.boot:
+        for answer in watch.answers:
+            if 0 < answer.port < 65536:
+                ways[watch.family, answer.origin][answer.port] = 1
+    return ways
+
+
+def _unheard(seen: FirewallObservation, sweep: Sweep, heard: bytearray) -> Iterator[Finding]:
     """Of TCP alone: a program may leave a datagram without an answer."""
-    heard = sweep.heard_of() if seen.listeners and sweep.protocol == "tcp" else b""
-    for one in seen.listeners if heard else ():
+    for one in seen.listeners if sweep.protocol == "tcp" else ():
         wild = {"0.0.0.0", "::"}  # noqa: S104  (what a socket is bound to, in the guest)
         if one.address not in (*wild, sweep.target) or (one.family != sweep.family and one.address != "::"):
             continue
@@ -82,30 +135,96 @@ def _unheard(seen: FirewallObservation, sweep: Sweep) -> Iterator[Finding]:
                 )
 
 
-def accepts(seen: FirewallObservation, sweep: Sweep, port: int) -> bool:
-    """Whether the rules let a port in, whatever comes of conditions that are not understood."""
-    packet = packet_for(seen, sweep, sweep.protocol, port)
-    return not outcomes(seen.ruleset, packet, guess=False) & DENY
+# -- doors that are open though nobody stands behind them today ------------------------------------------------------
 
 
-def _accepts(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[Finding]:
-    """Doors that are open though nobody stands behind them today."""
-    for first, last in named_ports(seen.ruleset, sweep.protocol):
-        low, high = first, last
-        while low <= high and policy.allows(sweep.protocol, low, sweep.family, sweep.origin) is not None:
-            low += 1
-        while high > low and policy.allows(sweep.protocol, high, sweep.family, sweep.origin) is not None:
-            high -= 1
-        if low <= high and any(accepts(seen, sweep, port) for port in {low, high}):
-            ports = str(first) if first == last else f"{first}-{last}"
-            yield finding(
-                *("accepts", f"{sweep.protocol}/{ports}", f"a rule lets it in, {sweep.where}"),
-                "no rule for what is not in gate.firewall.allowed",
-            )
+def accepts(seen: FirewallObservation, sweep: Sweep, port: int, protocol: str = "", group: str = "") -> bool:
+    """Whether the rules may let a port in, without those rules that are not understood."""
+    packet = packet_for(seen, sweep, protocol or sweep.protocol, port, group)
+    return ACCEPT in outcomes(seen.ruleset, packet, guess=False)
+
+
+def doors(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], named: set[str]) -> Iterator[Finding]:
+    """What rules let in that the profile does not allow. `named`: what is a finding already."""
+    if seen.ruleset.problem:
+        return
+    told: set[str] = set()
+    for sweep in seen.sweeps:
+        if sweep.family in bare or not sweep.full:
+            continue
+        found = _others(seen, policy, sweep) if sweep.protocol == "kinds" else _ports(seen, policy, sweep)
+        for one in found:
+            if one.subject not in told and one.subject not in named:
+                told.add(one.subject)
+                yield one
+
+
+def _door(subject: str, what: str) -> Finding:
+    return finding(
+        *("accepts", subject, f"a rule lets it in, {what}", "no rule for what is not in gate.firewall.allowed")
+    )
+
+
+def _ports(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[Finding]:
+    groups = _groups(seen, sweep) if sweep.protocol == "udp" else []
+    free = unnamed_port(seen.ruleset, sweep.protocol)
+    # Where a group is let in whatever the port, that is the finding.
+    whole = [group for group in groups if accepts(seen, sweep, free, "", group)]
+    for group in whole:
+        yield _door("udp/broadcast" if group == EVERYBODY else "udp/multicast", f"{sweep.where}, to {group}")
+    targets = ["", *(group for group in groups if group not in whole)]
+    ranges = named_ports(seen.ruleset, sweep.protocol)
+    points = _points(ranges, policy)
+    for first, last in ranges:
+        ports = [
+            port
+            for port in points[bisect_left(points, first) : bisect_right(points, last)]
+            if policy.allows(sweep.protocol, port, sweep.family, sweep.origin) is None
+        ]
+        by = next((one for one in targets if any(accepts(seen, sweep, port, "", one) for port in ports)), None)
+        if by is not None:
+            text = str(first) if first == last else f"{first}-{last}"
+            yield _door(f"{sweep.protocol}/{text}", f"{sweep.where}{f', to {by}' if by else ''}")
+
+
+def _points(ranges: Iterable[tuple[int, int]], policy: FirewallPolicy) -> list[int]:
+    """Ports at which what rules say may change: ends of ranges, and their neighbours; those of allowances."""
+    found = {end for first, last in ranges for end in (first - 1, first, last, last + 1)}
+    found |= {port + step for entry in policy.allowed for port in entry.ports for step in (-1, 1)}
+    return sorted(port for port in found if 0 < port < 65536)
+
+
+def _groups(seen: FirewallObservation, sweep: Sweep) -> list[str]:
+    """Addresses of many to which a datagram may fare otherwise than one to this machine alone."""
+    rules = seen.ruleset
+    keys = {
+        key
+        for chain in reached(rules, sweep.family, card_of(seen))
+        for rule in chain.rules
+        for key in (rule.key, *(match.key for match in rule.matches))
+    }
+    if not keys & _OF_MANY:
+        return []
+    six = sweep.family == "ipv6"
+    known = [group for group in seen.groups if (":" in group) == six]
+    return list(dict.fromkeys((*named_groups(rules, sweep.family), *known)))
+
+
+def _others(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[Finding]:
+    """Protocols that are in no sweep."""
+    for protocol in OTHERS:
+        if policy.allows("other", protocol, sweep.family, sweep.origin) is None:
+            ports = {port for ends in named_ports(seen.ruleset, protocol) for port in ends}
+            ports.add(unnamed_port(seen.ruleset, protocol))
+            if any(accepts(seen, sweep, port, protocol) for port in sorted(ports)):
+                yield _door(f"other/{protocol}", sweep.where)
+
+
+# -- by the guest's own counters -------------------------------------------------------------------------------------
 
 
 def let_in(seen: FirewallObservation, bare: set[Family], policy: FirewallPolicy) -> Iterator[Finding]:
-    """By the guest's own counters: probes that nobody answered, and that got past the filter nevertheless."""
+    """Probes that nobody answered, and that got past the filter nevertheless."""
     accounts = seen.accounts
     if accounts.problem or bare & set(policy.families):
         return
@@ -116,27 +235,35 @@ def let_in(seen: FirewallObservation, bare: set[Family], policy: FirewallPolicy)
             sent[sweep.protocol] += sweep.asked
             # Of an open port the reset, too, and each once more where it was asked again.
             answered[sweep.protocol] += 3 * sum(one.count for one in sweep.answers)
+        else:
+            sent["udp"] += sum(datagram(kind) is not None for kind in sweep.kinds)
+            answered["udp"] += 3 * sum(datagram(kind) is not None for kind in sweep.heard)
     for protocol, count in sent.items():
-        reached = accounts.reached.get(protocol)
-        if reached is None:
+        reached_ = accounts.reached.get(protocol)
+        if reached_ is None:
             yield finding(
                 *("not-counted", protocol, "the guest does not count what reaches its programs"),
                 *("a counter", Severity.REMARK),
             )
             continue
         other = accounts.sent - accounts.own
-        more = reached - answered[protocol] - other
-        few = count // NOISE if protocol == "tcp" else count // 2
-        if more > max(few, 20):
+        more = reached_ - answered[protocol] - other
+        own = min(max(0, more), accounts.loopback)
+        few = max(count // NOISE if protocol == "tcp" else count // 2, 20)
+        if more - own > few:
             yield finding(
-                *("let-in", protocol, f"{more} of {count} probes got past the filter, without an answer"),
+                *("let-in", protocol, f"{more - own} of {count} probes got past the filter, without an answer"),
                 "none: what has no answer can still be heard",
             )
         elif more > 0:
-            # Where a rule may let something in, and nobody can say what, this may be it.
-            opaque = any(True for family in policy.families for _ in not_understood(seen.ruleset, family))
+            # Where a rule may let something in, and nobody can say what, this may be it; and what the guest sends to
+            # itself must not hide it.
+            opaque = any(
+                True for family in policy.families for _ in not_understood(seen.ruleset, family, card_of(seen))
+            )
+            hidden = more > few
             yield finding(
-                *("let-in", protocol, f"{more} more than were answered got past the filter"),
+                *("let-in", protocol, f"{more} more than were answered got past the filter, or came from the guest"),
                 "none, but for what else was on the wire",
-                Severity.UNPROVEN if opaque else Severity.REMARK,
+                Severity.UNPROVEN if hidden or (opaque and more > own) else Severity.REMARK,
             )

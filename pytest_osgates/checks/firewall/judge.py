@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pytest_osgates.checks.firewall.agreement import accepts, agreement, let_in, packet_for
+from pytest_osgates.checks.firewall.agreement import accepts, agreement, card_of, doors, let_in, packet_for
 from pytest_osgates.checks.firewall.policy import Allowed, FirewallPolicy
 from pytest_osgates.checks.firewall.proof import losses, vacuity
 from pytest_osgates.checks.firewall.rules import (
@@ -17,7 +17,7 @@ from pytest_osgates.checks.firewall.rules import (
     unnamed_port,
 )
 from pytest_osgates.checks.firewall.said import finding, places, unproven
-from pytest_osgates.checks.firewall.seen import Answers, BootAnswer, FirewallObservation, Sweep, place
+from pytest_osgates.checks.firewall.seen import Answers, BootAnswer, FirewallObservation, Sweep, datagram, place
 from pytest_osgates.model import Finding, Severity
 
 # What an unfriendly host could open: shown one by one up to here.
@@ -28,6 +28,13 @@ MOST = 500
 def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
     """First whether what was tried can be believed, then the rules, then what answered, then whether they agree."""
     findings = [*vacuity(seen, policy), *losses(seen, policy), *_ruleset(seen, policy)]
+    # Whatever holds of the rules before must hold of those after.
+    later = None if seen.again is None else seen.model_copy(update={"ruleset": seen.again})
+    if later is not None:
+        before = {finding.key for finding in findings}
+        findings += [finding for finding in _ruleset(later, policy) if finding.key not in before]
+    if later is not None or seen.changed:
+        findings.append(_changed(seen))
     bare = {
         family
         for family in policy.families
@@ -37,11 +44,15 @@ def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
     used: set[int] = set()
     answers = [*_open(seen, policy, used), *_quiet(seen, policy, bare, used), *_kinds(seen, policy, bare, used)]
     findings += answers
-    findings += _booting(seen, policy, bare, {finding.key for finding in answers}, used)
-    findings += agreement(seen, policy, bare, {finding.subject for finding in findings})
+    # What is accepted in one place, or a remark, speaks for no other.
+    findings += _booting(seen, policy, bare, {finding.key for finding in _wrong(answers)}, used)
+    findings += agreement(seen, policy, bare, {finding.subject for finding in _wrong(findings)})
+    findings += doors(seen, policy, bare, {finding.subject for finding in _wrong(findings)})
+    if later is not None:
+        findings += doors(later, policy, bare, {finding.subject for finding in _wrong(findings)})
     findings += let_in(seen, bare, policy)
     for number, entry in enumerate(policy.allowed):
-        if number not in used:
+        if number not in used and entry.protocol != "other":
             what = ", ".join(map(str, (*entry.ports, *entry.kinds)))
             findings.append(
                 finding(
@@ -50,6 +61,16 @@ def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
                 )
             )
     return findings
+
+
+def _wrong(findings: list[Finding]) -> Iterator[Finding]:
+    return (finding for finding in findings if finding.severity is Severity.VIOLATION)
+
+
+def _changed(seen: FirewallObservation) -> Finding:
+    said = "the rules were others after the sweeps than before" if seen.changed else "sets of the rules have changed"
+    severity = Severity.UNPROVEN if seen.changed else Severity.REMARK
+    return finding("ruleset-changed", "input", said, "rules that stay: which ones were tried?", severity)
 
 
 def _ways(seen: FirewallObservation, family: Family) -> list[Sweep]:
@@ -71,15 +92,24 @@ def _ruleset(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Find
         return
     for family in policy.families:
         yield from _default_deny(seen, policy, family)
-        for text in list(not_understood(rules, family))[:20]:
-            yield finding(
-                *("not-understood", family, text, "the sweep says what it lets in", Severity.REMARK),
-            )
-    if seen.changed:
-        yield finding(
-            *("ruleset-changed", "input", "the rules were others after the sweeps than before"),
-            *("rules that stay", Severity.REMARK),
-        )
+        yield from _not_understood(seen, policy, family)
+
+
+def _not_understood(seen: FirewallObservation, policy: FirewallPolicy, family: Family) -> Iterator[Finding]:
+    """All ports of TCP are tried, and of UDP few: what a rule may let in there, only the rule can tell."""
+    allowed = {
+        port
+        for entry in policy.allowed
+        if entry.protocol == "udp" and entry.family in (family, "any")
+        for port in entry.ports
+    }
+    found = []
+    for opaque in not_understood(seen.ruleset, family, card_of(seen)):
+        free = any(last - first + 1 > sum(first <= port <= last for port in allowed) for first, last in opaque.ports)
+        wanted = "a rule that can be read: it may let datagrams in" if free else "the sweep says what it lets in"
+        severity = Severity.UNPROVEN if free else Severity.REMARK
+        found.append(finding("not-understood", family, opaque.text, wanted, severity))
+    yield from sorted(found, key=lambda one: one.severity is Severity.REMARK)[:20]
 
 
 def _default_deny(seen: FirewallObservation, policy: FirewallPolicy, family: Family) -> Iterator[Finding]:
@@ -112,30 +142,36 @@ def _note(policy: FirewallPolicy, entry: Allowed, used: set[int]) -> None:
 
 
 def _open(seen: FirewallObservation, policy: FirewallPolicy, used: set[int]) -> Iterator[Finding]:
-    where: dict[tuple[str, int], list[Sweep]] = defaultdict(list)
+    where: dict[tuple[str, int], list[str]] = defaultdict(list)
     allowed: dict[tuple[str, int], Allowed] = {}
     many: dict[tuple[str, str], list[Answers]] = defaultdict(list)
     for sweep in seen.sweeps:
+        found: list[tuple[str, int, str]] = []
         for answer in sweep.of("open"):
             if answer.count > SHOWN:
                 many[sweep.protocol, sweep.where].append(answer)
                 continue
-            for port in range(answer.first, answer.last + 1):
-                entry = policy.allows(sweep.protocol, port, sweep.family, sweep.origin)
-                if entry is not None:
-                    _note(policy, entry, used)
-                    allowed[sweep.protocol, port] = entry
-                if entry is None or not entry.documented:
-                    where[sweep.protocol, port].append(sweep)
+            found += [(sweep.protocol, port, sweep.where) for port in range(answer.first, answer.last + 1)]
+        for kind, how in sweep.heard.items():
+            if (asked := datagram(kind)) is not None and not how.startswith("error"):
+                found.append(("udp", asked[0], f"{sweep.where}, to {asked[1]}"))
+        for protocol, port, by in found:
+            entry = policy.allows(protocol, port, sweep.family, sweep.origin)
+            if entry is not None:
+                _note(policy, entry, used)
+                allowed[protocol, port] = entry
+            if entry is None or not entry.documented:
+                where[protocol, port].append(by)
     for (protocol, port), entry in sorted(allowed.items()):
         if entry.documented and (protocol, port) not in where:
             yield finding(
                 *("open", f"{protocol}/{port}", "it answers", "closed to everybody"),
                 *(Severity.ACCEPTED, "", entry.reason),
             )
-    for (protocol, port), sweeps in sorted(where.items())[: 4 * SHOWN]:
+    for (protocol, port), ways in sorted(where.items())[: 4 * SHOWN]:
+        by = ", ".join(dict.fromkeys(ways))
         yield finding(
-            *("open", f"{protocol}/{port}", f"it answers, by {places(sweeps)}{_who(seen, protocol, port)}"),
+            *("open", f"{protocol}/{port}", f"it answers, by {by}{_who(seen, protocol, port)}"),
             "no answer, or an entry in gate.firewall.allowed with its reason",
             hint="close the port in the ruleset, or do not start what listens",
         )
@@ -217,7 +253,7 @@ def _kinds(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family],
     for sweep in seen.sweeps:
         protocol = "icmp" if sweep.family == "ipv4" else "icmpv6"
         for kind, how in sweep.heard.items():
-            if how.startswith("error"):
+            if how.startswith("error") or datagram(kind) is not None:
                 continue
             entry = policy.allows(protocol, kind, sweep.family, sweep.origin)
             if entry is not None:
@@ -249,6 +285,14 @@ def _booting(
     opened: dict[int, list[str]] = defaultdict(list)
     refused: dict[Family, list[BootAnswer]] = defaultdict(list)
     steady = [((one.family, one.origin), one.heard_of()) for one in seen.sweeps if one.protocol == "tcp"]
+    asked = {answer.port for watch in seen.boot for answer in watch.answers}
+    plain: dict[tuple[Family, str], set[int]] = defaultdict(set)
+    for one in seen.sweeps:
+        if one.protocol == "tcp" and policy.closed_answers == "refused":
+            for answers in one.answers:
+                if answers.how in ("open", "closed"):
+                    now = {port for port in asked if answers.first <= port <= answers.last}
+                    plain[one.family, one.origin] |= now
     for watch in seen.boot:
         for answer in watch.answers:
             entry = policy.allows("tcp", answer.port, watch.family, answer.origin)
@@ -259,6 +303,10 @@ def _booting(
             if answer.how == "open":
                 if ("open", f"tcp/{answer.port}") not in known:
                     opened[answer.port].append(f"{watch.address} {answer.before_s:.1f} s before ready")
+            elif policy.closed_answers == "refused":
+                # A rule may reject; a reset where nothing, or an error, comes later is a machine's without rules.
+                if answer.how == "closed" and answer.port not in plain[watch.family, answer.origin]:
+                    refused[watch.family].append(answer)
             elif not any((rule, watch.family) in known for rule in ("refused", "rejected")) and not any(
                 way == (watch.family, answer.origin) and ports[answer.port] for way, ports in steady
             ):
@@ -270,14 +318,14 @@ def _booting(
             "the rules stand before the network does",
             hint="systemd.special(7): Before=network-pre.target, Wants=network-pre.target",
         )
-    for family, answers in refused.items():
-        if policy.closed_answers == "silent" and family not in bare:
-            first = max(answer.before_s for answer in answers)
-            last = min(answer.before_s for answer in answers)
-            ports = ", ".join(str(answer.port) for answer in answers[:5])
+    for family, silenced in refused.items():
+        if family not in bare:
+            first = max(answer.before_s for answer in silenced)
+            last = min(answer.before_s for answer in silenced)
+            ports = ", ".join(str(answer.port) for answer in silenced[:5])
             yield finding(
                 *("refused-at-boot", family),
-                f"{len(answers)} closed ports answered ({ports}), {first:.1f} to {last:.1f} s before ready",
+                f"{len(silenced)} closed ports answered ({ports}), {first:.1f} to {last:.1f} s before ready",
                 "the rules stand before the network does",
                 hint="systemd.special(7): Before=network-pre.target, Wants=network-pre.target",
             )

@@ -11,12 +11,13 @@ from pytest_osgates.checks.firewall.seen import Origin
 from pytest_osgates.model import Acceptance, Policy
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-Protocol = Literal["tcp", "udp", "icmp", "icmpv6"]
+Protocol = Literal["tcp", "udp", "icmp", "icmpv6", "other"]
 
 
 class Allowed(Acceptance):
     """``[[gate.firewall.allowed]]``: what may answer. ``ports`` of TCP or UDP, ``kinds`` of ICMP and other protocols
-    (the names in vm/network/probes.toml); in a family, from the link or from beyond the gateway, or both."""
+    (the names in vm/network/probes.toml), or protocols that a rule lets in (``other``: ah, dccp, esp, gre, sctp,
+    udplite); in a family, from the link or from beyond the gateway, or both."""
 
     protocol: Protocol
     ports: tuple[Port, ...] = ()
@@ -28,7 +29,7 @@ class Allowed(Acceptance):
     def _either(self) -> Allowed:
         ports = self.protocol in ("tcp", "udp")
         if bool(self.ports) is not ports or bool(self.kinds) is ports:
-            raise ValueError("ports for tcp and udp, kinds for icmp and icmpv6")
+            raise ValueError("ports for tcp and udp, kinds for icmp, icmpv6 and other")
         return self
 
     def covers(self, protocol: str, what: int | str, family: Family, origin: Origin) -> bool:

@@ -62,6 +62,10 @@ def losses(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Findin
         if asked or not sweep.done:
             what = f"{asked} of {sweep.asked} may never have arrived" if asked else "it did not come to its end"
             yield unproven("not-proven", sweep.name, what, "every probe taken by the guest")
+    for sweep in seen.sweeps:
+        if sweep.strange:
+            what = f"{sweep.strange} packets came back that fit no probe: from another address, in fragments, or odd"
+            yield unproven("strange", sweep.name, what, "answers that can be told apart")
     for family in policy.families:
         watched = [watch for watch in seen.boot if watch.family == family]
         if any(one.family == family for one in seen.addresses):

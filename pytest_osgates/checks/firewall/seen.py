@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -91,7 +92,8 @@ class Sweep(Model):
 class Accounts(Model):
     """What both sides counted while the sweeps ran. ``sent``: frames that the sinkhole sent, ``own`` those of the
     prober; ``received``: by the guest's card. ``drops``: the guest's counters of losses that grew. ``problem``: why
-    they cannot be compared. ``reached``: what got past the filter, by the guest's own counters.
+    they cannot be compared. ``reached``: what got past the filter, by the guest's own counters; ``loopback``: packets
+    that it sent to itself.
     """
 
     sent: int = 0
@@ -99,6 +101,7 @@ class Accounts(Model):
     received: int = 0
     drops: dict[str, int] = Field(default_factory=dict)
     reached: dict[str, int] = Field(default_factory=dict)
+    loopback: int = 0
     lost_on_purpose: int = 0
     runs: int = 1
     problem: str = ""
@@ -130,7 +133,8 @@ class BootAnswer(Model):
 
 class BootWatch(Model):
     """The light probe of one address, until the machine was ready. ``groups`` of probes, ``proven`` of them taken by
-    the guest; ``alive_s``: how long before ready it answered first; ``longest_gap``: between two answers."""
+    the guest while it booted; ``alive_s``: how long before ready it answered first; ``longest_gap``: between two
+    answers."""
 
     address: str
     family: Family
@@ -157,7 +161,9 @@ class Listener(Model):
 
 
 class FirewallObservation(Observation):
-    """``default_routes``: families with a way to beyond. ``changed``: the ruleset after the sweeps is another."""
+    """``default_routes``: families with a way to beyond. ``again``: the ruleset after the sweeps, if it is another;
+    ``changed``: not in the elements of its sets alone. ``groups``: addresses that a datagram for many has, of those
+    that the prober knows."""
 
     state: State
     addresses: tuple[Address, ...]
@@ -166,7 +172,9 @@ class FirewallObservation(Observation):
     accounts: Accounts = Field(default_factory=Accounts)
     boot: tuple[BootWatch, ...] = ()
     ruleset: Ruleset
+    again: Ruleset | None = None
     changed: bool = False
+    groups: tuple[str, ...] = ()
     listeners: tuple[Listener, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -174,6 +182,15 @@ class FirewallObservation(Observation):
     def considered(self) -> int | None:
         unproven = sum(answer.count for sweep in self.sweeps for answer in sweep.of("unproven"))
         return max(0, sum(sweep.asked for sweep in self.sweeps) - unproven)
+
+
+_DATAGRAM = re.compile(r"udp/(\d{1,5}) to (\S{1,45})")
+
+
+def datagram(kind: str) -> tuple[int, str] | None:
+    """Port and group of a kind that is a datagram for many: ``udp/PORT to GROUP``; None: it is none."""
+    match = _DATAGRAM.fullmatch(kind)
+    return None if match is None else (int(match[1]), match[2])
 
 
 def place(origin: Origin) -> str:

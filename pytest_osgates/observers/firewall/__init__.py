@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from pytest_osgates.checks.firewall.policy import FirewallPolicy
-from pytest_osgates.checks.firewall.rules import Ruleset
+from pytest_osgates.checks.firewall.rules import Rule, Ruleset
 from pytest_osgates.checks.firewall.seen import (
     Accounts,
     Address,
@@ -43,6 +43,8 @@ WATCHED_S = 30.0
 SWEEP_S = 600.0
 POLL_S = 0.2
 RUNS = 2
+# What is asked so long after the address appeared is of the boot, however early the machine was ready.
+FIRST_S = 15.0
 MAX_STATE = 1 << 17
 
 
@@ -82,25 +84,53 @@ def observe(siege: Siege) -> FirewallObservation:
     listeners = _listeners(siege, problems)
     sweeps: list[Sweep] = []
     accounts = Accounts(problem="nothing was tried")
+    after = before
     for run in range(1, RUNS + 1):
-        plan = list(_plan(targets, mac, siege.policy.origins, listeners)) if card else []
-        sweeps, accounts = _run(siege, plan, mac, card, run)
-        # Once more where something may be lost; and then it is for the judge.
-        if not accounts.problem and not accounts.lost and not accounts.drops and all(map(_is_proven, sweeps)):
+        plan = list(_plan(targets, mac, siege.policy.origins, listeners, before.groups.get(card))) if card else []
+        tried, routes = targets, before.routes
+        sweeps, accounts, after = _run(siege, plan, mac, card, run, before)
+        accounts = _still_there(accounts, tried, after)
+        # Whoever has another address by now is tried by that one.
+        targets = _targets(link, after, card)
+        came = {(one.family, one.scope) for one in targets} - {(one.family, one.scope) for one in tried}
+        led = set(after.routes) - set(routes)
+        ours = {kind.hardware.hex() for family in (4, 6) for kind in probes.kinds(family) if kind.hardware}
+        unasked = sorted(ours & set(after.groups.get(card, ())) - set(before.groups.get(card, ours)))
+        # Once more where something may be lost or new; and then it is for the judge.
+        fine = not accounts.problem and not accounts.lost and not accounts.drops
+        if fine and not came and not led and not unasked and all(map(_is_proven, sweeps)):
             break
-    again = inside.rules(shell, before.tables)
+        before = after
+    if unasked:
+        problems.append(f"the guest joined groups while it was tried: {', '.join(unasked)}")
+    again = inside.rules(shell, after.tables)
     _step(siege, "done", 0.0, None, done=True)
+    known = {(one.family, one.scope) for one in tried}
     return FirewallObservation(
         state=siege.state,
-        addresses=tuple(targets),
-        default_routes=tuple(before.routes),
+        addresses=(*tried, *(one for one in targets if (one.family, one.scope) not in known)),
+        # One that came, or went, while it was tried, was none.
+        default_routes=tuple(family for family in after.routes if family in routes),
         sweeps=tuple(sweeps),
         accounts=accounts,
         boot=boot,
         ruleset=ruleset,
-        changed=_without_counters(again) != _without_counters(ruleset),
+        again=None if _shape(again, elements=True) == _shape(ruleset, elements=True) else again,
+        changed=_shape(again) != _shape(ruleset),
+        groups=probes.groups(),
         listeners=listeners,
         problems=tuple(problems),
+    )
+
+
+def _still_there(accounts: Accounts, targets: list[Address], after: Inside) -> Accounts:
+    """An address that is gone is as silent as a closed port; another one of the same card answers the markers."""
+    now = {one.address for one in after.addresses}
+    gone = [one.address for one in targets if one.address not in now]
+    if not gone:
+        return accounts
+    return accounts.model_copy(
+        update={"problem": accounts.problem or f"the guest lost {', '.join(gone)} while it was tried"}
     )
 
 
@@ -116,11 +146,25 @@ def _listeners(siege: Siege, problems: list[str]) -> tuple[Listener, ...]:
     return inside.listeners(running)
 
 
-def _without_counters(ruleset: Ruleset) -> list[tuple[object, ...]]:
+def _shape(ruleset: Ruleset, *, elements: bool = False) -> list[object]:
+    """To be compared: without counters, and without what is in named sets, whose elements come and go."""
     return [
-        (chain.subject, chain.hook, chain.policy, [(rule.matches, rule.branches) for rule in chain.rules])
-        for chain in ruleset.chains
+        ruleset.problem,
+        *(
+            (
+                *(chain.subject, chain.kind, chain.hook, chain.priority, chain.policy, chain.devices),
+                *(_rule_shape(rule, elements or '"@' not in rule.text) for rule in chain.rules),
+            )
+            for chain in ruleset.chains
+        ),
     ]
+
+
+def _rule_shape(rule: Rule, elements: bool) -> object:
+    matches = [(match.key, match.negated, match.values if elements else ()) for match in rule.matches]
+    branches = [(branch.action, branch.target, branch.values) for branch in rule.branches] if elements else []
+    verdict = [(branch.action, branch.target) for branch in rule.branches] if not rule.key else []
+    return matches, branches, verdict, rule.key, rule.translates
 
 
 def _is_proven(sweep: Sweep) -> bool:
@@ -178,14 +222,24 @@ def _await_watched(siege: Siege, targets: list[Address]) -> None:
     pause = threading.Event()
     begun = time.monotonic()
     families = {one.family for one in targets} & set(siege.policy.families)
+
+    def enough(family: str) -> bool:
+        of = [one for one in status["watched"] if (":" in one["address"]) == (family == "ipv6")]
+        boot = _boot({"watched": of}, siege.ready_at)
+        over = bool(of) and time.monotonic() > max(_booted(one, siege.ready_at) for one in of)
+        return over or sum(one.proven for one in boot) >= siege.policy.boot_probes
+
     while time.monotonic() - begun < WATCHED_S:
         siege.machine.check()
-        boot = _boot(siege.machine.sinkholes[0].sweep_status(), siege.ready_at)
-        if all(
-            sum(one.proven for one in boot if one.family == family) >= siege.policy.boot_probes for family in families
-        ):
+        status = siege.machine.sinkholes[0].sweep_status()
+        if all(map(enough, families)):
             return
         pause.wait(POLL_S)
+
+
+def _booted(watched: dict[str, Any], ready_at: float) -> float:
+    """Until when the light probe of an address is of the boot: until ready, or until the address is not quite new."""
+    return max(ready_at, float(watched["learned"]) + FIRST_S)
 
 
 def _boot(status: dict[str, Any], ready_at: float) -> tuple[BootWatch, ...]:
@@ -207,7 +261,8 @@ def _boot(status: dict[str, Any], ready_at: float) -> tuple[BootWatch, ...]:
                 address=one["address"],
                 family="ipv6" if ":" in one["address"] else "ipv4",
                 groups=one["groups"],
-                proven=one["proven"],
+                # Of whole seconds: the one in which it ends does not count.
+                proven=sum(int(n) for at, n in one["seconds"] if int(at) + 1 <= _booted(one, ready_at)),
                 alive_s=round(ready_at - one["alive"], 3) if one["alive"] else 0.0,
                 longest_gap=one["longest_gap"],
                 answers=answers,
@@ -220,10 +275,15 @@ def _boot(status: dict[str, Any], ready_at: float) -> tuple[BootWatch, ...]:
 
 
 def _plan(
-    targets: list[Address], mac: str, origins: Sequence[Origin], listeners: Sequence[Listener]
+    targets: list[Address],
+    mac: str,
+    origins: Sequence[Origin],
+    listeners: Sequence[Listener],
+    groups: Sequence[str] | None,
 ) -> Iterator[dict[str, object]]:
     """What listens is tried first, by somebody of whom nothing was heard yet: a filter that counts connections, and
-    locks out who makes many, lets the first ones through. Then everything."""
+    locks out who makes many, lets the first ones through. Then everything. `groups`: that the card takes; None: the
+    guest does not say, and all are tried."""
     tcp = sorted({one.port for one in listeners if one.protocol == "tcp"})
     udp = sorted({*probes.payloads(), *(one.port for one in listeners if one.protocol == "udp")})
     for only in (True, False):
@@ -239,14 +299,17 @@ def _plan(
                     continue
                 yield {**base, "name": f"tcp {where}", "protocol": "tcp", "ports": None}
                 yield {**base, "name": f"udp {where}", "protocol": "udp", "ports": udp}
-                yield {**base, "name": f"kinds {where}", "protocol": "kinds", "ports": []}
+                taken = {} if groups is None else {"groups": list(groups)}
+                yield {**base, "name": f"kinds {where}", "protocol": "kinds", "ports": [], **taken}
 
 
-def _run(siege: Siege, plan: list[dict[str, object]], mac: str, card: str, run: int) -> tuple[list[Sweep], Accounts]:
-    """All sweeps, between two looks at the counters of both sides."""
+def _run(
+    siege: Siege, plan: list[dict[str, object]], mac: str, card: str, run: int, seen: Inside
+) -> tuple[list[Sweep], Accounts, Inside]:
+    """All sweeps, between two looks at the counters of both sides; and the second look. `seen`: the one before."""
     link, shell = siege.machine.sinkholes[0], siege.machine.shell
     if not plan:
-        return [], Accounts(problem="there is no address to try")
+        return [], Accounts(problem="there is no address to try"), seen
     begun = time.monotonic()
     # The light probe ends with it: what is counted is counted while nothing is sent.
     first = len(link.sweep([]))
@@ -275,17 +338,20 @@ def _run(siege: Siege, plan: list[dict[str, object]], mac: str, card: str, run: 
         counted = recount = (0, 0)
     if status["answers_dropped"]:
         problem = problem or f"{status['answers_dropped']} frames found no room on their way"
+    if missing := inside.uncounted(before, card) or inside.uncounted(after, card):
+        problem = problem or f"the guest does not count {', '.join(missing)[:200]}"
     accounts = Accounts(
         sent=recount[0] - counted[0],
         own=sum(sweep.frames for sweep in sweeps),
         received=recount[1] - counted[1],
         drops=inside.losses(before, after, card),
         reached=inside.reached(before, after),
+        loopback=inside.loopback(before, after),
         lost_on_purpose=int(status["lost_on_purpose"]),
         runs=run,
         problem=problem,
     )
-    return sweeps, accounts
+    return sweeps, accounts, after
 
 
 def _count(siege: Siege, link: SinkholeLink, mac: str) -> tuple[int, int] | None:

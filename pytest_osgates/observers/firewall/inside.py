@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pytest_osgates.checks.apparmor_running import RunningSeen
 from pytest_osgates.checks.firewall.rules import Chain, Family, Ruleset
 from pytest_osgates.checks.firewall.seen import Address, Listener
-from pytest_osgates.observers.firewall import nft
+from pytest_osgates.observers.firewall import nft, xt
 from pytest_osgates.vm.errors import ChannelError
 from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.text import one_line
@@ -26,11 +26,11 @@ for d in /sys/class/net/*; do
     n=${d##*/}; s=$d/statistics
     read -r m 2>/dev/null <"$d/address" || continue
     for c in rx_packets rx_dropped rx_errors rx_missed_errors rx_fifo_errors rx_over_errors; do
-        read -r v 2>/dev/null <"$s/$c" || v=0
+        read -r v 2>/dev/null <"$s/$c" || continue
         echo "card $n $m $c $v"
     done
 done
-for f in snmp netstat snmp6 softnet_stat stat/nf_conntrack fib_trie if_inet6 route ipv6_route \
+for f in snmp netstat snmp6 softnet_stat stat/nf_conntrack fib_trie if_inet6 route ipv6_route dev_mcast \
     ip_tables_names ip6_tables_names; do
     [ -r "/proc/net/$f" ] || continue
     echo "file $f"; cat "/proc/net/$f"
@@ -54,6 +54,13 @@ _LOSSES = {
     "snmp": ("Udp.RcvbufErrors", "Udp.MemErrors"),
     "snmp6": ("Udp6RcvbufErrors", "Udp6MemErrors"),
 }
+# Every kernel has these; the others come and go with IPv6 and the connection table.
+_COUNTED = (
+    "netstat.TcpExt.ListenOverflows",
+    "netstat.TcpExt.ListenDrops",
+    "snmp.Udp.RcvbufErrors",
+    "softnet.dropped",
+)
 # What got past the filter, answered or not (RFC 4022, RFC 4113).
 _REACHED = {
     "tcp": ("Tcp.InSegs",),
@@ -66,13 +73,15 @@ _REACHED = {
 
 @dataclass
 class Inside:
-    """One look. ``counters`` by name; ``cards``: interface and MAC; ``tables``: of the old iptables."""
+    """One look. ``counters`` by name; ``cards``: interface and MAC; ``tables``: of the old iptables; ``groups``:
+    hardware addresses of groups that a card takes, by interface."""
 
     counters: dict[str, int] = field(default_factory=dict)
     cards: dict[str, str] = field(default_factory=dict)
     addresses: list[Address] = field(default_factory=list)
     routes: list[Family] = field(default_factory=list)
     tables: list[tuple[str, str]] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
     def card(self, mac: str) -> str:
         """The interface that had or has this address; empty: none."""
@@ -132,6 +141,11 @@ def parse(text: str) -> Inside:
     _columns(files, seen.counters)
     _addresses(files, seen)
     _routes(files, seen)
+    # Index, interface, users, users of the device itself, address (net/core/net-procfs.c).
+    for line in files.get("dev_mcast", [])[:1000]:
+        words = line.split()
+        if len(words) == 5 and re.fullmatch(r"[0-9a-f]{12}", words[4]):
+            seen.groups.setdefault(one_line(words[1], 15), []).append(words[4])
     for family, table in (("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")):
         seen.tables += [(family, one_line(line.strip(), 40)) for line in files.get(table, [])[:20] if line.strip()]
     return seen
@@ -158,7 +172,8 @@ def _columns(files: dict[str, list[str]], counters: dict[str, int]) -> None:
         words = line.split()
         if len(words) > 1 and re.fullmatch(r"[0-9a-f]{1,16}", words[1]):
             total += int(words[1], 16)
-    counters["softnet.dropped"] = total
+    if files.get("softnet_stat"):
+        counters["softnet.dropped"] = total
     lines = files.get("stat/nf_conntrack", [])
     names = lines[0].split() if lines else []
     for wanted in ("drop", "early_drop", "insert_failed"):
@@ -230,6 +245,18 @@ def losses(before: Inside, after: Inside, card: str) -> dict[str, int]:
     return {name: count for name, count in grown.items() if count > 0}
 
 
+def uncounted(seen: Inside, card: str) -> list[str]:
+    """Counters of losses that the guest does not keep: nobody can say that nothing was lost."""
+    names = [f"card.{card}.{name}" for name in ("rx_packets", "rx_dropped", *_LOSSES["card"])]
+    return [name for name in (*names, *_COUNTED) if name not in seen.counters]
+
+
+def loopback(before: Inside, after: Inside) -> int:
+    """Packets that the guest sent to itself: they are among what reached its programs."""
+    name = "card.lo.rx_packets"
+    return max(0, after.counters.get(name, 0) - before.counters.get(name, 0))
+
+
 def reached(before: Inside, after: Inside) -> dict[str, int]:
     """What got past the filter, by protocol; a protocol that the guest does not count is left out."""
     found = {}
@@ -245,9 +272,11 @@ def reached(before: Inside, after: Inside) -> dict[str, int]:
 _NFT = "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; command -v nft >/dev/null || exit 127; exec nft -j list ruleset"
 _SAVE = r"""
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
-for p in {name}-legacy-save {name}-save; do
+for p in {name}-{kind}-save {name}-save; do
     command -v $p >/dev/null 2>&1 || continue
-    case $p in *-legacy-save) ;; *) case $($p -V 2>/dev/null) in *nf_tables*) continue ;; esac ;; esac
+    how=legacy
+    case $($p -V 2>/dev/null) in *nf_tables*) how=nft ;; esac
+    case $p in *-{kind}-save) ;; *) [ $how = {kind} ] || continue ;; esac
     exec $p
 done
 exit 127
@@ -266,17 +295,37 @@ def rules(shell: GuestShell, tables: list[tuple[str, str]]) -> Ruleset:
         said = one_line(done.stderr.decode("utf-8", "replace"), 200)
         return Ruleset(source="nft", problem=f"nft list ruleset ended with {done.status}: {said}")
     else:
-        found = nft.ruleset(done.stdout)
+        found = _told_better(shell, nft.ruleset(done.stdout))
     old: list[Chain] = []
     for family in dict.fromkeys(family for family, _ in tables):
         program = "iptables" if family == "ip" else "ip6tables"
-        saved = shell.run(_SAVE.format(name=program), timeout=60, max_output=MAX_RULESET, shown=f"{program}-save")
-        chains, problem = nft.legacy(saved.text, family) if saved.status == 0 else ([], f"no {program}-legacy-save")
+        saved = shell.run(
+            _SAVE.format(name=program, kind="legacy"), timeout=60, max_output=MAX_RULESET, shown=f"{program}-save"
+        )
+        chains, problem = xt.saved(saved.text, family) if saved.status == 0 else ([], f"no {program}-legacy-save")
         if problem:
             return found.model_copy(update={"problem": f"tables of the old kind are in use: {problem}"})
         old += chains
     names = tuple(f"{family} {table}" for family, table in tables)
     return found.model_copy(update={"chains": (*found.chains, *old), "legacy": names})
+
+
+def _told_better(shell: GuestShell, found: Ruleset) -> Ruleset:
+    """Of what iptables put into nft's tables, nft tells the names of matches and targets alone: asked is the program
+    that put it there. What does not fit what nft says stays as it is: not understood."""
+    chains = {(chain.family, chain.table, chain.name): chain for chain in found.chains}
+    for family, program in (("ip", "iptables"), ("ip6", "ip6tables")):
+        if not any(rule.foreign for chain in found.chains if chain.family == family for rule in chain.rules):
+            continue
+        told = shell.run(
+            _SAVE.format(name=program, kind="nft"), timeout=60, max_output=MAX_RULESET, shown=f"{program}-save"
+        )
+        saved, problem = xt.saved(told.text, family, "") if told.status == 0 else ([], "none")
+        for chain in saved if not problem else ():
+            known = chains.get((chain.family, chain.table, chain.name))
+            if known is not None and len(known.rules) == len(chain.rules):
+                chains[chain.family, chain.table, chain.name] = known.model_copy(update={"rules": chain.rules})
+    return found.model_copy(update={"chains": tuple(chains.values())})
 
 
 # -- sockets ------------------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
-"""What ``nft -j list ruleset`` says (libnftables-json(5)), and iptables-save(8) of old tables, as rules."""
+"""What ``nft -j list ruleset`` says (libnftables-json(5)), as rules."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from pytest_osgates.checks.firewall.rules import Branch, Chain, Match, Rule, Ruleset
+from pytest_osgates.checks.firewall.rules import CHOSEN, Branch, Chain, Match, Rule, Ruleset
+from pytest_osgates.observers.firewall import xt
 from pytest_osgates.vm.text import one_line
 
 # What json.loads() gives.
@@ -19,14 +19,15 @@ _VERDICTS = frozenset({"accept", "drop", "continue", "return", "jump", "goto"})
 _HARMLESS = frozenset(
     {"counter", "log", "comment", "mangle", "notrack", "ct helper", "ct timeout", "secmark", "flow"}
 )
-_HARMLESS_TOO = frozenset({"set", "map", "dup", "meter update"})
+# They put something into a set: harmless but for what they do with it.
+_UPDATES = frozenset({"set", "map", "meter"})
+_HARMLESS_TOO = frozenset({"dup"})
 _TRANSLATES = frozenset({"dnat", "redirect", "tproxy", "synproxy"})
 _PROTOCOLS = frozenset({"ip", "ip6", "tcp", "udp", "th", "icmp", "icmpv6", "sctp", "dccp", "udplite"})
 _FIELDS = frozenset({"dport", "type", "saddr", "daddr", "protocol", "nexthdr"})
 
 
-# Whoever attacks writes all of a packet, and as many or as few as he likes: such a condition keeps nobody out.
-_CHOSEN = "the sender's choice"
+_PORTS = frozenset({"tcp dport", "udp dport", "th dport", "sctp dport", "dccp dport", "udplite dport"})
 
 
 class _Odd(ValueError):
@@ -86,6 +87,7 @@ class _Tables:
                     hook=one_line(str(chain.get("hook", "")), 20),
                     priority=priority if isinstance(priority, int) and abs(priority) < 1 << 31 else 0,
                     policy=one_line(str(chain.get("policy", "")), 20),
+                    devices=tuple(one_line(str(device), 20) for device in _list(chain.get("dev", ()))[:100]),
                     rules=tuple(rules.get((family, table, name), ())),
                 )
             )
@@ -99,8 +101,9 @@ class _Tables:
         if not isinstance(statements, list):
             raise _Odd("a rule without statements")
         matches: list[Match] = []
-        text = one_line(json.dumps(statements), 300)
         translates = False
+        key = ""
+        branches: tuple[Branch, ...] = ()
         for statement in statements:
             if not isinstance(statement, dict) or len(statement) != 1:
                 raise _Odd("a statement that is none")
@@ -109,25 +112,38 @@ class _Tables:
                 matches.append(self._match(place, value))
             elif name == "vmap":
                 key, branches = self._map(place, value)
-                return Rule(matches=_settled(matches, branches), branches=branches, key=key, text=text)
+                break
             elif name in _VERDICTS or name in ("reject", "queue"):
                 branches = (_verdict(statement),)
-                return Rule(matches=_settled(matches, branches), branches=branches, text=text)
+                break
+            elif name == "xt":
+                action, known = _foreign(value)
+                translates = translates or action == "translate"
+                matches += [] if known or action else [Match(key="")]
+                if action in ("accept", "drop", "reject", "queue", "return"):
+                    branches = (Branch(action=action),)
+                    break
             elif name in _TRANSLATES:
                 translates = True
-            elif name == "limit" and isinstance(value, dict) and not value.get("inv"):
-                matches.append(Match(key=_CHOSEN))
-            elif name not in _HARMLESS and name not in _HARMLESS_TOO:
-                # quota, ct count, xt (a match of the old kind), or one that is yet to come.
-                matches.append(Match(key=""))
-        return Rule(matches=_settled(matches, ()), translates=translates, text=text)
+            else:
+                matches += _choices(name, value)
+        return Rule(
+            matches=xt.settled(matches, branches),
+            branches=branches,
+            key=key,
+            translates=translates,
+            foreign=any("xt" in statement for statement in statements),
+            text=one_line(json.dumps(statements), 300),
+        )
 
     def _match(self, place: tuple[str, str], value: Json) -> Match:
         operator = str(value["op"])
         key = _key(value["left"])
         values = self._values(place, value["right"], key)
+        if key in _PORTS and values is not None and operator in _COMPARES and len(values) == 1:
+            return _compared(key, operator, values[0])
         if not key or values is None or operator not in ("==", "in", "!="):
-            return Match(key=_CHOSEN if not key and _is_chosen(value["left"]) else "")
+            return Match(key=CHOSEN if not key and _is_chosen(value["left"]) else "")
         return Match(key=key, values=values, negated=operator == "!=")
 
     def _values(self, place: tuple[str, str], right: Json, key: str) -> tuple[str, ...] | None:
@@ -168,11 +184,49 @@ class _Tables:
         return ("?" if len(pairs) > MAX_ELEMENTS else key), tuple(branches)
 
 
-def _settled(matches: list[Match], branches: tuple[Branch, ...]) -> tuple[Match, ...]:
-    """With conditions that the sender chooses: of a rule that lets in they hold, of another they may."""
-    lets = any(branch.action in ("accept", "jump", "goto", "queue") for branch in branches)
-    kept = [match for match in matches if match.key != _CHOSEN]
-    return tuple(kept if lets or len(kept) == len(matches) else [*kept, Match(key="")])
+_COMPARES = frozenset({"<", ">", "<=", ">="})
+
+
+def _compared(key: str, operator: str, value: str) -> Match:
+    """Of a port: as a range; of no port: nothing is in it."""
+    if not value.isascii() or not value.isdigit() or len(value) > 5:
+        return Match(key="")
+    port = int(value)
+    first, last = {
+        "<": (0, port - 1),
+        "<=": (0, port),
+        ">": (port + 1, 65535),
+        ">=": (port, 65535),
+    }[operator]
+    return Match(key=key, values=(f"{first}-{last}",) if first <= last else ())
+
+
+def _foreign(value: Json) -> tuple[str, bool]:
+    """Of a part of iptables': what its target does, and whether it asks nothing; nft tells its kind and name."""
+    if not isinstance(value, dict):
+        return "", False
+    name = str(value.get("name", ""))
+    if value.get("type") == "target":
+        return xt.target(name), True
+    return "", name in xt.harmless()
+
+
+def _choices(name: str, value: Json) -> list[Match]:
+    """What a statement asks, that is no match: a rate, a number of connections, an amount."""
+    if name in _UPDATES:
+        # In a set, each element has its own.
+        inner = _list(value.get("stmt", ())) if isinstance(value, dict) else [None]
+        found = [
+            _choices(*next(iter(one.items()))) if isinstance(one, dict) and len(one) == 1 else [Match(key="")]
+            for one in inner
+        ]
+        return [match for matches in found for match in matches]
+    if name in _HARMLESS or name in _HARMLESS_TOO:
+        return []
+    if name == "limit" and isinstance(value, dict) and not value.get("inv"):
+        return [Match(key=CHOSEN)]
+    # quota, ct count, or one that is yet to come.
+    return [Match(key="")]
 
 
 def _is_chosen(left: Json) -> bool:
@@ -237,67 +291,3 @@ def _value(item: Json) -> str | None:
 
 def _compound(*values: Json) -> bool:
     return any(not isinstance(value, int | str) or isinstance(value, bool) for value in values)
-
-
-_POLICY = re.compile(r":(\S{1,60}) (ACCEPT|DROP|-)(?: |$)")
-_APPEND = re.compile(r"-A (\S{1,60})(.*?)(?: -([jg]) (\S{1,60}))?((?: --reject-with \S+)?)$")
-_HOOKS = {"INPUT": "input", "PREROUTING": "prerouting"}
-
-
-def legacy(text: str, family: str) -> tuple[list[Chain], str]:
-    """Chains of what iptables-save(8) or ip6tables-save(8) wrote of tables that nft knows nothing of, and what is
-    wrong with it. Conditions are not read: such a rule may apply or not, but for a plain ``--dport`` or ``-i``.
-    """
-    chains: dict[tuple[str, str], Chain] = {}
-    rules: dict[tuple[str, str], list[Rule]] = {}
-    table, ended = "", True
-    for line in text.splitlines()[:MAX_RULES]:
-        if line.startswith("*"):
-            table, ended = one_line(line[1:].strip(), 60), False
-        elif line.strip() == "COMMIT":
-            ended = True
-        elif (policy := _POLICY.match(line)) is not None:
-            name = one_line(policy[1], 60)
-            built_in = policy[2] != "-"
-            chains[table, name] = Chain(
-                family=family,
-                table=f"legacy {table}",
-                name=name,
-                kind="nat" if table == "nat" else "filter",
-                hook=_HOOKS.get(name, "other") if built_in else "",
-                policy=policy[2].lower() if built_in else "",
-            )
-        elif (rule := _APPEND.match(line)) is not None:
-            rules.setdefault((table, rule[1]), []).append(_legacy_rule(rule, line))
-        elif line.strip() and not line.startswith("#"):
-            return [], f"iptables-save: {one_line(line, 100)}"
-    if not ended:
-        return [], "what iptables-save says is cut short"
-    found = [chain.model_copy(update={"rules": tuple(rules.get(key, ()))}) for key, chain in chains.items()]
-    return found, ""
-
-
-def _legacy_rule(rule: re.Match[str], line: str) -> Rule:
-    words, jump, target = rule[2].strip(), rule[3], rule[4] or ""
-    matches: tuple[Match, ...] = (Match(key=""),) if words else ()
-    plain = re.fullmatch(r"-p (tcp|udp)(?: -m \1)? --dport (\d{1,5})(?::(\d{1,5}))?", words)
-    if plain is not None:
-        ports = plain[2] if plain[3] is None else f"{plain[2]}-{plain[3]}"
-        matches = (Match(key=f"{plain[1]} dport", values=(ports,)),)
-    interface = re.fullmatch(r"(?:(!) )?-i (\S{1,16})", words)
-    if interface is not None:
-        name = interface[2].replace("+", "*")
-        matches = (Match(key="iifname", values=(name,), negated=interface[1] is not None),)
-    action = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return", "QUEUE": "queue"}.get(
-        target
-    )
-    if action is None and target in ("NFQUEUE",):
-        action = "queue"
-    if action is None:
-        branch = Branch(action="goto" if jump == "g" else "jump", target=one_line(target, 60))
-        if not target or target in ("LOG", "NFLOG", "MARK", "CONNMARK", "CT", "TRACE", "SECMARK", "AUDIT"):
-            branch = Branch(action="continue")
-    else:
-        branch = Branch(action=action)
-    changes = target in ("DNAT", "REDIRECT", "TPROXY")
-    return Rule(matches=matches, branches=(branch,), translates=changes, text=one_line(line, 300))

@@ -233,6 +233,10 @@ def test_probes_that_got_past_the_filter_without_an_answer() -> None:
     few = observed(**_accounts(reached={"tcp": 12, "udp": 8}))
     assert keys(few) == set()
     assert keys(few, severity=Severity.REMARK) == {("let-in", "tcp"), ("let-in", "udp")}
+    own = observed(**_accounts(reached={"tcp": 500, "udp": 300}, loopback=600))
+    assert keys(own) == {("let-in", "udp")}
+    assert keys(own, severity=Severity.UNPROVEN) == {("let-in", "udp")}
+    assert keys(observed(**_accounts(reached={"tcp": 60000, "udp": 0}, loopback=60000))) == {("let-in", "tcp")}
     assert keys(observed(**_accounts(reached={})), severity=Severity.REMARK) == {
         ("not-counted", "tcp"),
         ("not-counted", "udp"),
@@ -251,7 +255,16 @@ def test_what_answers_while_it_boots() -> None:
     closed = BootAnswer(port=50000, how="closed", origin="beyond", before_s=4.0)
     assert keys(booting(early)) == {("open-at-boot", "tcp/8080")}
     assert keys(booting(closed)) == {("refused-at-boot", "ipv4")}
-    assert keys(booting(closed), FirewallPolicy(closed_answers="refused")) == set()
+    # Where closed ports may say so, the filter that says nothing, or rejects, was not there yet.
+    aloud = FirewallPolicy(closed_answers="refused")
+    assert keys(booting(closed), aloud) == {("refused-at-boot", "ipv4")}
+    boot = booting(closed).boot
+    rejecting = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, [{"reject": {"type": "icmp"}}], policy="accept"))
+    filtered = observed(sweeps=answering("rejected", 50000, ways=IPV4), ruleset=rejecting, boot=boot)
+    assert keys(filtered, aloud) == {("refused-at-boot", "ipv4")}
+    still = observed(sweeps=answering("closed", 50000, ways=IPV4), ruleset=rejecting, boot=boot)
+    assert keys(still, aloud) == set()
+    assert keys(booting(closed), allowing(protocol="tcp", ports=(50000,))) == set()
     assert keys(booting(early), allowing(protocol="tcp", ports=(8080,))) == set()
     # What is open for good is no finding of the boot's; nor is a door that nobody stands behind.
     door = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, port(50000)))
@@ -276,6 +289,16 @@ def test_a_listener_that_the_rules_let_answer_and_that_is_silent() -> None:
     seen = observed(ruleset=rules, listeners=(listener(22),))
     policy = allowing(protocol="tcp", ports=(22,))
     assert keys(seen, policy) == {("unheard", "tcp/22")}
+    # With a rate, the first ones were answered.
+    first = tuple(
+        one.model_copy(update={"full": False, "answers": (Answers(how="open", first=22, last=22),)})
+        for one in sweeps()
+        if one.protocol == "tcp" and one.origin == "link"
+    )
+    early = BootAnswer(port=22, how="open", origin="beyond", before_s=-1.0)
+    boot = tuple(one.model_copy(update={"answers": (early,)}) for one in seen.boot)
+    assert keys(seen.model_copy(update={"sweeps": (*first, *seen.sweeps), "boot": boot}), policy) == set()
+    assert keys(seen.model_copy(update={"sweeps": (*first, *seen.sweeps)}), policy) == {("unheard", "tcp/22")}
 
 
 def test_rules_that_change_ports_are_not_compared() -> None:
@@ -290,10 +313,42 @@ def test_conditions_that_are_not_understood_are_told() -> None:
     marked = [match(field("udp", "dport"), 9999), match({"meta": {"key": "mark"}}, 7), {"accept": None}]
     rules = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, marked))
     seen = observed(ruleset=rules)
-    assert keys(seen) == set()
-    assert keys(seen, severity=Severity.REMARK) == {("not-understood", "ipv4"), ("not-understood", "ipv6")}
+    both = {("not-understood", "ipv4"), ("not-understood", "ipv6")}
+    # Nobody tried all ports of UDP.
+    assert keys(seen, severity=Severity.UNPROVEN) == keys(seen) == both
+    allowed = allowing(protocol="udp", ports=(9999,))
+    assert keys(seen, allowed) == set()
+    assert keys(seen, allowed, severity=Severity.REMARK) == {*both, ("unused", "udp/9999")}
     # One datagram that got past the filter may be what such a rule lets in.
-    assert keys(observed(ruleset=rules, **_accounts(reached={"tcp": 0, "udp": 6}))) == {("let-in", "udp")}
+    seen = observed(ruleset=rules, **_accounts(reached={"tcp": 0, "udp": 6}))
+    assert keys(seen, allowed) == {("let-in", "udp")}
+    # What is of TCP, was tried.
+    marked[0] = match(field("tcp", "dport"), 9999)
+    seen = observed(ruleset=read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, marked)))
+    assert keys(seen) == set()
+    assert keys(seen, severity=Severity.REMARK) == both
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ([match({"ct": {"key": "state"}}, "established", "in"), {"xt": None}, {"accept": None}], Severity.REMARK),
+        ([match({"meta": {"key": "iifname"}}, "lo"), {"xt": None}, {"accept": None}], Severity.REMARK),
+        ([match({"meta": {"key": "l4proto"}}, "tcp"), {"xt": None}, {"accept": None}], Severity.REMARK),
+        ([match({"meta": {"key": "l4proto"}}, "udp"), {"xt": None}, {"accept": None}], Severity.UNPROVEN),
+        ([{"xt": None}, {"jump": {"target": "more"}}], Severity.UNPROVEN),
+        ([{"xt": None}, {"jump": {"target": "drops"}}], Severity.REMARK),
+        ([{"queue": {}}], Severity.UNPROVEN),
+        ([match(field("tcp", "dport"), 5), {"queue": {}}], Severity.REMARK),
+        ([{"xt": None}, {"drop": None}], None),
+        ([{"xt": None}, {"return": None}], None),
+    ],
+)
+def test_rules_that_are_not_understood_and_datagrams(rule: list[Any], told: Severity | None) -> None:
+    more = {"more": [port(5, "udp")], "drops": [[{"drop": None}]], "unused": [[{"xt": None}, {"accept": None}]]}
+    seen = observed(ruleset=read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, rule, **more)))
+    severities = {finding.severity for finding in judge(seen, POLICY) if finding.rule == "not-understood"}
+    assert severities == (set() if told is None else {told})
 
 
 def test_a_limit_keeps_nobody_out() -> None:
@@ -310,7 +365,150 @@ def test_a_rule_for_a_source_port_is_a_rule_for_everybody() -> None:
 
 
 def test_rules_that_change_are_told() -> None:
-    assert keys(observed(changed=True), severity=Severity.REMARK) == {("ruleset-changed", "input")}
+    key = ("ruleset-changed", "input")
+    assert keys(observed(changed=True), severity=Severity.UNPROVEN) == {key}
+    # Elements of sets come and go; what they let in is judged.
+    same = clean_rules()
+    assert keys(observed(again=same)) == set()
+    assert keys(observed(again=same), severity=Severity.REMARK) == {key}
+    more = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, port(5)))
+    assert keys(observed(again=more)) == {("accepts", "tcp/5")}
+    assert ("not-default-deny", "ipv4") in keys(observed(again=read(table(policy="accept"))))
+    assert ("no-ruleset", "input") in keys(observed(again=Ruleset(source="nft")))
+    assert ("ruleset-not-read", "input") in keys(observed(again=Ruleset(source="nft", problem="no answer")))
+
+
+# -- what speaks for nothing else ---------------------------------------------------------------------------------
+
+
+def test_an_allowance_in_one_family_is_none_in_the_other() -> None:
+    """The rule is for both; in IPv6 the port says that it is closed."""
+    both = tuple(
+        one.model_copy(
+            update={"answers": (Answers(how="open" if one.family == "ipv4" else "closed", first=22, last=22),)}
+        )
+        if one.protocol == "tcp"
+        else one
+        for one in sweeps()
+    )
+    rules = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, port(22)))
+    seen = observed(sweeps=both, ruleset=rules)
+    assert keys(seen, allowing(protocol="tcp", ports=(22,), family="ipv4")) == {("accepts", "tcp/22")}
+    assert keys(seen, allowing(protocol="tcp", ports=(22,))) == set()
+
+
+def test_an_allowance_from_the_link_is_none_for_the_boot_from_beyond() -> None:
+    near = tuple(way for way in WAYS if way[2] == "link")
+    only = [match(field("ip", "saddr"), {"prefix": {"addr": "10.0.2.0", "len": 24}}), *port(22)]
+    first, *rest = observed().boot
+    early = BootAnswer(port=22, how="open", origin="beyond", before_s=3.0)
+    boot = (first.model_copy(update={"answers": (early,)}), *rest)
+    rules = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, only))
+    seen = observed(sweeps=answering("open", 22, ways=near[:1]), ruleset=rules, boot=boot)
+    policy = allowing(protocol="tcp", ports=(22,), origin="link")
+    assert keys(seen, policy) == {("open-at-boot", "tcp/22")}
+
+
+# -- datagrams for many -------------------------------------------------------------------------------------------
+
+MDNS = [match(field("ip", "daddr"), "224.0.0.251"), *port(5353, "udp")]
+
+
+def test_rules_for_groups_are_doors() -> None:
+    seen = observed(ruleset=read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, MDNS)))
+    (finding,) = judge(seen, POLICY)
+    assert finding.key == ("accepts", "udp/5353")
+    assert "to 224.0.0.251" in finding.seen
+    assert keys(seen, allowing(protocol="udp", ports=(5353,))) == set()
+    six = [match(field("ip6", "daddr"), {"prefix": {"addr": "ff02::", "len": 16}}), *port(5353, "udp")]
+    assert keys(observed(ruleset=read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, six)))) == {("accepts", "udp/5353")}
+
+
+@pytest.mark.parametrize(
+    ("condition", "subjects"),
+    [
+        (
+            match({"meta": {"key": "pkttype"}}, {"set": ["multicast", "broadcast"]}),
+            {"udp/multicast", "udp/broadcast"},
+        ),
+        (match({"fib": {"result": "type", "flags": ["daddr"]}}, "multicast"), {"udp/multicast"}),
+        (match(field("ip", "daddr"), "255.255.255.255"), {"udp/broadcast"}),
+        (match(field("ip", "daddr"), {"prefix": {"addr": "224.0.0.0", "len": 4}}), {"udp/multicast"}),
+        (match(field("ip", "daddr"), "10.0.2.99"), set()),
+    ],
+)
+def test_rules_for_whatever_is_for_many(condition: dict[str, Any], subjects: set[str]) -> None:
+    rules = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, [condition, {"accept": None}]))
+    found = keys(observed(ruleset=rules, groups=("224.0.0.251", "255.255.255.255", "ff02::fb")))
+    # To a group, whoever is behind other protocols is not asked.
+    assert found == {("accepts", subject) for subject in subjects}
+
+
+def test_a_hole_between_the_ends_of_a_range_is_a_door() -> None:
+    ends = port({"set": [7000, 7009]}, verdict="drop")
+    rules = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, ends, port({"range": [7000, 7009]})))
+    assert keys(observed(ruleset=rules)) == {("accepts", "tcp/7000-7009")}
+    allowed = allowing(protocol="tcp", ports=tuple(range(7001, 7009)))
+    assert keys(observed(ruleset=rules), allowed) == set()
+
+
+def test_an_answer_to_a_group_is_an_open_port() -> None:
+    kind = "udp/5353 to 224.0.0.251"
+    heard = tuple(
+        one.model_copy(update={"heard": {kind: "protocol 17"}})
+        if (one.protocol, one.family, one.origin) == ("kinds", "ipv4", "link")
+        else one
+        for one in sweeps()
+    )
+    seen = observed(sweeps=heard, ruleset=read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, MDNS)))
+    (finding,) = judge(seen, POLICY)
+    assert finding.key == ("open", "udp/5353")
+    assert "IPv4 from the link, to 224.0.0.251" in finding.seen
+    (finding,) = judge(seen, allowing(protocol="udp", ports=(5353,)))
+    assert finding.severity is Severity.ACCEPTED
+
+
+@pytest.mark.parametrize("protocol", ["esp", "gre", "sctp", "udplite"])
+def test_protocols_that_nobody_tries(protocol: str) -> None:
+    rules = read(table(LOOPBACK, ESTABLISHED, [match({"meta": {"key": "l4proto"}}, protocol), {"accept": None}]))
+    seen = observed(ruleset=rules)
+    assert keys(seen) == {("accepts", f"other/{protocol}")}
+    assert keys(seen, allowing(protocol="other", kinds=(protocol,))) == set()
+    if protocol == "sctp":
+        ported = read(table(LOOPBACK, ESTABLISHED, port(9000, "sctp")))
+        assert keys(observed(ruleset=ported)) == {("accepts", "other/sctp")}
+
+
+def test_odd_answers_are_told() -> None:
+    odd = (sweeps()[0].model_copy(update={"strange": 1}), *sweeps()[1:])
+    assert keys(observed(sweeps=odd)) == {("strange", sweeps()[0].name)}
+
+
+# -- addresses that rules change ----------------------------------------------------------------------------------
+
+
+def _nat(hook: str, *rules: list[Any]) -> list[dict[str, Any]]:
+    base = {"family": "ip", "table": "nat", "name": hook, "handle": 1}
+    return [
+        {"table": {"family": "ip", "name": "nat", "handle": 1}},
+        {"chain": {**base, "type": "nat", "hook": hook, "prio": -100, "policy": "accept"}},
+        *({"rule": {"family": "ip", "table": "nat", "chain": hook, "handle": 1, "expr": rule}} for rule in rules),
+    ]
+
+
+def test_what_goes_out_may_be_redirected() -> None:
+    names = [match(field("udp", "dport"), 53), {"redirect": {"port": 5353}}]
+    rules = read([*table(LOOPBACK, ESTABLISHED, NEIGHBOURS, port(7)), *_nat("output", names)])
+    assert keys(observed(ruleset=rules)) == {("accepts", "tcp/7")}
+    assert ("not-compared", "ruleset") not in keys(observed(ruleset=rules), severity=Severity.REMARK)
+
+
+def test_what_comes_in_and_is_redirected_is_not_compared_and_doors_are() -> None:
+    turned = [match(field("udp", "dport"), 53), {"redirect": {"port": 5353}}]
+    rules = read([*table(LOOPBACK, ESTABLISHED, NEIGHBOURS, port(7)), *_nat("prerouting", turned)])
+    seen = observed(sweeps=answering("closed", 7), ruleset=rules)
+    assert keys(seen) == {("accepts", "tcp/7"), ("not-compared", "ruleset")}
+    assert keys(seen, allowing(protocol="udp", ports=(53,))) == {("accepts", "tcp/7")}
 
 
 @pytest.mark.parametrize("how", ["open", "closed"])

@@ -19,9 +19,9 @@ from pytest_osgates.checks.firewall.rules import (
     Rule,
     Ruleset,
     input_chains,
+    is_translated,
     named_ports,
     outcomes,
-    translates,
     unnamed_port,
 )
 
@@ -187,7 +187,7 @@ def test_ports_that_rules_speak_of() -> None:
     assert unnamed_port(rules, "tcp") == 1
     assert unnamed_port(read(table(port({"range": [1, 1023]}))), "tcp") == 1024
     assert unnamed_port(read(table(port({"range": [0, 65535]}))), "tcp") == 47001
-    assert not translates(clean_rules())
+    assert not is_translated(clean_rules(), SSH)
 
 
 _VALUES = st.sampled_from(["22", "1-99", "x", "tcp", "new", "0.0.0.0/0", "9-", "-", "1-x"])
@@ -217,7 +217,7 @@ _RULES = st.lists(
 ).map(tuple)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(_RULES, _RULES, _RULES, st.sampled_from(["accept", "drop", ""]))
 def test_any_rules_end_and_guesses_are_among_what_may_be(
     first: tuple[Rule, ...], second: tuple[Rule, ...], third: tuple[Rule, ...], policy: str
@@ -233,3 +233,71 @@ def test_any_rules_end_and_guesses_are_among_what_may_be(
     assert may <= {"accept", "drop", "reject"}
     assert outcomes(rules, SSH, guess=False)
     assert outcomes(rules, SSH, guess=True)
+
+
+# -- what surely comes in -----------------------------------------------------------------------------------------
+
+OPAQUE = {"xt": {"type": "match", "name": "addrtype"}}
+
+
+def test_a_rule_that_is_not_understood_neither_lets_in_nor_keeps_out_but_may_return() -> None:
+    """As ufw-not-local: what is for this machine returns, the rest is dropped."""
+    local = [[OPAQUE, {"return": None}], [{"drop": None}]]
+    assert ends([{"jump": {"target": "local"}}], port(22), guess=False, local=local) == "accept|drop"
+    assert ends([OPAQUE, {"drop": None}], port(22), guess=False) == "accept"
+    assert ends([OPAQUE, {"accept": None}], guess=False) == "drop"
+    assert ends([OPAQUE, {"jump": {"target": "more"}}], guess=False, more=[[{"accept": None}]]) == "drop"
+    assert ends([OPAQUE, {"jump": {"target": "more"}}], port(22), guess=False, more=[[{"drop": None}]]) == "accept"
+    # A goto may end its chain.
+    inner = [[OPAQUE, {"goto": {"target": "more"}}], [{"drop": None}]]
+    found = ends([{"jump": {"target": "inner"}}], port(22), guess=False, inner=inner, more=[])
+    assert found == "accept|drop"
+
+
+def test_whoever_chooses_may_jump_or_not() -> None:
+    chosen = [match(field("udp", "sport"), 53), {"jump": {"target": "more"}}]
+    assert ends(chosen, port(22), guess=False, more=[[{"drop": None}]]) == "accept|drop"
+    assert ends(chosen, guess=False, more=[[{"accept": None}]]) == "accept|drop"
+
+
+@pytest.mark.parametrize(
+    ("operator", "number", "holds"),
+    [("<", 22, False), ("<=", 22, True), (">", 21, True), (">", 22, False), (">=", 22, True), ("<", 0, False)],
+)
+def test_ports_that_are_compared(operator: str, number: int, holds: bool) -> None:
+    found = ends([match(field("tcp", "dport"), number, operator), {"accept": None}])
+    assert found == ("accept" if holds else "drop")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        {"limit": {"rate": 30, "per": "second", "inv": True}},
+        {"ct count": {"val": 10, "inv": True}},
+        {"quota": {"val": 1}},
+        {"limit": {"rate": 30, "per": "second"}},
+    ],
+)
+def test_a_set_with_a_rate_drops_only_beyond_it(statement: dict[str, Any]) -> None:
+    update = {"set": {"op": "add", "elem": field("ip", "saddr"), "set": "@meter", "stmt": [statement]}}
+    assert ends([update, {"drop": None}], port(22), guess=False) == "accept"
+    plain = {"set": {"op": "add", "elem": field("ip", "saddr"), "set": "@seen"}}
+    assert ends([plain, {"drop": None}], port(22), guess=False) == "drop"
+
+
+def test_chains_of_other_cards_and_bridges_do_not_count() -> None:
+    base = {"family": "netdev", "table": "t", "name": "i", "handle": 1, "type": "filter", "hook": "ingress"}
+    for device, found in (("eth0", "drop"), (["wlan0", "eth0"], "drop"), ("wlan0", "accept"), (None, "accept")):
+        chain = {**base, "prio": -500, "policy": "drop", **({"dev": device} if device else {})}
+        assert outcomes(read([*table(port(22)), {"chain": chain}]), SSH) == {found}
+    bridge = {**base, "family": "bridge", "hook": "input", "prio": -200, "policy": "drop"}
+    assert outcomes(read([*table(port(22)), {"chain": bridge}]), SSH) == {"accept"}
+
+
+def test_targets_of_iptables_that_nft_names() -> None:
+    assert ends([{"xt": {"type": "target", "name": "REJECT"}}], port(22)) == "reject"
+    assert ends([{"xt": {"type": "target", "name": "LOG"}}], port(22)) == "accept"
+    assert ends([{"xt": {"type": "target", "name": "NFQUEUE"}}]) == "accept|drop"
+    assert ends([{"xt": {"type": "match", "name": "comment"}}, {"accept": None}]) == "accept"
+    assert is_translated(read(table([{"xt": {"type": "target", "name": "REDIRECT"}}])), SSH)
+    assert not is_translated(read(table([match(field("tcp", "dport"), 5), {"redirect": {"port": 6}}])), SSH)

@@ -15,11 +15,11 @@ from local_shell import local_shell
 
 from pytest_osgates.checks.apparmor_running import ProcessSeen, RunningSeen, SocketSeen
 from pytest_osgates.checks.firewall import FirewallPolicy
-from pytest_osgates.checks.firewall.rules import Packet, outcomes
+from pytest_osgates.checks.firewall.rules import Packet, not_understood, outcomes
 from pytest_osgates.checks.firewall.seen import Answers
 from pytest_osgates.model import State
 from pytest_osgates.observers import firewall
-from pytest_osgates.observers.firewall import inside, nft
+from pytest_osgates.observers.firewall import inside, nft, xt
 from pytest_osgates.progress import ProgressLog
 from pytest_osgates.vm.errors import ChannelError
 from pytest_osgates.vm.guest.channel import GuestShell, ShellResult
@@ -62,7 +62,9 @@ Udp: 5 {udp} 0 0
 NETSTAT = "TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 0 {drops} {drops}\n"
 
 
-def said(rx: int = 100, tcp: int = 0, udp: int = 0, drops: int = 0, softnet: str = "00000000", **files: str) -> str:
+def said(
+    rx: int = 100, tcp: int = 0, udp: int = 0, drops: int = 0, softnet: str = "00000000", lo: int = 9, **files: str
+) -> str:
     """As the script writes it."""
     texts = {
         "snmp": SNMP.format(tcp=tcp, udp=udp),
@@ -74,11 +76,12 @@ def said(rx: int = 100, tcp: int = 0, udp: int = 0, drops: int = 0, softnet: str
         "if_inet6": IF6,
         "route": ROUTE,
         "ipv6_route": ROUTE6,
+        "dev_mcast": "1    lo   1     0     01005e000001\n2    eth0 1     0     01005e0000fb\nnonsense\n",
         **files,
     }
-    cards = (
-        f"card lo 00:00:00:00:00:00 rx_packets 9\ncard eth0 {CARD} rx_packets {rx}\ncard eth0 {CARD} rx_dropped 0\n"
-    )
+    cards = f"card lo 00:00:00:00:00:00 rx_packets {lo}\ncard eth0 {CARD} rx_packets {rx}\n"
+    for name in ("rx_dropped", "rx_errors", "rx_missed_errors", "rx_fifo_errors", "rx_over_errors"):
+        cards += f"card eth0 {CARD} {name} 0\n"
     return cards + "".join(f"file {name}\n{text}" for name, text in texts.items()) + "end\n"
 
 
@@ -93,6 +96,7 @@ def test_addresses_routes_and_counters() -> None:
     assert seen.card(CARD) == "eth0"
     assert seen.counters["card.eth0.rx_packets"] == 7
     assert seen.tables == []
+    assert seen.groups == {"lo": ["01005e000001"], "eth0": ["01005e0000fb"]}
     legacy = inside.parse(said(ip_tables_names="filter\nnat\n", ip6_tables_names="filter\n"))
     assert legacy.tables == [("ip", "filter"), ("ip", "nat"), ("ip6", "filter")]
     via = ROUTE6.replace("lo\n", "eth0\n")
@@ -110,6 +114,15 @@ def test_what_was_lost_and_what_got_past_the_filter() -> None:
     assert inside.losses(before, before, "eth0") == {}
     assert inside.reached(before, after) == {"tcp": 40, "udp": 3}
     assert inside.reached(inside.parse("end\n"), after) == {}
+    assert inside.loopback(before, inside.parse(said(lo=20))) == 11
+    assert inside.loopback(after, before) == 0
+
+
+def test_a_counter_that_is_not_there_is_no_zero() -> None:
+    assert inside.uncounted(inside.parse(said()), "eth0") == []
+    assert inside.uncounted(inside.parse(said(softnet_stat="")), "eth0") == ["softnet.dropped"]
+    assert "netstat.TcpExt.ListenDrops" in inside.uncounted(inside.parse(said(netstat="")), "eth0")
+    assert "card.wlan0.rx_packets" in inside.uncounted(inside.parse(said()), "wlan0")
 
 
 @pytest.mark.parametrize("text", ["", "card lo", said()[:-4], said() + "more\n"])
@@ -202,6 +215,81 @@ def test_rules_of_old_iptables_count_too() -> None:
     assert outcomes(both, packet(22), guess=False) == {"drop"}
 
 
+UFW = b"""*filter
+:INPUT DROP [0:0]
+:ufw-before-input - [0:0]
+:ufw-not-local - [0:0]
+:ufw-user-input - [0:0]
+-A INPUT -j ufw-before-input
+-A INPUT -j ufw-user-input
+-A ufw-before-input -i lo -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate INVALID -j DROP
+-A ufw-before-input -p icmp -m icmp --icmp-type 8 -j ACCEPT
+-A ufw-before-input -j ufw-not-local
+-A ufw-before-input -d 224.0.0.251/32 -p udp -m udp --dport 5353 -j ACCEPT
+-A ufw-not-local -m addrtype --dst-type LOCAL -j RETURN
+-A ufw-not-local -m addrtype --dst-type MULTICAST -j RETURN
+-A ufw-not-local -m limit --limit 3/min --limit-burst 10 -j LOG --log-prefix "[UFW -j ACCEPT] "
+-A ufw-not-local -j DROP
+-A ufw-user-input -p tcp -m tcp --dport 22 -m comment --comment "it's -j DROP" -j ACCEPT
+-A ufw-user-input -p tcp -m multiport --dports 80,443,8000:8010 -j ACCEPT
+-A ufw-user-input -s 192.168.0.0/16 -p tcp -m tcp --dport 23 -j ACCEPT
+-A ufw-user-input -p udp -m udp --sport 53 -j ACCEPT
+-A ufw-user-input -p tcp -m tcp --dport 24 -m recent --update --seconds 30 --name x -j DROP
+-A ufw-user-input -p tcp -m tcp --dport 24 -j ACCEPT
+-A ufw-user-input -p tcp -m tcp ! --dport 1:60000 -m state ! --state ESTABLISHED -j REJECT --reject-with tcp-reset
+COMMIT
+"""
+
+
+def test_rules_of_iptables_are_understood() -> None:
+    found = rules_of(tables=[("ip", "filter")], iptables=(0, UFW))
+    for number in (22, 24, 80, 8005):
+        assert outcomes(found, packet(number), guess=False) == {"accept"}, number
+    for number in (21, 23, 8011):
+        assert outcomes(found, packet(number), guess=False) == {"drop"}, number
+    assert outcomes(found, packet(24)) == {"accept", "drop"}
+    assert outcomes(found, packet(60001)) == {"reject"}
+    assert outcomes(found, packet(9, "udp")) == {"accept"}
+    many = Packet("ipv4", "udp", 5353, "10.0.2.70", "eth0", "224.0.0.251", cast="multicast")
+    assert outcomes(found, many, guess=False) == {"accept"}
+    assert [one.text for one in not_understood(found, "ipv4", "eth0")] == []
+
+
+def test_what_iptables_put_into_nft_is_read_by_its_own_program() -> None:
+    dnat = {"xt": {"type": "match", "name": "conntrack"}}
+    established = [dnat, {"counter": {"packets": 1, "bytes": 1}}, {"accept": None}]
+    saved = (
+        b"*filter\n:input DROP [0:0]\n-A input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"
+        b"# Table `x' is incompatible, use 'nft' tool.\n"
+    )
+    told = json.dumps({"nftables": table(established, family="ip")}).encode()
+    found = rules_of(nft=(0, told), iptables=(0, saved))
+    assert list(not_understood(found, "ipv4", "eth0")) == []
+    assert [chain.hook for chain in found.chains] == ["input"]
+    # Another number of rules, no program, no sense: not understood.
+    for status, text in ((0, saved.replace(b"COMMIT", b"-A input -j ACCEPT\nCOMMIT")), (127, b""), (0, b"what?\n")):
+        found = rules_of(nft=(0, told), iptables=(status, text))
+        assert len(list(not_understood(found, "ipv4", "eth0"))) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["-p", "tcp", "udp", "!", "--dport", "22", "-m", "x", "-j", "-g", "ACCEPT", "a b", "'", "-s", "::", "--z"]
+        ),
+        max_size=9,
+    )
+)
+def test_no_rule_of_iptables_makes_it_raise(words: list[str]) -> None:
+    text = f"*filter\n:INPUT DROP [0:0]\n-A INPUT {' '.join(words)}\nCOMMIT\n"
+    chains, problem = xt.saved(text, "ip")
+    assert problem == ""
+    assert len(chains[0].rules) == 1
+
+
 @pytest.mark.parametrize(
     ("tables", "programs", "words"),
     [
@@ -275,7 +363,7 @@ def test_no_rules_make_it_raise(statements: list[Any], kind: str, other: Any) ->
 @given(st.binary(max_size=100) | st.text(max_size=100).map(str.encode))
 def test_no_bytes_make_it_raise(data: bytes) -> None:
     assert nft.ruleset(data).problem
-    chains, problem = nft.legacy(data.decode("utf-8", "replace"), "ip")
+    chains, problem = xt.saved(data.decode("utf-8", "replace"), "ip")
     assert problem or all(chain.family == "ip" for chain in chains)
 
 
@@ -328,17 +416,21 @@ def test_ranges_of_answers() -> None:
 
 
 class FakeGuest:
-    """Counts what its sinkhole sends, and says what it is asked. `keeps`: frames that its card does not count."""
+    """Counts what its sinkhole sends, and says what it is asked. `keeps`: frames that its card does not count.
+    `later`: tables of /proc that are others after so many sweeps; `rules`: that it has from then on."""
 
-    def __init__(self, link: FakeLink, keeps: int = 0) -> None:
+    def __init__(self, link: FakeLink, keeps: int = 0, **later: Any) -> None:
         self._link, self._keeps = link, keeps
+        self._rules = later.pop("rules", JSON)
+        self._at, self._later = later.pop("at", 1), later
 
     def run(self, command: str, **_: object) -> ShellResult:
         rx = self._link.sent - self._keeps * (len(self._link.plan) // 15)
+        later = len(self._link.plan) >= self._at
         if "nft -j" in command:
-            text = JSON.decode()
+            text = (self._rules if later else JSON).decode()
         elif "file $f" in command:
-            text = said(rx=rx)
+            text = said(rx=rx, **(self._later if later else {}))
         elif "rx_packets" in command:
             text = f"card eth0 {CARD} rx_packets {rx}\nend\n"
         else:
@@ -369,6 +461,7 @@ class FakeLink:
             "last": 3.0,
             "groups": 40,
             "proven": 39,
+            "seconds": [[2, 30], [8, 9], [16, 1], [40, 3]],
             "longest_gap": 0.1,
             "heard": [["link", 80, 1, 2.5], ["beyond", 9, 2, 2.6]],
         }
@@ -395,25 +488,82 @@ class FakeLink:
         }
 
 
-@pytest.mark.parametrize("keeps", [0, 3])
-def test_the_whole_observer(keeps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def besieged(monkeypatch: pytest.MonkeyPatch, path: Path, families: tuple[str, ...], **guest: Any) -> Any:
     monkeypatch.setattr(firewall, "POLL_S", 0.001)
     monkeypatch.setattr(firewall, "WATCHED_S", 0.05)
     link = FakeLink()
 
     class FakeMachine:
         sinkholes = (link,)
-        shell = FakeGuest(link, keeps)
+        shell = FakeGuest(link, **guest)
 
         def check(self) -> None:
             assert threading.current_thread() is threading.main_thread()
 
-    policy = FirewallPolicy(families=("ipv4", "ipv6"))
-    seen = firewall.observe(
-        firewall.Siege(
-            cast("Machine", FakeMachine()), State.LIVE, policy, ProgressLog(tmp_path / "progress"), ready_at=10.0
-        )
+    policy = FirewallPolicy.model_validate({"families": families})
+    siege = firewall.Siege(cast("Machine", FakeMachine()), State.LIVE, policy, ProgressLog(path), ready_at=10.0)
+    return firewall.observe(siege)
+
+
+def test_an_address_that_goes_away_is_not_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = FIB.replace("10.0.2.15", "10.0.2.16")
+    seen = besieged(monkeypatch, tmp_path / "p", ("ipv4",), fib_trie=gone)
+    # It is tried again by the one that it has now.
+    assert (seen.accounts.runs, seen.accounts.problem) == (2, "")
+    assert {sweep.target for sweep in seen.sweeps if sweep.family == "ipv4"} == {"10.0.2.16"}
+    seen = besieged(monkeypatch, tmp_path / "q", ("ipv4",), at=16, fib_trie=gone, keeps=1)
+    assert "the guest lost 10.0.2.15" in seen.accounts.problem
+
+
+def test_a_route_that_goes_away_was_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = besieged(monkeypatch, tmp_path / "p", ("ipv4",), route="")
+    assert seen.default_routes == ()
+
+
+def test_a_group_that_is_joined_late_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    joined = "2    eth0 1     0     01005e0000fb\n2    eth0 1     0     01005e0000fc\n"
+    seen = besieged(monkeypatch, tmp_path / "p", ("ipv4",), dev_mcast=joined)
+    assert (seen.accounts.runs, len(seen.problems)) == (2, 1)
+    seen = besieged(monkeypatch, tmp_path / "q", ("ipv4",), dev_mcast=joined, at=16, keeps=1)
+    assert seen.problems[-1] == "the guest joined groups while it was tried: 01005e0000fc"
+
+
+def test_an_address_that_comes_late_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(firewall, "ADDRESS_S", 0.0)
+    only4 = inside.parse
+    late = {"if_inet6": IF6, "at": 1}
+    monkeypatch.setattr(
+        inside, "parse", lambda text: only4(text if "sixth" in text else text.replace("fe80000", "ffffffff0"))
     )
+    seen = besieged(monkeypatch, tmp_path / "p", ("ipv4",), **{**late, "if_inet6": IF6 + "sixth\n"})
+    assert seen.accounts.runs == 2
+    assert ("ipv6", "link-local") in {(one.family, one.scope) for one in seen.addresses}
+    assert any(sweep.scope == "link-local" for sweep in seen.sweeps)
+
+
+def test_rules_that_are_others_afterwards_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    other = json.dumps({"nftables": table(LOOPBACK, port(22), port(23))}).encode()
+    seen = besieged(monkeypatch, tmp_path / "p", ("ipv4",), rules=other)
+    assert seen.changed
+    assert outcomes(seen.again, packet(23)) == {"accept"}
+    counted = json.loads(JSON)
+    counted["nftables"][-1]["rule"]["expr"][1]["counter"]["packets"] = 7
+    seen = besieged(monkeypatch, tmp_path / "q", ("ipv4",), rules=json.dumps(counted).encode())
+    assert (seen.changed, seen.again) == (False, None)
+
+
+def test_elements_of_a_set_are_no_other_rules() -> None:
+    def of(*elements: int) -> Any:
+        named = {"family": "inet", "name": "s", "table": "filter", "type": "inet_service", "elem": list(elements)}
+        return nft.ruleset(json.dumps({"nftables": [*table(port("@s")), {"set": named}]}).encode())
+
+    assert firewall._shape(of(1, 2)) == firewall._shape(of(1, 3))
+    assert firewall._shape(of(1, 2), elements=True) != firewall._shape(of(1, 3), elements=True)
+
+
+@pytest.mark.parametrize("keeps", [0, 3])
+def test_the_whole_observer(keeps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = besieged(monkeypatch, tmp_path / "progress", ("ipv4", "ipv6"), keeps=keeps)
     assert seen.accounts.lost == keeps
     # Where something may be lost, it is tried once more.
     assert seen.accounts.runs == (2 if keeps else 1)
@@ -421,6 +571,7 @@ def test_the_whole_observer(keeps: int, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert {sweep.name for sweep in seen.sweeps} >= {"tcp ipv6 link-local link", "udp ipv4 global beyond"}
     assert seen.default_routes == ("ipv4",)
     (watch,) = seen.boot
+    # Up to ready; and the first seconds of an address that is new then.
     assert (watch.alive_s, watch.proven) == (8.0, 39)
     assert [(one.port, one.how, one.before_s) for one in watch.answers] == [(80, "open", 7.5), (9, "closed", 7.4)]
     assert not seen.changed

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pytest_osgates.checks.apparmor_model import (
     DEMANDING,
     SEEN,
+    USERS,
     ApparmorObservation,
     ApparmorPolicy,
     Attachment,
@@ -264,7 +265,8 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
         # A script without x-bit is only started by who reads it.
         labels = [label for label in labels if not label.refused] or labels
     asked = any(
-        label.how == "exec" and (not label.unit or _is_read(entry, label.unit, seen.scan)) for label in labels
+        label.how == "exec" and not label.caller and (not label.unit or _is_read(entry, label.unit, seen.scan))
+        for label in labels
     )
     # What was executed is the only word on the next start.
     if not asked:
@@ -273,7 +275,7 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
     # What is known to run unconfined needs no further proof.
     running = next((label for label in loose if label.how == "process"), None)
     if running is not None:
-        started = [label for label in labels if label.how == "exec"]
+        started = [label for label in labels if label.how == "exec" and not label.caller]
         # Who starts now is confined; who runs was there first.
         early = all(not label.error and _confines(label) for label in started)
         return _Found(_loose(entry, running, where, "started-before-profile" if early else ""))
@@ -292,7 +294,8 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
         return _Found(_loose(entry, by_unit, where))
     if not loose:
         return None
-    return _Found(_loose(entry, loose[0], where), softened=_confined_where_it_counts(entry, labels, seen.scan))
+    first = next((label for label in loose if not label.caller), loose[0])
+    return _Found(_loose(entry, first, where), softened=_confined_where_it_counts(entry, labels, seen.scan))
 
 
 def _is_read(entry: Networked, unit: str, scan: StaticScan) -> bool:
@@ -314,8 +317,12 @@ def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: 
     units = [unit for unit in scan.units if unit.program == entry.path]
     good = [label for label in labels if not label.error and _confines(label)]
     by_unit = {label.unit for label in good if label.unit}
+    # What the first process would start gets this label, though what a user starts does not.
+    by_path = any(label.how == "exec" and not label.unit and not label.caller for label in good)
     # One that neither names a profile nor has it read by something else starts it as anybody does.
-    told = all((unit.apparmor_profile or unit.executes) and unit.name in by_unit for unit in units)
+    told = all(
+        unit.name in by_unit or (by_path and not unit.executes and not unit.name.endswith(USERS)) for unit in units
+    )
     if of_units and not (units and told):
         return False
     # That no process with sockets is unconfined, the caller knows.
@@ -323,7 +330,8 @@ def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: 
 
 
 def _loose(entry: Networked, label: Attachment, where: str, rule: str = "") -> Finding:
-    by = f", process {label.pid}" if label.how == "process" else f", started by {label.unit}" if label.unit else ""
+    starter = label.unit or label.caller
+    by = f", process {label.pid}" if label.how == "process" else f", started by {starter}" if starter else ""
     return Finding(
         rule=rule or _RULES.get(label.mode, "not-enforced"),
         subject=entry.path,

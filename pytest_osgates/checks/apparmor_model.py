@@ -50,6 +50,8 @@ class Kind(StrEnum):
 SEEN = frozenset({Kind.SOCKET_SEEN, Kind.SOCKET_RECORDED})
 DEMANDING = SEEN | {Kind.FILE_CAPABILITY, Kind.SETUID, Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE}
 REPORTED = frozenset({Kind.REACHES})
+# The end of the names of units that a user's own systemd starts.
+USERS = " (user)"
 
 
 def tier_of(kinds: frozenset[Kind]) -> Tier:
@@ -113,6 +115,7 @@ class UnitSeen(Model):
     apparmor_profile: str = ""
     listens: tuple[str, ...] = ()
     private_network: bool = False
+    no_new_privileges: bool = False
 
 
 class StaticScan(Model):
@@ -144,8 +147,8 @@ class Mode(StrEnum):
 class Attachment(Model):
     """The label that the kernel gave to one program. ``how``: when it was executed for this, or of a process that was
     there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose
-    context it was executed; empty: by nobody in particular, unconfined. ``refused``: the kernel does not execute it
-    at all."""
+    context it was executed; empty: by nobody in particular, unconfined. ``caller``: the domain of who would execute
+    it, where that is not the first process but a user (SELinux). ``refused``: the kernel does not execute it at all."""
 
     path: str
     how: Literal["exec", "process"]
@@ -154,13 +157,15 @@ class Attachment(Model):
     sha256: str = ""
     pid: int = 0
     unit: str = ""
+    caller: str = ""
     refused: bool = False
     error: str = ""
 
 
 class ProfileSeen(Model):
-    """A profile that confines a program, and what it allows that takes its point away: ``every-file``,
-    ``every-network``, ``unconfined`` (it may become that). ``unknown``: why the kernel does not say."""
+    """A profile or domain that confines a program, and what it allows that takes its point away: ``every-file``,
+    ``every-network``, ``load-policy`` (SELinux), ``unconfined`` (it may become that). ``unknown``: why the kernel
+    does not say."""
 
     name: str
     allows: tuple[str, ...] = ()

@@ -321,7 +321,9 @@ def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: 
     by_path = any(label.how == "exec" and not label.unit and not label.caller for label in good)
     # One that neither names a profile nor has it read by something else starts it as anybody does.
     told = all(
-        unit.name in by_unit or (by_path and not unit.executes and not unit.name.endswith(USERS)) for unit in units
+        ((unit.apparmor_profile or unit.executes) and unit.name in by_unit)
+        or (by_path and not unit.executes and not unit.name.endswith(USERS))
+        for unit in units
     )
     if of_units and not (units and told):
         return False

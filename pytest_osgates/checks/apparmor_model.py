@@ -148,7 +148,7 @@ class Attachment(Model):
     """The label that the kernel gave to one program. ``how``: when it was executed for this, or of a process that was
     there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose
     context it was executed; empty: by nobody in particular, unconfined. ``caller``: the domain of who would execute
-    it, where that is not the first process but a user (SELinux). ``refused``: the kernel does not execute it at all."""
+    it, where that is not the first process but a user (SELinux). ``refused``: the kernel does not execute it."""
 
     path: str
     how: Literal["exec", "process"]

@@ -166,13 +166,14 @@ def _interpreter(item: Item, elf: Elf | None) -> Interpreter:
 
 
 def _links(linked: list[Linked]) -> Iterator[Evidence]:
-    """Listed libraries that it asks for itself; and such as nobody classified, which import the API, if there is no
-    classified one on the way to them."""
+    """Listed libraries, and such as nobody classified, which import the API: those that it asks for itself, and those
+    behind libraries that nobody classified."""
     known = libraries()
     for library in linked:
         what = _what(library)
-        if what and library.depth == 1:
-            yield Evidence(kind=Kind.LINKS, detail=f"{one_line(library.soname)}: {what}")
+        if what and (library.depth == 1 or not any(_is_classified(soname) for soname in library.through)):
+            way = " -> ".join((*library.through, library.soname))
+            yield Evidence(kind=Kind.LINKS, detail=f"{one_line(way)}: {what}")
         elif not what and not _is_classified(library.soname, library) and library.elf is not None:
             by_unclassified = not any(_is_classified(soname) for soname in library.through)
             if api(library.elf) and by_unclassified:

@@ -77,8 +77,9 @@ class _Scan:
         self.places = installations(view, Trouble())
         self.files: Files = collect(view, self.places)
         self.linker = Linker(self.files)
+        self.sources: dict[str, str] = {}
         self.owners = self._owned()
-        self.scripts = Scripts(self.files, self.owner)
+        self.scripts = Scripts(self.files, self.owner, lambda path: self.sources.get(self.owner(path), ""))
         self.drafts: dict[str, Draft] = {}
         self.unreadable: dict[str, str] = {}
         self.done: dict[Identity, Draft] = {}
@@ -129,6 +130,7 @@ class _Scan:
         for manager, database in read_databases(self.view):
             for package in database.packages:
                 owner = f"{manager}:{package.name}"
+                self.sources[owner] = f"{manager}:{package.source}" if package.source else ""
                 for path in package.files or ():
                     owners[placed(path)] = owner
         return owners

@@ -70,17 +70,20 @@ def test_what_cannot_be_run_does_not_count() -> None:
     assert found({"/usr/share/nc": elf(imports=("socket",))}) == {}
 
 
-def test_a_listed_library_counts_for_who_links_it_himself() -> None:
+def test_a_listed_library_counts_for_who_links_it_himself_or_through_one_that_nobody_listed() -> None:
     files: dict[str, Entry] = {
         "/usr/lib/libcurl.so.4": library("libcurl.so.4", ("socket",)),
         "/usr/lib/libmine.so.1": library("libmine.so.1", (), ("libcurl.so.4", "libc.so.6")),
         "/usr/bin/direct": program(elf(("libcurl.so.4",))),
         "/usr/bin/indirect": program(elf(("libmine.so.1",))),
+        "/usr/lib/libglib-2.0.so.0": library("libglib-2.0.so.0", (), ("libcurl.so.4",)),
+        "/usr/bin/carried": program(elf(("libglib-2.0.so.0",))),
     }
     entries = found(files)
     assert kinds(entries["/usr/bin/direct"]) == {Kind.LINKS}
-    assert entries["/usr/bin/indirect"].tier is Tier.C
-    assert entries["/usr/bin/indirect"].evidence[0].detail == "libmine.so.1 -> libcurl.so.4"
+    assert kinds(entries["/usr/bin/indirect"]) == {Kind.LINKS}, "nobody knows what libmine is for"
+    assert entries["/usr/bin/indirect"].evidence[0].detail == "libmine.so.1 -> libcurl.so.4: libcurl: URLs"
+    assert entries["/usr/bin/carried"].tier is Tier.C, "somebody looked at libglib"
 
 
 def test_a_library_that_nobody_listed_counts_and_a_carrier_does_not() -> None:

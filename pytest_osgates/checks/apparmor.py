@@ -67,8 +67,8 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
         if entry.tier is Tier.C:
             continue
         row = _left_out(entry.path, entry.package, policy)
-        # What was seen with a socket can run, whatever the profile says.
-        if row is not None and all(reason.kind not in SEEN for reason in entry.evidence):
+        # What was seen to run can run, whatever the profile says.
+        if row is not None and not _ran(entry, seen.confinement):
             rows[row] = rows.get(row, 0) + 1
             findings.append(_accepted("left-out", entry, "what cannot run", policy.left_out[row].reason))
         elif enabled:
@@ -78,6 +78,12 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
         findings += _unused(seen, policy, used)
     findings += _idle_rows(policy, rows)
     return findings + _reported(seen.scan)
+
+
+def _ran(entry: Networked, confinement: ConfinementSeen | None) -> bool:
+    labels = confinement.attachments if confinement is not None else ()
+    process = any(label.how == "process" and label.path == entry.path for label in labels)
+    return process or any(reason.kind in SEEN for reason in entry.evidence)
 
 
 def _scanned(scan: StaticScan, policy: ApparmorPolicy) -> Iterator[Finding]:
@@ -136,6 +142,14 @@ def _watched(confinement: ConfinementSeen, policy: ApparmorPolicy) -> Iterator[F
             subject="processes",
             seen=f"{confinement.looks} looks over {confinement.watched_s:g} s of the guest",
             wanted=f"{policy.watch_s:g} s",
+            severity=Severity.UNPROVEN,
+        )
+    elif confinement.lost:
+        yield Finding(
+            rule="sockets-lost",
+            subject="kernel",
+            seen=f"its record of who opened sockets had no room for {confinement.lost} events",
+            wanted="the kernel's own record of who opened sockets, without a gap",
             severity=Severity.UNPROVEN,
         )
     elif not confinement.recorded:
@@ -273,7 +287,12 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
         return _Found(_unproven("not-asked", entry, f"{where}; the kernel was not asked", "its label"))
     loose = [label for label in labels if not label.error and not _confines(label)]
     # What is known to run unconfined needs no further proof.
-    running = next((label for label in loose if label.how == "process"), None)
+    demanding = {reason.kind for reason in entry.evidence} & DEMANDING
+    # An interpreter is in tier A for its scripts that hold sockets: those are judged, not each that it runs.
+    running = next(
+        (label for label in loose if label.how == "process" and not (label.idle and demanding == {Kind.SOCKET_SEEN})),
+        None,
+    )
     if running is not None:
         started = [label for label in labels if label.how == "exec" and not label.caller]
         # Who starts now is confined; who runs was there first.
@@ -328,7 +347,7 @@ def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: 
     if of_units and not (units and told):
         return False
     # That no process with sockets is unconfined, the caller knows.
-    return Kind.SOCKET_SEEN not in demanding or any(label.how == "process" for label in good)
+    return Kind.SOCKET_SEEN not in demanding or any(label.how == "process" and not label.idle for label in good)
 
 
 def _loose(entry: Networked, label: Attachment, where: str, rule: str = "") -> Finding:

@@ -148,7 +148,8 @@ class Attachment(Model):
     """The label that the kernel gave to one program. ``how``: when it was executed for this, or of a process that was
     there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose
     context it was executed; empty: by nobody in particular, unconfined. ``caller``: the domain of who would execute
-    it, where that is not the first process but a user (SELinux). ``refused``: the kernel does not execute it."""
+    it, where that is not the first process but a user (SELinux). ``refused``: the kernel does not execute it.
+    ``idle``: of a process that was never seen with a socket."""
 
     path: str
     how: Literal["exec", "process"]
@@ -159,6 +160,7 @@ class Attachment(Model):
     unit: str = ""
     caller: str = ""
     refused: bool = False
+    idle: bool = False
     error: str = ""
 
 
@@ -194,7 +196,8 @@ class ConfinementSeen(Model):
     """What the booted kernel said. ``problem``: why it cannot be believed as a whole. ``looks``, ``watched_s``: how
     often, and over how many seconds of the guest, processes and sockets were listed. ``recorded``: the kernel's own
     record of sockets was kept all the while, so that what came and went between two looks is known as well;
-    ``not_recorded``: why it was not. ``method``: how programs were kept from running."""
+    ``not_recorded``: why it was not; ``lost``: events that the record had no room for.
+    ``method``: how programs were kept from running."""
 
     enabled: bool
     attachments: tuple[Attachment, ...]
@@ -206,6 +209,7 @@ class ConfinementSeen(Model):
     watched_s: float = 0.0
     recorded: bool = False
     not_recorded: str = ""
+    lost: int = 0
     unnamed: tuple[str, ...] = ()
     method: str = ""
     asked_s: int | None = None

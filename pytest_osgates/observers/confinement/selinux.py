@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 from pytest_osgates import data
 from pytest_osgates.checks.apparmor_model import Attachment, ConfinementSeen, Mode, ProfileSeen, StaticScan
-from pytest_osgates.checks.apparmor_running import FOREIGN, ProcessSeen, RunningSeen
+from pytest_osgates.checks.apparmor_running import FOREIGN, ProcessSeen, RunningSeen, holding
 from pytest_osgates.checks.selinux import EVERY_FILE, SelinuxObservation, SelinuxPolicy
 from pytest_osgates.evidence import dump
 from pytest_osgates.observers.confinement.observe import Place, Watched, of_nobody, questions, seen_running
@@ -356,7 +356,8 @@ def _confinement(
     files = found.files
     labels = [_executed(question, found, scan) for question in asked]
     labels += _by_others(asked, found, scan)
-    labels += [_running(process, found.domains) for process in running.processes]
+    holders = holding(running)
+    labels += [_running(process, found.domains, idle=process.pid not in holders) for process in running.processes]
     problems = [*running.problems]
     if files.there and not domain_of(files.first):
         problems.append("the first process has no domain: services get theirs by it")
@@ -371,6 +372,7 @@ def _confinement(
         watched_s=seen.seconds,
         recorded=not seen.recorded.problem,
         not_recorded=seen.recorded.problem,
+        lost=seen.recorded.lost,
         unnamed=seen.recorded.unnamed,
         method="selinuxfs",
     )
@@ -420,7 +422,7 @@ def _attachment(question: Question, told: Domain, files: Files, *, unit: str = "
     )
 
 
-def _running(process: ProcessSeen, found: dict[tuple[str, str], Domain]) -> Attachment:
+def _running(process: ProcessSeen, found: dict[tuple[str, str], Domain], *, idle: bool) -> Attachment:
     domain = domain_of(process.label)
     _, permissive = found.get((process.label, "-"), ("", None))
     error = "" if process.error == FOREIGN else process.error
@@ -431,4 +433,6 @@ def _running(process: ProcessSeen, found: dict[tuple[str, str], Domain]) -> Atta
     elif permissive is None and not error:
         error = f"the kernel does not say whether {domain} is permissive"
     mode = Mode.COMPLAIN if permissive else Mode.ENFORCE
-    return Attachment(path=process.exe, how="process", profile=domain, mode=mode, pid=process.pid, error=error)
+    return Attachment(
+        path=process.exe, how="process", profile=domain, mode=mode, pid=process.pid, idle=idle, error=error
+    )

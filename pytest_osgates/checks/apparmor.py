@@ -58,7 +58,7 @@ def with_sockets(scan: StaticScan, seen: Mapping[str, str], kind: Kind = Kind.SO
 
 def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
     """Whether the two observations can be believed, then every program."""
-    findings = [*_scanned(seen.scan, policy), *_kernel(seen.confinement)]
+    findings = [*_scanned(seen.scan, policy), *_unfollowed(seen.scan), *_kernel(seen.confinement)]
     used: set[str] = set()
     rows: dict[int, int] = {}
     # Where the kernel confines nobody, that is the one finding.
@@ -78,6 +78,17 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
         findings += _unused(seen, policy, used)
     findings += _idle_rows(policy, rows)
     return findings + _reported(seen.scan)
+
+
+def _unfollowed(scan: StaticScan) -> Iterator[Finding]:
+    if scan.unfollowed:
+        yield Finding(
+            rule="not-followed",
+            subject=f"{len(scan.unfollowed)} commands",
+            seen=f"nobody can tell which programs these start: {short('; '.join(scan.unfollowed[:_NAMED]))}",
+            wanted="nothing: what they start is judged where it is a program of the image, or seen to run",
+            severity=Severity.REMARK,
+        )
 
 
 def _ran(entry: Networked, confinement: ConfinementSeen | None) -> bool:

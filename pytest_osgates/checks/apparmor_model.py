@@ -119,11 +119,13 @@ class UnitSeen(Model):
 
 
 class StaticScan(Model):
-    """All networked programs of an image, found in its files. The counts say how much was looked at."""
+    """All networked programs of an image, found in its files. ``unfollowed``: what units start, and whose program
+    cannot be told. The counts say how much was looked at."""
 
     entries: tuple[Networked, ...]
     unreadable: tuple[Unreadable, ...] = ()
     units: tuple[UnitSeen, ...] = ()
+    unfollowed: tuple[str, ...] = ()
     files: int = 0
     elves: int = 0
     scripts: int = 0

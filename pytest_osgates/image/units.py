@@ -127,10 +127,15 @@ def _text(view: RootView, path: str) -> str:
 
 
 def split_command(text: str) -> list[str]:
-    """The words of a command line (systemd.service(5), COMMAND LINES), its prefixes taken off; specifiers stay."""
+    """The words of a command line (systemd.service(5), COMMAND LINES), its prefixes taken off; specifiers stay. What
+    a program is to be called (``@``) is left out, but for busybox, which is told by it what to do."""
     words = [_unquoted(match[0]) for match in re.finditer(r'(?:"(?:[^"\\]|\\.)*"|\'[^\']*\'|\\.|[^\s"\'\\])+', text)]
     if words:
-        words[0] = words[0].lstrip("@-:+!|")
+        bare = words[0].lstrip("@-:+!|")
+        named = "@" in words[0].removesuffix(bare)
+        words[0] = bare
+        if named and bare.rpartition("/")[2] != "busybox":
+            del words[1:2]
     return [word for word in words if word]
 
 

@@ -10,6 +10,7 @@ from pytest_osgates.checks.apparmor_model import USERS, UnitSeen
 from pytest_osgates.image import units
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.image.units import Unit
+from pytest_osgates.observers.networked import starters
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
@@ -65,7 +66,7 @@ class Start:
 
 
 def starts(view: RootView) -> Iterator[Start]:
-    """Every command line of every service of the system and of its users, and of inetd."""
+    """Every command line of every service of the system and of its users, and of inetd, cron, D-Bus and init."""
     for directories, scope in ((units.SYSTEM, ""), (units.USER, USERS)):
         found = {unit.name: unit for unit in units.read_units(view, directories)}
         handed: dict[str, list[str]] = {}
@@ -77,6 +78,9 @@ def starts(view: RootView) -> Iterator[Start]:
             if unit.name.endswith(".service"):
                 yield from _service(unit, scope, handed.get(unit.name), timed=unit.name in timed)
     yield from _inetd(view)
+    for others in (starters.cron, starters.buses, starters.init_scripts):
+        for name, words in others(view):
+            yield Start(name, words)
 
 
 def addresses(socket: Unit) -> list[str]:

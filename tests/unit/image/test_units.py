@@ -84,7 +84,8 @@ def test_drop_ins_of_instances() -> None:
     ("line", "words"),
     [
         ("/bin/a -b c", ["/bin/a", "-b", "c"]),
-        ("@-/bin/a argv0 x", ["/bin/a", "argv0", "x"]),
+        ("@-/bin/a argv0 x", ["/bin/a", "x"]),
+        ("-@/bin/busybox httpd x", ["/bin/busybox", "httpd", "x"]),
         ("""/bin/sh -c 'nc -l 1 | "x"' --k="a b" """, ["/bin/sh", "-c", 'nc -l 1 | "x"', "--k=a b"]),
         (r'/bin/a "q\"uote"', ["/bin/a", 'q"uote']),
         ("", []),

@@ -312,7 +312,8 @@ class _Scan:
             return
         # Words before it may be options, and arguments of those.
         item = next((at for word in words[1:] if word.startswith("/") and (at := self.files.at(word))), None)
-        if item is None and len(words) > 1:
+        runs = isinstance(language, Shell) or bool(language.imports)
+        if item is None and runs and any(not word.startswith("-") for word in words[1:]):
             lost.append(" ".join(words))
         if item is not None and item.identity not in self.done:
             self.done[item.identity] = draft = self._script(item, name, program.path)

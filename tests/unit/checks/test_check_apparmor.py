@@ -354,6 +354,12 @@ def test_what_was_seen_running_without_a_socket_cannot_be_left_out() -> None:
     assert judged(seen(entry("/usr/bin/nc"), labels=labels[:1]), policy(left_out=rows)).verdict is Verdict.PASS
 
 
+def test_what_cannot_be_followed_is_a_remark() -> None:
+    result = judged(seen(unfollowed=("s.service: $X",)))
+    assert result.verdict is Verdict.PASS
+    assert [finding.rule for finding in result.findings] == ["not-followed"]
+
+
 def test_a_record_with_gaps_proves_nothing() -> None:
     assert decisive(judged(watched(lost=3, recorded=False, not_recorded="lost"))) == [("sockets-lost", "kernel")]
 

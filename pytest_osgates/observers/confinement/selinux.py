@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pytest_osgates import data
-from pytest_osgates.checks.apparmor_model import Attachment, ConfinementSeen, Mode, ProfileSeen, StaticScan
+from pytest_osgates.checks.apparmor_model import Attachment, ConfinementSeen, Mode, ProfileSeen, StaticScan, Tier
 from pytest_osgates.checks.apparmor_running import FOREIGN, ProcessSeen, RunningSeen, holding
 from pytest_osgates.checks.selinux import EVERY_FILE, SelinuxObservation, SelinuxPolicy
 from pytest_osgates.evidence import dump
@@ -150,7 +150,11 @@ def observe(
     files = ask_files(place.shell, tuple(dict.fromkeys(paths)))
     found = _Asked(place.shell, files)
     if files.there:
-        found.ask([process.label for process in running.processes])
+        counted = {entry.path for entry in scan.entries if entry.tier is not Tier.C}
+        found.ask(
+            [process.label for process in running.processes],
+            [process.label for process in running.processes if process.exe in counted],
+        )
     told = _confinement(running, seen, found, asked, scan)
     place.evidence.write("confinement/domains.json", dump(found.evidence()))
     return SelinuxObservation(
@@ -268,8 +272,8 @@ class _Asked:
     may: dict[tuple[str, str, str, str], bool | None] = field(default_factory=dict)
     caller: str = ""
 
-    def ask(self, running: list[str]) -> None:
-        """All that there is to ask; `running`: contexts of processes."""
+    def ask(self, running: list[str], counted: list[str]) -> None:
+        """All that there is to ask; `running`: contexts of processes; `counted`: of those of networked programs."""
         first, files = self.files.first, self.files
         level = retyped(first, "x").split(":")[3:]
         callers = [":".join((text, *level)) for row in data.load("selinux")["caller"] for text in row["contexts"]]
@@ -283,7 +287,7 @@ class _Asked:
         if self.caller:
             self.domains.update(ask_domains(self.shell, [(self.caller, text) for text in contexts]))
         given = [context for (_, target), (context, _) in self.domains.items() if target != "-"]
-        domains = dict.fromkeys((*given, *running))
+        domains = dict.fromkeys((*given, *counted))
         targets = _marks(next(iter(contexts), ""), self.caller or first)
         self.may = ask_marks(
             self.shell,

@@ -43,6 +43,8 @@ _CAPABILITY = b"security.capability"
 # An x-bit on something that is neither ELF nor a script means something only where programs are.
 # Names of what others run on. Whether they do is known once all programs were looked at.
 _SERVES = re.compile(rf"{libraries().providers.pattern}|.*\.so$")
+# Not of file descriptors alone: exec 3<file.
+_EXEC = re.compile(r"(?:^|[;&|({]|\bthen\b|\belse\b|\bdo\b)[ \t]*exec[ \t]+((?![\d<>&])[^\n]{1,2000})", re.M)
 _PLACES = ("/bin/", "/sbin/", "/libexec/", "/games/")
 
 
@@ -290,6 +292,7 @@ class _Scan:
                 yield loaded, None, f"through {own}", program.path
         elif language is None:
             yield program, None, "", ""
+            yield from self._becomes(program, lost, depth)
         elif name == "busybox":
             yield program, any(commands(" ".join(words))), " ".join(words[:2]), ""
         else:
@@ -320,6 +323,26 @@ class _Scan:
             self._keep(item, draft)
         if item is not None:
             yield item, None, "", program.path
+            if isinstance(language, Shell):
+                yield from self._becomes(item, lost, depth)
+
+    def _becomes(self, script: Item, lost: list[str], depth: int) -> Iterator[tuple[Item, bool | None, str, str]]:
+        """What a shell's script becomes by ``exec``: what stays is that."""
+        if depth >= _DEEP or script.inode.size > MAX_SCRIPT:
+            return
+        try:
+            if self.files.is_elf(script):
+                return
+            raw = b"".join(script.open().chunks())
+        except ImageError as error:
+            self.unreadable.setdefault(script.path, one_line(error.what, 300))
+            return
+        shebang = parse_shebang(raw[:256])
+        if b"\0" in raw or (shebang is not None and not isinstance(language_of(shebang.name), Shell)):
+            return
+        text = raw.decode("utf-8", "surrogateescape")
+        for command in simple_commands("\n".join(_EXEC.findall(text))):
+            yield from self._command(command, lost, depth, script.path.rpartition("/")[2])
 
     def _command(
         self, words: tuple[str, ...], lost: list[str], depth: int, through: str

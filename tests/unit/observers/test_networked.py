@@ -435,6 +435,26 @@ def test_a_daemon_behind_what_only_runs_others(line: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "tier"),
+    [
+        ("set -e\nexec /usr/sbin/food -x\n", Tier.A),
+        ("if true; then exec nice food; fi\n", Tier.A),
+        # It is only called, exec is of a descriptor, or a comment.
+        ("/usr/sbin/food --version\nexec 3</usr/sbin/food\n# exec food\n", Tier.B),
+    ],
+)
+def test_what_a_script_of_a_shell_becomes(text: str, tier: Tier) -> None:
+    for line, script in (("/opt/run", program(f"#!/bin/sh\n{text}".encode())), ("/bin/sh /opt/run", text.encode())):
+        files: dict[str, Entry] = {
+            "/usr/bin/nice": program(elf()),
+            "/usr/sbin/food": SERVER,
+            "/opt/run": script,
+            "/etc/systemd/system/s.service": UNIT.format(line).encode(),
+        }
+        assert found(files)["/usr/sbin/food"].tier is tier, line
+
+
+@pytest.mark.parametrize(
     "line", ["/bin/sh -c '$SERVER -d'", "/bin/sh -c '/opt/gone'", "/usr/bin/python3 x.py", "/bin/sh %h/x"]
 )
 def test_what_cannot_be_followed_is_told(line: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pytest_osgates.checks.apparmor_model import (
     DEMANDING,
     SEEN,
+    USERS,
     ApparmorObservation,
     ApparmorPolicy,
     Attachment,
@@ -57,7 +58,7 @@ def with_sockets(scan: StaticScan, seen: Mapping[str, str], kind: Kind = Kind.SO
 
 def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
     """Whether the two observations can be believed, then every program."""
-    findings = [*_scanned(seen.scan, policy), *_kernel(seen.confinement)]
+    findings = [*_scanned(seen.scan, policy), *_unfollowed(seen.scan), *_kernel(seen.confinement)]
     used: set[str] = set()
     rows: dict[int, int] = {}
     # Where the kernel confines nobody, that is the one finding.
@@ -66,8 +67,8 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
         if entry.tier is Tier.C:
             continue
         row = _left_out(entry.path, entry.package, policy)
-        # What was seen with a socket can run, whatever the profile says.
-        if row is not None and all(reason.kind not in SEEN for reason in entry.evidence):
+        # What was seen to run can run, whatever the profile says.
+        if row is not None and not _ran(entry, seen.confinement):
             rows[row] = rows.get(row, 0) + 1
             findings.append(_accepted("left-out", entry, "what cannot run", policy.left_out[row].reason))
         elif enabled:
@@ -77,6 +78,23 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
         findings += _unused(seen, policy, used)
     findings += _idle_rows(policy, rows)
     return findings + _reported(seen.scan)
+
+
+def _unfollowed(scan: StaticScan) -> Iterator[Finding]:
+    if scan.unfollowed:
+        yield Finding(
+            rule="not-followed",
+            subject=f"{len(scan.unfollowed)} commands",
+            seen=f"nobody can tell which programs these start: {short('; '.join(scan.unfollowed[:_NAMED]))}",
+            wanted="nothing: what they start is judged where it is a program of the image, or seen to run",
+            severity=Severity.REMARK,
+        )
+
+
+def _ran(entry: Networked, confinement: ConfinementSeen | None) -> bool:
+    labels = confinement.attachments if confinement is not None else ()
+    process = any(label.how == "process" and label.path == entry.path for label in labels)
+    return process or any(reason.kind in SEEN for reason in entry.evidence)
 
 
 def _scanned(scan: StaticScan, policy: ApparmorPolicy) -> Iterator[Finding]:
@@ -135,6 +153,14 @@ def _watched(confinement: ConfinementSeen, policy: ApparmorPolicy) -> Iterator[F
             subject="processes",
             seen=f"{confinement.looks} looks over {confinement.watched_s:g} s of the guest",
             wanted=f"{policy.watch_s:g} s",
+            severity=Severity.UNPROVEN,
+        )
+    elif confinement.lost:
+        yield Finding(
+            rule="sockets-lost",
+            subject="kernel",
+            seen=f"its record of who opened sockets had no room for {confinement.lost} events",
+            wanted="the kernel's own record of who opened sockets, without a gap",
             severity=Severity.UNPROVEN,
         )
     elif not confinement.recorded:
@@ -264,16 +290,22 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
         # A script without x-bit is only started by who reads it.
         labels = [label for label in labels if not label.refused] or labels
     asked = any(
-        label.how == "exec" and (not label.unit or _is_read(entry, label.unit, seen.scan)) for label in labels
+        label.how == "exec" and not label.caller and (not label.unit or _is_read(entry, label.unit, seen.scan))
+        for label in labels
     )
     # What was executed is the only word on the next start.
     if not asked:
         return _Found(_unproven("not-asked", entry, f"{where}; the kernel was not asked", "its label"))
     loose = [label for label in labels if not label.error and not _confines(label)]
     # What is known to run unconfined needs no further proof.
-    running = next((label for label in loose if label.how == "process"), None)
+    demanding = {reason.kind for reason in entry.evidence} & DEMANDING
+    # An interpreter is in tier A for its scripts that hold sockets: those are judged, not each that it runs.
+    running = next(
+        (label for label in loose if label.how == "process" and not (label.idle and demanding == {Kind.SOCKET_SEEN})),
+        None,
+    )
     if running is not None:
-        started = [label for label in labels if label.how == "exec"]
+        started = [label for label in labels if label.how == "exec" and not label.caller]
         # Who starts now is confined; who runs was there first.
         early = all(not label.error and _confines(label) for label in started)
         return _Found(_loose(entry, running, where, "started-before-profile" if early else ""))
@@ -292,7 +324,8 @@ def _confinement(entry: Networked, seen: ApparmorObservation) -> _Found | None:
         return _Found(_loose(entry, by_unit, where))
     if not loose:
         return None
-    return _Found(_loose(entry, loose[0], where), softened=_confined_where_it_counts(entry, labels, seen.scan))
+    first = next((label for label in loose if not label.caller), loose[0])
+    return _Found(_loose(entry, first, where), softened=_confined_where_it_counts(entry, labels, seen.scan))
 
 
 def _is_read(entry: Networked, unit: str, scan: StaticScan) -> bool:
@@ -314,16 +347,23 @@ def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: 
     units = [unit for unit in scan.units if unit.program == entry.path]
     good = [label for label in labels if not label.error and _confines(label)]
     by_unit = {label.unit for label in good if label.unit}
+    # What the first process would start gets this label, though what a user starts does not.
+    by_path = any(label.how == "exec" and not label.unit and not label.caller for label in good)
     # One that neither names a profile nor has it read by something else starts it as anybody does.
-    told = all((unit.apparmor_profile or unit.executes) and unit.name in by_unit for unit in units)
+    told = all(
+        ((unit.apparmor_profile or unit.executes) and unit.name in by_unit)
+        or (by_path and not unit.executes and not unit.name.endswith(USERS))
+        for unit in units
+    )
     if of_units and not (units and told):
         return False
     # That no process with sockets is unconfined, the caller knows.
-    return Kind.SOCKET_SEEN not in demanding or any(label.how == "process" for label in good)
+    return Kind.SOCKET_SEEN not in demanding or any(label.how == "process" and not label.idle for label in good)
 
 
 def _loose(entry: Networked, label: Attachment, where: str, rule: str = "") -> Finding:
-    by = f", process {label.pid}" if label.how == "process" else f", started by {label.unit}" if label.unit else ""
+    starter = label.unit or label.caller
+    by = f", process {label.pid}" if label.how == "process" else f", started by {starter}" if starter else ""
     return Finding(
         rule=rule or _RULES.get(label.mode, "not-enforced"),
         subject=entry.path,

@@ -50,6 +50,8 @@ class Kind(StrEnum):
 SEEN = frozenset({Kind.SOCKET_SEEN, Kind.SOCKET_RECORDED})
 DEMANDING = SEEN | {Kind.FILE_CAPABILITY, Kind.SETUID, Kind.SOCKET_UNIT, Kind.LISTENING_SERVICE}
 REPORTED = frozenset({Kind.REACHES})
+# The end of the names of units that a user's own systemd starts.
+USERS = " (user)"
 
 
 def tier_of(kinds: frozenset[Kind]) -> Tier:
@@ -113,14 +115,17 @@ class UnitSeen(Model):
     apparmor_profile: str = ""
     listens: tuple[str, ...] = ()
     private_network: bool = False
+    no_new_privileges: bool = False
 
 
 class StaticScan(Model):
-    """All networked programs of an image, found in its files. The counts say how much was looked at."""
+    """All networked programs of an image, found in its files. ``unfollowed``: what units start, and whose program
+    cannot be told. The counts say how much was looked at."""
 
     entries: tuple[Networked, ...]
     unreadable: tuple[Unreadable, ...] = ()
     units: tuple[UnitSeen, ...] = ()
+    unfollowed: tuple[str, ...] = ()
     files: int = 0
     elves: int = 0
     scripts: int = 0
@@ -144,8 +149,9 @@ class Mode(StrEnum):
 class Attachment(Model):
     """The label that the kernel gave to one program. ``how``: when it was executed for this, or of a process that was
     there. ``error``: why there is no label. ``profile``: the label without its mode. ``unit``: the unit in whose
-    context it was executed; empty: by nobody in particular, unconfined. ``refused``: the kernel does not execute it
-    at all."""
+    context it was executed; empty: by nobody in particular, unconfined. ``caller``: the domain of who would execute
+    it, where that is not the first process but a user (SELinux). ``refused``: the kernel does not execute it.
+    ``idle``: of a process that was never seen with a socket."""
 
     path: str
     how: Literal["exec", "process"]
@@ -154,13 +160,16 @@ class Attachment(Model):
     sha256: str = ""
     pid: int = 0
     unit: str = ""
+    caller: str = ""
     refused: bool = False
+    idle: bool = False
     error: str = ""
 
 
 class ProfileSeen(Model):
-    """A profile that confines a program, and what it allows that takes its point away: ``every-file``,
-    ``every-network``, ``unconfined`` (it may become that). ``unknown``: why the kernel does not say."""
+    """A profile or domain that confines a program, and what it allows that takes its point away: ``every-file``,
+    ``every-network``, ``load-policy`` (SELinux), ``unconfined`` (it may become that). ``unknown``: why the kernel
+    does not say."""
 
     name: str
     allows: tuple[str, ...] = ()
@@ -189,7 +198,8 @@ class ConfinementSeen(Model):
     """What the booted kernel said. ``problem``: why it cannot be believed as a whole. ``looks``, ``watched_s``: how
     often, and over how many seconds of the guest, processes and sockets were listed. ``recorded``: the kernel's own
     record of sockets was kept all the while, so that what came and went between two looks is known as well;
-    ``not_recorded``: why it was not. ``method``: how programs were kept from running."""
+    ``not_recorded``: why it was not; ``lost``: events that the record had no room for.
+    ``method``: how programs were kept from running."""
 
     enabled: bool
     attachments: tuple[Attachment, ...]
@@ -201,6 +211,7 @@ class ConfinementSeen(Model):
     watched_s: float = 0.0
     recorded: bool = False
     not_recorded: str = ""
+    lost: int = 0
     unnamed: tuple[str, ...] = ()
     method: str = ""
     asked_s: int | None = None

@@ -77,15 +77,29 @@ def read_label(text: str) -> tuple[str, Mode]:
 def attachments(seen: RunningSeen) -> tuple[Attachment, ...]:
     """The labels of processes, by their programs."""
     found = []
+    holders = holding(seen)
     for process in seen.processes:
         profile, mode = read_label(process.label)
         error = process.error
         if process.deleted and not error:
             error = f"process {process.pid} runs a program that is not in the image any more"
         found.append(
-            Attachment(path=process.exe, how="process", profile=profile, mode=mode, pid=process.pid, error=error)
+            Attachment(
+                path=process.exe,
+                how="process",
+                profile=profile,
+                mode=mode,
+                pid=process.pid,
+                idle=process.pid not in holders,
+                error=error,
+            )
         )
     return tuple(found)
+
+
+def holding(seen: RunningSeen) -> frozenset[int]:
+    """Processes that hold sockets."""
+    return frozenset(pid for socket in seen.sockets for pid in socket.pids)
 
 
 def socket_programs(seen: RunningSeen) -> dict[str, str]:

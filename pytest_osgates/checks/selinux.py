@@ -7,47 +7,94 @@ calls permissive is what a profile in complain mode is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
-from pydantic import Field
-
+from pytest_osgates import data
 from pytest_osgates.checks import apparmor
-from pytest_osgates.checks.apparmor_model import ApparmorObservation, ApparmorPolicy, Mode
+from pytest_osgates.checks.apparmor_model import (
+    ApparmorObservation,
+    ApparmorPolicy,
+    Attachment,
+    ConfinementSeen,
+    Evidence,
+    Kind,
+    Mode,
+    Networked,
+)
 from pytest_osgates.model import Control, Finding, Gate, Severity, State
 
-# What Fedora's targeted policy gives to what has no domain of its own: to services, to old init scripts, to whoever
-# logs in; and the domains of the kernel and of the first process, which keep nobody from anything that counts here.
-UNCONFINED = ("unconfined_service_t", "initrc_t", "unconfined_t", "unconfined_execmem_t", "kernel_t", "init_t")
+EVERY_FILE = "every-file"
+_CONTROL = "/osgates-control-domain"
+
+
+@cache
+def unconfined() -> frozenset[str]:
+    """Domains that confine nobody: data/selinux.toml."""
+    return frozenset(name for row in data.load("selinux")["unconfined"] for name in row["names"])
 
 
 class SelinuxObservation(ApparmorObservation):
-    """``enforcing`` None: nobody could tell. ``permissive``: domains that the installed policy makes so, whether
-    anything runs in them or not; None: the policy's modules could not be read. ``domain``: the first process's."""
+    """``enforcing`` None: nobody could tell. ``permissive``: domains that the loaded policy makes so, whether
+    anything runs in them or not, as far as their names are known; ``nameless``: how many more there are; None: the
+    kernel does not say. ``domain``: the first process's. ``caller``: that of users' shells, for whose starts the
+    kernel was asked as well; empty: the policy has none of those that are known."""
 
     enforcing: bool | None = None
-    permissive: tuple[str, ...] | None = None
+    permissive: tuple[str, ...] = ()
+    nameless: int | None = None
     domain: str = ""
+    caller: str = ""
 
 
 class SelinuxPolicy(ApparmorPolicy):
-    """``[gate.selinux]``. ``unconfined``: domains that confine nobody."""
+    """``[gate.selinux]``. ``unconfined``: more domains that confine nobody, beside those that are known."""
 
-    unconfined: tuple[str, ...] = Field(default=UNCONFINED, min_length=1)
+    unconfined: tuple[str, ...] = ()
 
 
 def judge(seen: SelinuxObservation, policy: SelinuxPolicy) -> list[Finding]:
     """Whether it enforces at all, then every program."""
-    return [*_mode(seen), *_domains(seen), *apparmor.judge(_told(seen, policy), policy)]
+    return [*_mode(seen), *_domains(seen), *_untold(seen), *apparmor.judge(_told(seen, policy), policy)]
 
 
 def _told(seen: SelinuxObservation, policy: SelinuxPolicy) -> SelinuxObservation:
-    """What has a domain that confines nobody is unconfined, whatever its mode."""
+    """What has a domain that confines nobody is unconfined, whatever its mode: by its name, or by what it may."""
     if seen.confinement is None:
         return seen
+    loose = {*unconfined(), *policy.unconfined}
+    loose.update(profile.name for profile in seen.confinement.profiles if EVERY_FILE in profile.allows)
     labels = tuple(
-        label.model_copy(update={"mode": Mode.UNCONFINED}) if label.profile in policy.unconfined else label
+        label.model_copy(update={"mode": Mode.UNCONFINED}) if label.profile in loose else label
         for label in seen.confinement.attachments
     )
-    return seen.model_copy(update={"confinement": seen.confinement.model_copy(update={"attachments": labels})})
+    # What is not told has a finding of its own here.
+    profiles = tuple(profile for profile in seen.confinement.profiles if not profile.unknown)
+    changes = {"attachments": labels, "profiles": profiles}
+    return seen.model_copy(update={"confinement": seen.confinement.model_copy(update=changes)})
+
+
+def _untold(seen: SelinuxObservation) -> Iterator[Finding]:
+    """Domains of which nobody knows what they may."""
+    confinement = seen.confinement
+    if confinement is None or not confinement.enabled:
+        return
+    for profile in confinement.profiles:
+        if profile.unknown and profile.name not in unconfined():
+            yield Finding(
+                rule="domain-not-told",
+                subject=profile.name,
+                seen=profile.unknown,
+                wanted="whether this domain keeps its programs from anything",
+                severity=Severity.UNPROVEN,
+            )
+    if not seen.caller:
+        yield Finding(
+            rule="user-not-asked",
+            subject="policy",
+            seen="it has no domain for users who are not confined, by a name that is known here",
+            wanted="which domain a program gets that a user starts",
+            severity=Severity.REMARK,
+        )
 
 
 def _mode(seen: SelinuxObservation) -> Iterator[Finding]:
@@ -65,21 +112,31 @@ def _mode(seen: SelinuxObservation) -> Iterator[Finding]:
 
 
 def _domains(seen: SelinuxObservation) -> Iterator[Finding]:
-    if seen.permissive is None:
-        yield Finding(
-            rule="permissive-not-told",
-            subject="policy",
-            seen="the modules of the policy cannot be read: only the domains of what was looked at are known",
-            wanted="no permissive domain",
-            severity=Severity.REMARK,
-        )
-    for name in seen.permissive or ():
+    if seen.confinement is None or not seen.confinement.enabled:
+        return
+    for name in seen.permissive:
         yield Finding(
             rule="permissive-domain",
             subject=name,
             seen="the policy makes this domain permissive",
             wanted="no permissive domain",
-            hint=f"semanage permissive -d {name}",
+            hint=f"semanage permissive -d {name}, or take `permissive {name};` out of its module",
+        )
+    if seen.nameless is None:
+        yield Finding(
+            rule="permissive-not-told",
+            subject="policy",
+            seen="/sys/fs/selinux/policy does not tell which domains are permissive",
+            wanted="no permissive domain",
+            severity=Severity.UNPROVEN,
+        )
+    elif seen.nameless:
+        yield Finding(
+            rule="permissive-domain",
+            subject="policy",
+            seen=f"it makes {seen.nameless} domains permissive whose names are not known",
+            wanted="no permissive domain",
+            hint="seinfo --permissive, on a machine that has setools, names them",
         )
 
 
@@ -89,6 +146,8 @@ def controls(seen: SelinuxObservation, policy: SelinuxPolicy) -> tuple[Control[S
     own = (
         Control("a permissive kernel", _permissive, "not-enforcing", "kernel"),
         Control("a permissive domain", _one_domain, "permissive-domain", "osgates_control_t"),
+        Control("a permissive domain without a name", _nameless, "permissive-domain", "policy"),
+        Control("a domain that confines nobody", _unconfined_service, "unconfined", _CONTROL),
     )
     return (*own, *shared)  # type: ignore[arg-type]
 
@@ -98,7 +157,24 @@ def _permissive(seen: SelinuxObservation) -> SelinuxObservation:
 
 
 def _one_domain(seen: SelinuxObservation) -> SelinuxObservation:
-    return seen.model_copy(update={"permissive": (*(seen.permissive or ()), "osgates_control_t")})
+    named = (*seen.permissive, "osgates_control_t")
+    return apparmor.changed(seen, enabled=True).model_copy(update={"permissive": named})  # type: ignore[return-value]
+
+
+def _nameless(seen: SelinuxObservation) -> SelinuxObservation:
+    return apparmor.changed(seen, enabled=True).model_copy(update={"nameless": 1})  # type: ignore[return-value]
+
+
+def _unconfined_service(seen: SelinuxObservation) -> SelinuxObservation:
+    """A listener that the kernel enforces a domain on which keeps it from nothing."""
+    known = seen.confinement or ConfinementSeen(enabled=True, attachments=(), system="SELinux")
+    reason = Evidence(kind=Kind.LISTENING_SERVICE, detail="control")
+    label = Attachment(path=_CONTROL, how="exec", profile="unconfined_service_t", mode=Mode.ENFORCE)
+    scan = seen.scan.model_copy(
+        update={"entries": (*seen.scan.entries, Networked(path=_CONTROL, evidence=(reason,)))}
+    )
+    changes = {"enabled": True, "attachments": (*known.attachments, label)}
+    return seen.model_copy(update={"scan": scan, "confinement": known.model_copy(update=changes)})
 
 
 def baseline(seen: SelinuxObservation, policy: SelinuxPolicy) -> str:

@@ -89,43 +89,53 @@ def read_units(view: RootView, directories: tuple[str, ...]) -> Iterator[Unit]:
             if inode is None:
                 continue
             settings = parse_unit(_text(view, path))
-            for drop_in in _drop_ins(name, listings):
+            for drop_in in _drop_ins(view, name, listings):
                 parse_unit(_text(view, drop_in), settings)
             yield Unit(name, path, settings)
 
 
-def _drop_ins(name: str, listings: dict[str, tuple[str, ...]]) -> Iterator[str]:
-    """``foo-bar.service.d``, ``foo-.service.d`` and ``service.d``, the most general first; ``foo@.service.d``."""
+def _drop_ins(view: RootView, name: str, listings: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """The drop-ins of a unit in the order in which they count: by their names, wherever they lie. Of two with one
+    name the first counts (systemd.unit(5); src/basic/unit-file.c): directory by directory ``foo-bar.service.d``, of
+    an instance ``foo@.service.d``, then ``foo-.service.d``; at last ``service.d``. What masks one is a link to
+    /dev/null, or empty, and says nothing.
+    """
     stem, _, suffix = name.rpartition(".")
-    parts = stem.split("-")
-    folders = [f"{suffix}.d", *(f"{'-'.join(parts[:count])}-.{suffix}.d" for count in range(1, len(parts)))]
+    folders = [f"{name}.d"]
     if "@" in stem and not stem.endswith("@"):
-        folders.append(f"{stem.partition('@')[0]}@.{suffix}.d")
-    folders.append(f"{name}.d")
-    for folder in folders:
-        for directory, names in reversed(listings.items()):
-            if folder in names:
-                yield f"{directory}/{folder}"
+        stem = f"{stem.partition('@')[0]}@"
+        folders.append(f"{stem}.{suffix}.d")
+    parts = stem.rstrip("@").split("-")
+    folders += [f"{'-'.join(parts[:count])}-.{suffix}.d" for count in range(len(parts) - 1, 0, -1)]
+    chosen: dict[str, str] = {}
+    for several in (folders, [f"{suffix}.d"]):
+        for directory, names in listings.items():
+            for folder in several:
+                for file in (view.list_dir(f"{directory}/{folder}") or ()) if folder in names else ():
+                    if file.endswith(".conf"):
+                        chosen.setdefault(file, f"{directory}/{folder}/{file}")
+    for file in sorted(chosen, key=lambda text: text.encode("utf-8", "surrogateescape")):
+        yield chosen[file]
 
 
 def _text(view: RootView, path: str) -> str:
-    """A file's text, or that of all ``*.conf`` in a directory."""
-    texts = []
-    names = view.list_dir(path)
-    paths = [path] if names is None else [f"{path}/{name}" for name in names if name.endswith(".conf")]
-    for each in paths:
-        try:
-            texts.append((view.read(each, MAX_UNIT) or b"").decode("utf-8", "surrogateescape"))
-        except ImageError:
-            continue
-    return "\n".join(texts)
+    """A file's text; empty: it cannot be read."""
+    try:
+        return (view.read(path, MAX_UNIT) or b"").decode("utf-8", "surrogateescape")
+    except ImageError:
+        return ""
 
 
 def split_command(text: str) -> list[str]:
-    """The words of a command line (systemd.service(5), COMMAND LINES), its prefixes taken off; specifiers stay."""
+    """The words of a command line (systemd.service(5), COMMAND LINES), its prefixes taken off; specifiers stay. What
+    a program is to be called (``@``) is left out, but for busybox, which is told by it what to do."""
     words = [_unquoted(match[0]) for match in re.finditer(r'(?:"(?:[^"\\]|\\.)*"|\'[^\']*\'|\\.|[^\s"\'\\])+', text)]
     if words:
-        words[0] = words[0].lstrip("@-:+!|")
+        bare = words[0].lstrip("@-:+!|")
+        named = "@" in words[0].removesuffix(bare)
+        words[0] = bare
+        if named and bare.rpartition("/")[2] != "busybox":
+            del words[1:2]
     return [word for word in words if word]
 
 

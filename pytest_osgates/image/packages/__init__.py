@@ -14,7 +14,7 @@ class Package:
     """A package that a data base knows. `status` is dpkg's three words (``install ok installed``), else empty.
 
     `files` are the absolute paths that it installed, as it calls them: symbolic links in them are not followed.
-    None: its manager keeps no list.
+    None: its manager keeps no list. `source`: the source package that it was built from, as one of several perhaps.
     """
 
     name: str
@@ -22,6 +22,7 @@ class Package:
     arch: str = ""
     status: str = ""
     files: tuple[str, ...] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

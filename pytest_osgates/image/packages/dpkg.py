@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pytest_osgates.image.packages import Database, Package, Trouble
 from pytest_osgates.image.rootfs import RootView
@@ -28,7 +29,7 @@ _STATES = frozenset(
     }
 )
 # Fields whose values are long and of no use here.
-_KEPT = frozenset({"package", "status", "version", "architecture"})
+_KEPT = frozenset({"package", "status", "version", "source", "architecture"})
 
 
 def read_dpkg(view: RootView) -> Database | None:
@@ -135,7 +136,10 @@ def _package(fields: dict[str, str], trouble: Trouble, where: str, one: bool) ->
         trouble.add(f"{where}: {name} has the status {shown(status[:80])}")
     elif words[2] not in ("not-installed", "config-files") and not fields.get("version"):
         trouble.add(f"{where}: {name} has no version")
-    return Package(name, fields.get("version", ""), fields.get("architecture", ""), " ".join(words) or "unknown")
+    # deb-control(5): without a Source the name is the same; a version may follow in parentheses.
+    source = next(iter(fields.get("source", "").split()), name)
+    version, architecture = fields.get("version", ""), fields.get("architecture", "")
+    return Package(name, version, architecture, " ".join(words) or "unknown", source=source)
 
 
 def _check_twice(packages: list[Package], trouble: Trouble) -> None:
@@ -178,7 +182,7 @@ def _with_files(
         if budget < 0:
             trouble.add(f"the lists in info/ name more than {MAX_FILES} files")
             names, budget = (), 0
-        yield Package(package.name, package.version, package.arch, package.status, names)
+        yield replace(package, files=names)
 
 
 def read_diversions(view: RootView) -> dict[str, str]:

@@ -28,8 +28,9 @@ MAX_STEPS = 200_000_000
 _STEP = 1_000_000
 
 # rpmtag.h
-_NAME, _VERSION, _RELEASE, _EPOCH, _ARCH = 1000, 1001, 1002, 1003, 1022
+_NAME, _VERSION, _RELEASE, _EPOCH, _ARCH, _SOURCERPM = 1000, 1001, 1002, 1003, 1022, 1044
 _DIRINDEXES, _BASENAMES, _DIRNAMES = 1116, 1117, 1118
+_READ = (_NAME, _VERSION, _RELEASE, _EPOCH, _ARCH, _SOURCERPM, _DIRINDEXES, _BASENAMES, _DIRNAMES)
 _INT32, _STRING, _ARRAY, _I18N = 4, 6, 8, 9
 # lib/header.c: hdrchkTags, hdrchkData.
 _MAX_TAGS = 0xFFFF
@@ -159,7 +160,7 @@ def parse_header(blob: bytes) -> Package:
     tags: dict[int, _Tag] = {}
     for position in range(8, 8 + 16 * count, 16):
         tag, kind, offset, number = _ENTRY.unpack_from(blob, position)
-        if tag not in (_NAME, _VERSION, _RELEASE, _EPOCH, _ARCH, _DIRINDEXES, _BASENAMES, _DIRNAMES):
+        if tag not in _READ:
             continue
         if tag in tags:
             raise MalformedHeader(f"tag {tag} stands in it twice")
@@ -171,7 +172,16 @@ def parse_header(blob: bytes) -> Package:
     epoch = _numbers(data, tags, _EPOCH)
     full = f"{f'{epoch[0]}:' if epoch else ''}{version}{f'-{release}' if release else ''}"
     arch = _word(data, tags, _ARCH) if _ARCH in tags else ""
-    return Package(name, full, arch, files=_files(data, tags))
+    return Package(name, full, arch, files=_files(data, tags), source=_source(data, tags))
+
+
+def _source(data: bytes, tags: dict[int, _Tag]) -> str:
+    """Of NAME-VERSION-RELEASE.src.rpm the name; empty: it has none, or says something else there."""
+    try:
+        parts = _word(data, tags, _SOURCERPM).rsplit("-", 2) if _SOURCERPM in tags else []
+    except MalformedHeader:
+        return ""
+    return parts[0] if len(parts) == 3 else ""
 
 
 def _word(data: bytes, tags: dict[int, _Tag], tag: int) -> str:

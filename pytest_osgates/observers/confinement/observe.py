@@ -98,7 +98,7 @@ def seen_running(
     gone = {
         path: what
         for path, what in seen.recorded.programs.items()
-        if any((path, thread) not in met for thread in seen.recorded.threads.get(path, ())) or path not in held
+        if any((path, process) not in met for process in seen.recorded.processes.get(path, ())) or path not in held
     }
     return seen, running, with_sockets(with_sockets(scan, held), gone, Kind.SOCKET_RECORDED)
 
@@ -178,6 +178,7 @@ def confinement(
         watched_s=seen.seconds,
         recorded=not seen.recorded.problem,
         not_recorded=seen.recorded.problem,
+        lost=seen.recorded.lost,
         unnamed=seen.recorded.unnamed,
         method=f"{answer.method} by {answer.interpreter}" if answer.method else "",
         asked_s=answer.seconds,

@@ -16,7 +16,7 @@ import posixpath
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_osgates.observers.confinement.records import read
 from pytest_osgates.vm.guest.channel import GuestShell
@@ -37,6 +37,13 @@ _USES = {
     "sys_sendmsg": "sent",
     "sys_sendmmsg": "sent",
 }
+# So that sockets in the file system do not fill the record. Whom a datagram without an address goes to was said by
+# connect(2). A kernel that cannot tell them apart keeps all of them.
+_SPARED = {
+    "syscalls/sys_enter_socket": " || ".join(f"family == {family}" for family in _FAMILIES),
+    "syscalls/sys_enter_sendto": "addr_len != 0",
+}
+_BUFFER_KIB = 4096
 _ENABLE = (
     ("sock/inet_sock_set_state", "newstate == 10 || newstate == 2"),
     ("syscalls/sys_enter_socket", ""),
@@ -63,7 +70,7 @@ fi
 i=$t/instances/osgates
 [ ! -d "$i" ] || rmdir "$i" 2>/dev/null
 mkdir "$i" 2>/dev/null || not 'tracefs takes no instance'
-echo 2048 >"$i/buffer_size_kb" 2>/dev/null
+echo @BUFFER@ >"$i/buffer_size_kb" 2>/dev/null
 @EVENTS@
 echo 1 >"$i/tracing_on"
 find /proc/[0-9]*/exe -maxdepth 0 -printf '%p\0%l\0' >"$d/rec" 2>/dev/null
@@ -77,6 +84,7 @@ say end
 _EVENT = r"""
 [ -z @FILTER@ ] || echo @FILTER@ >"$i/events/@EVENT@/filter" 2>/dev/null ||
     { rmdir "$i"; not 'the kernel has no event @EVENT@'; }
+[ -z @SPARED@ ] || echo @SPARED@ >"$i/events/@EVENT@/filter" 2>/dev/null
 echo 1 >"$i/events/@EVENT@/enable" 2>/dev/null || { rmdir "$i"; not 'the kernel has no event @EVENT@'; }
 """
 _STOP = r"""
@@ -89,6 +97,8 @@ t=/sys/kernel/tracing
 [ -d "$t/instances" ] || t=$d/tracing
 i=$t/instances/osgates
 if [ -d "$i" ]; then
+    find /proc/[0-9]*/task -mindepth 1 -maxdepth 1 -printf '%p\n' >"$d/rec" 2>/dev/null
+    n=$(wc -c <"$d/rec") || exit 72; say blob task "$((n))"; cat "$d/rec" || exit 73
     echo 0 >"$i/tracing_on"
     grep -h -e '^overrun:' -e '^dropped events:' "$i"/per_cpu/cpu*/stats >"$d/rec" 2>/dev/null
     n=$(wc -c <"$d/rec") || exit 72; say blob lost "$((n))"; cat "$d/rec" || exit 73
@@ -111,21 +121,25 @@ _TCP = re.compile(r": family=\w+ protocol=(\w+) sport=(\d{1,5}) dport=(\d{1,5}) 
 
 @dataclass(frozen=True)
 class Recording:
-    """What was running when it began; ``problem``: why there is no record."""
+    """What was running when it began: ``programs`` of threads, and of which ``processes`` these are; ``problem``: why
+    there is no record."""
 
     programs: Mapping[int, str] = field(default_factory=dict)
+    processes: Mapping[int, int] = field(default_factory=dict)
     problem: str = ""
 
 
 @dataclass(frozen=True)
 class Recorded:
     """Programs that opened sockets, each with what it opened; ``unnamed``: sockets of which nobody can tell the
-    program; ``problem``: why the record is not complete; ``threads``: who it was, by the program."""
+    program; ``problem``: why the record is not complete; ``lost``: how many events there was no room for;
+    ``processes``: who it was, by the program; of a thread that came and went, its own number."""
 
     programs: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     problem: str = ""
-    threads: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False)
+    processes: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False)
+    lost: int = 0
 
 
 def start(shell: GuestShell) -> Recording:
@@ -134,20 +148,34 @@ def start(shell: GuestShell) -> Recording:
     :raise GuestError: the guest does not answer.
     """
     events = "".join(
-        _EVENT.replace("@FILTER@", shlex.quote(text)).replace("@EVENT@", event) for event, text in _ENABLE
+        _EVENT.replace("@FILTER@", shlex.quote(text))
+        .replace("@SPARED@", shlex.quote(_SPARED.get(event, "")))
+        .replace("@EVENT@", event)
+        for event, text in _ENABLE
     )
     script = _START.replace("@DIRECTORY@", shlex.quote(shell.directory)).replace("@EVENTS@", events)
+    script = script.replace("@BUFFER@", str(_BUFFER_KIB))
     done = shell.run(script, timeout=120, max_output=4 << 20, shown="beginning a record of sockets")
     records = read(done.check().stdout, _WHAT)
     if records.said["not"] or not records.said["recording"]:
         return Recording(problem=one_line(records.one("not"), 200) or "the guest does not say why")
     texts = records.blobs.get("exe", b"").decode("utf-8", "surrogateescape").split("\0")
     programs = {int(path.split("/")[2]): exe for path, exe in zip(texts[0::2], texts[1::2], strict=False) if exe}
-    for line in records.blobs.get("task", b"").decode("utf-8", "surrogateescape").split("\n"):
+    processes = _processes(records.blobs.get("task", b""))
+    for thread, process in processes.items():
+        if process in programs:
+            programs.setdefault(thread, programs[process])
+    return Recording(programs=programs, processes=processes)
+
+
+def _processes(listed: bytes) -> dict[int, int]:
+    """By thread, the process that it is of."""
+    found = {}
+    for line in listed.decode("utf-8", "surrogateescape").split("\n"):
         match = re.fullmatch(r"/proc/(\d{1,10})/task/(\d{1,10})", line)
-        if match is not None and int(match[1]) in programs:
-            programs.setdefault(int(match[2]), programs[int(match[1])])
-    return Recording(programs=programs)
+        if match is not None:
+            found[int(match[2])] = int(match[1])
+    return found
 
 
 def stop(shell: GuestShell, recording: Recording, resolve: Callable[[str], str]) -> Recorded:
@@ -163,17 +191,25 @@ def stop(shell: GuestShell, recording: Recording, resolve: Callable[[str], str])
     if "trace" not in records.blobs:
         return Recorded(problem="the record is gone")
     lost = re.findall(r"^[a-z ]+: (\d{1,20})$", records.blobs.get("lost", b"").decode("ascii", "replace"), re.M)
-    found = attribute(records.blobs["trace"], recording.programs, resolve)
-    if not lost or any(int(number) for number in lost):
-        count = sum(map(int, lost))
-        return Recorded(
-            found.programs, found.unnamed, f"the kernel's record was too small: it lost {count} events", found.threads
-        )
+    now = _processes(records.blobs.get("task", b""))
+    found = attribute(records.blobs["trace"], recording.programs, resolve, recording.processes, now)
+    count = sum(map(int, lost))
+    if not lost:
+        return replace(found, problem="the kernel does not say whether its record is complete")
+    if count:
+        return replace(found, problem=f"the kernel's record was too small: it lost {count} events", lost=count)
     return found
 
 
-def attribute(trace: bytes, running: Mapping[int, str], resolve: Callable[[str], str]) -> Recorded:
-    """Who used what, by the text of a trace. `running`: programs of threads at its beginning."""
+def attribute(
+    trace: bytes,
+    running: Mapping[int, str],
+    resolve: Callable[[str], str],
+    before: Mapping[int, int] | None = None,
+    after: Mapping[int, int] | None = None,
+) -> Recorded:
+    """Who used what, by the text of a trace. `running`: programs of threads at its beginning; `before`, `after`: of
+    which process each thread was then, and at its end."""
     state = _State(dict(running))
     for line in trace.decode("utf-8", "surrogateescape").split("\n"):
         head = _LINE.search(line)
@@ -190,20 +226,24 @@ def attribute(trace: bytes, running: Mapping[int, str], resolve: Callable[[str],
         else:
             unnamed[f"{one_line(program, 200)}: {what}"] = None
     shown = {path: ", ".join(list(what)[:5]) for path, what in opened.items()}
-    by = {path: frozenset(users) for path, users in threads.items()}
-    return Recorded(shown, tuple(list(unnamed)[:50]), threads=by)
+    # A number that was given anew meanwhile is no thread of who was there at the beginning.
+    known = {thread: process for thread, process in (before or {}).items() if thread not in state.born}
+    known.update(after or {})
+    by = {path: frozenset(known.get(user, user) for user in users) for path, users in threads.items()}
+    return Recorded(shown, tuple(list(unnamed)[:50]), processes=by)
 
 
 @dataclass
 class _State:
-    """`programs` of threads. `asked`: by thread, the socket(2) that has not returned; `open`: by program and
-    descriptor, datagram sockets that nobody has used yet; `used`: program and what it did, with the
-    threads that did it."""
+    """`programs` of threads; `born`: who was made meanwhile. `asked`: by thread, the socket(2) that has not
+    returned; `open`: by program and descriptor, datagram sockets that nobody has used yet; `used`: program and
+    what it did, with the threads that did it."""
 
     programs: dict[int, str]
     asked: dict[int, str] = field(default_factory=dict)
     open: dict[tuple[str, int], str] = field(default_factory=dict)
     used: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    born: set[int] = field(default_factory=set)
 
     def event(self, thread: int, name: str, rest: str) -> None:
         """One line of the trace."""
@@ -234,6 +274,7 @@ class _State:
         self.used.setdefault((program, what), set()).add(thread)
 
     def _forked(self, parent: int, child: int) -> None:
+        self.born.add(child)
         if parent in self.programs:
             self.programs[child] = self.programs[parent]
         else:

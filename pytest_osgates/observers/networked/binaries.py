@@ -34,7 +34,14 @@ _THROUGH_LIBC = re.compile(
 _OPENING_CALLS = frozenset({("x86_64", 41), ("x86_64", 43), ("x86_64", 288), ("x86_64", 425), ("i386", 102)})
 _LISTENING_CALLS = frozenset({("x86_64", 50), ("i386", 102), ("i386", 363), ("aarch64", 201)})
 _OVERLAP = 128
+# Who serves datagrams binds and is told from whom they are. bind alone, as for netlink, is not serving.
+_DATAGRAM_CALLS = (
+    frozenset({("x86_64", 49), ("x86_64", 45)}),
+    frozenset({("i386", 361), ("i386", 371)}),
+    frozenset({("aarch64", 200), ("aarch64", 207)}),
+)
 _CAN_LISTEN = frozenset({"listen", "accept", "accept4"})
+_DATAGRAMS = frozenset({"bind", "recvfrom"})
 _WORTH_LOADING = 400
 
 
@@ -77,7 +84,10 @@ def examine(files: Files, linker: Linker, item: Item, elf: Elf) -> Program:
     if not direct:
         evidence += _reaches(linked)
     internet = {name.decode() for name in known.internet} & elf.imports
-    listens = bool(elf.imports & _CAN_LISTEN and internet) or bool(calls.numbers & _LISTENING_CALLS)
+    waits = bool(elf.imports & _CAN_LISTEN) or elf.imports >= _DATAGRAMS
+    listens = (waits and bool(internet)) or bool(calls.numbers & _LISTENING_CALLS)
+    listens = listens or any(calls.numbers >= several for several in _DATAGRAM_CALLS)
+    listens = listens or bool({name.decode() for name in known.listeners} & elf.imports)
     listens = listens or bool(direct & {Kind.RUNTIME, Kind.UNTOLD})
     return Program(tuple(evidence), marks.sha256, listens)
 
@@ -166,13 +176,14 @@ def _interpreter(item: Item, elf: Elf | None) -> Interpreter:
 
 
 def _links(linked: list[Linked]) -> Iterator[Evidence]:
-    """Listed libraries that it asks for itself; and such as nobody classified, which import the API, if there is no
-    classified one on the way to them."""
+    """Listed libraries, and such as nobody classified, which import the API: those that it asks for itself, and those
+    behind libraries that nobody classified."""
     known = libraries()
     for library in linked:
         what = _what(library)
-        if what and library.depth == 1:
-            yield Evidence(kind=Kind.LINKS, detail=f"{one_line(library.soname)}: {what}")
+        if what and (library.depth == 1 or not any(_is_classified(soname) for soname in library.through)):
+            way = " -> ".join((*library.through, library.soname))
+            yield Evidence(kind=Kind.LINKS, detail=f"{one_line(way)}: {what}")
         elif not what and not _is_classified(library.soname, library) and library.elf is not None:
             by_unclassified = not any(_is_classified(soname) for soname in library.through)
             if api(library.elf) and by_unclassified:

@@ -99,7 +99,7 @@ class Files:
             contents = item.open()
             is_elf = contents.size >= 4 and contents.read_at(0, 4) == b"\x7fELF"
             known = libraries()
-            wanted = known.imports | known.internet | _BESIDE
+            wanted = known.imports | known.internet | known.listeners | _BESIDE
             self._elves[item.identity] = parse_elf(contents, wanted) if is_elf else None
         return self._elves[item.identity]
 

@@ -32,6 +32,7 @@ class Libraries:
 
     imports: frozenset[bytes]
     internet: frozenset[bytes]
+    listeners: frozenset[bytes]
     providers: re.Pattern[str]
     carriers: re.Pattern[str]
     network: tuple[tuple[re.Pattern[str], str], ...]
@@ -49,6 +50,7 @@ def libraries() -> Libraries:
     return Libraries(
         imports=frozenset(name.encode() for row in rows["import"] for name in row["names"]),
         internet=frozenset(name.encode() for row in rows["internet"] for name in row["names"]),
+        listeners=frozenset(name.encode() for row in rows["listener"] for name in row["names"]),
         providers=fitting(row["soname"] for row in rows["provider"]),
         carriers=fitting(name for row in rows["carrier"] for name in row["names"]),
         network=tuple((fitting(row["names"]), row["what"]) for row in rows["library"]),

@@ -29,17 +29,22 @@ from pytest_osgates.observers.networked.scripts import (
     parse_shebang,
 )
 from pytest_osgates.observers.networked.services import Start, starts
+from pytest_osgates.observers.networked.starters import simple_commands, unwrapped
 from pytest_osgates.observers.packages import Placed, read_databases
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
 Progress = Callable[[str, float | None], None]
+MAX_UNFOLLOWED = 200
+_DEEP = 4
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _STDLIBS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 _CAPABILITY = b"security.capability"
 # An x-bit on something that is neither ELF nor a script means something only where programs are.
 # Names of what others run on. Whether they do is known once all programs were looked at.
 _SERVES = re.compile(rf"{libraries().providers.pattern}|.*\.so$")
+# Not of file descriptors alone: exec 3<file.
+_EXEC = re.compile(r"(?:^|[;&|({]|\bthen\b|\belse\b|\bdo\b)[ \t]*exec[ \t]+((?![\d<>&])[^\n]{1,2000})", re.M)
 _PLACES = ("/bin/", "/sbin/", "/libexec/", "/games/")
 
 
@@ -77,10 +82,12 @@ class _Scan:
         self.places = installations(view, Trouble())
         self.files: Files = collect(view, self.places)
         self.linker = Linker(self.files)
+        self.sources: dict[str, str] = {}
         self.owners = self._owned()
-        self.scripts = Scripts(self.files, self.owner)
+        self.scripts = Scripts(self.files, self.owner, lambda path: self.sources.get(self.owner(path), ""))
         self.drafts: dict[str, Draft] = {}
         self.unreadable: dict[str, str] = {}
+        self.unfollowed: dict[str, None] = {}
         self.done: dict[Identity, Draft] = {}
         self.elves = self.texts = self.others = 0
 
@@ -111,6 +118,7 @@ class _Scan:
             entries=tuple(self._entries()),
             unreadable=tuple(Unreadable(path=one_line(path), why=why) for path, why in self.unreadable.items()),
             units=seen,
+            unfollowed=tuple(list(self.unfollowed)[:MAX_UNFOLLOWED]),
             files=self.files.count,
             elves=self.elves,
             scripts=self.texts,
@@ -129,6 +137,7 @@ class _Scan:
         for manager, database in read_databases(self.view):
             for package in database.packages:
                 owner = f"{manager}:{package.name}"
+                self.sources[owner] = f"{manager}:{package.source}" if package.source else ""
                 for path in package.files or ():
                     owners[placed(path)] = owner
         return owners
@@ -239,7 +248,9 @@ class _Scan:
         if program is None:
             return
         self._program(program, also_providers=True)
-        for item, serves, through, executed in self._started(program, start.words):
+        lost: list[str] = []
+        seen: set[tuple[str, str]] = set()
+        for item, serves, through, executed in self._started(program, start.words, lost):
             draft = self.drafts.get(item.path)
             if start.sockets:
                 draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
@@ -250,14 +261,25 @@ class _Scan:
             listens = draft.listens if serves is None else serves
             if start.stays and not start.closed and _counts(draft) and listens:
                 draft.add(Kind.LISTENING_SERVICE, f"{start.unit}{f' ({through})' if through else ''}")
-            if _counts(draft):
+            if _counts(draft) and (item.path, executed) not in seen:
+                seen.add((item.path, executed))
                 yield start.seen(item.path, one_line(executed, 4096))
+        for command in lost:
+            self.unfollowed[f"{one_line(start.unit)}: {one_line(command, 200)}"] = None
 
-    def _started(self, program: Item, words: tuple[str, ...]) -> Iterator[tuple[Item, bool | None, str, str]]:
+    def _started(
+        self, program: Item, words: tuple[str, ...], lost: list[str], depth: int = 0
+    ) -> Iterator[tuple[Item, bool | None, str, str]]:
         """The program, and what an interpreter is given: a script, a module, or a text; whether that serves others
         (None: its own code tells); by which way it is started; and what is executed for that, where it is another
-        program. What an interpreter could do says nothing of that.
+        program. What an interpreter could do says nothing of that. `lost`: commands that cannot be followed.
         """
+        inner = unwrapped(words)
+        if inner != words and depth < _DEEP:
+            # Who runs another program is a program, too.
+            yield program, None, "", ""
+            yield from self._command(inner, lost, depth, words[0].rpartition("/")[2])
+            return
         name = words[0].rpartition("/")[2]
         language = language_of(name)
         listener = _option(words, "-m") if language is not None and not isinstance(language, Shell) else ""
@@ -270,6 +292,7 @@ class _Scan:
                 yield loaded, None, f"through {own}", program.path
         elif language is None:
             yield program, None, "", ""
+            yield from self._becomes(program, lost, depth)
         elif name == "busybox":
             yield program, any(commands(" ".join(words))), " ".join(words[:2]), ""
         else:
@@ -279,20 +302,61 @@ class _Scan:
             return
         text = _option(words, "-c")
         if text:
-            for command in commands(text) if isinstance(language, Shell) else ():
-                for word in command.detail.replace(",", " ").split():
+            for command in simple_commands(text) if isinstance(language, Shell) and depth < _DEEP else ():
+                yield from self._command(command, lost, depth, name)
+            for known in commands(text) if isinstance(language, Shell) else ():
+                for word in known.detail.replace(",", " ").split():
                     item = self._resolve(word)
                     if item is not None:
                         self._program(item)
                         yield item, None, f"through {name}", ""
             return
-        script = next((word for word in words[1:] if not word.startswith("-")), "")
-        item = self.files.at(script) if script.startswith("/") and not listener else None
+        if listener:
+            return
+        # Words before it may be options, and arguments of those.
+        item = next((at for word in words[1:] if word.startswith("/") and (at := self.files.at(word))), None)
+        runs = isinstance(language, Shell) or bool(language.imports)
+        if item is None and runs and any(not word.startswith("-") for word in words[1:]):
+            lost.append(" ".join(words))
         if item is not None and item.identity not in self.done:
             self.done[item.identity] = draft = self._script(item, name, program.path)
             self._keep(item, draft)
         if item is not None:
             yield item, None, "", program.path
+            if isinstance(language, Shell):
+                yield from self._becomes(item, lost, depth)
+
+    def _becomes(self, script: Item, lost: list[str], depth: int) -> Iterator[tuple[Item, bool | None, str, str]]:
+        """What a shell's script becomes by ``exec``: what stays is that."""
+        if depth >= _DEEP or script.inode.size > MAX_SCRIPT:
+            return
+        try:
+            if self.files.is_elf(script):
+                return
+            raw = b"".join(script.open().chunks())
+        except ImageError as error:
+            self.unreadable.setdefault(script.path, one_line(error.what, 300))
+            return
+        shebang = parse_shebang(raw[:256])
+        if b"\0" in raw or (shebang is not None and not isinstance(language_of(shebang.name), Shell)):
+            return
+        text = raw.decode("utf-8", "surrogateescape")
+        for command in simple_commands("\n".join(_EXEC.findall(text))):
+            yield from self._command(command, lost, depth, script.path.rpartition("/")[2])
+
+    def _command(
+        self, words: tuple[str, ...], lost: list[str], depth: int, through: str
+    ) -> Iterator[tuple[Item, bool | None, str, str]]:
+        """What a command starts that another program runs."""
+        item = self._resolve(words[0])
+        if item is None:
+            # A word of a shell, or something that only it can tell.
+            if "/" in words[0] or "$" in words[0] or "%" in words[0]:
+                lost.append(" ".join(words))
+            return
+        self._program(item, also_providers=True)
+        for found, serves, way, executed in self._started(item, words, lost, depth + 1):
+            yield found, serves, way or f"through {through}", executed
 
     def _module_listens(self, interpreters: tuple[str, ...], name: str) -> bool:
         """Whether ``-m NAME`` is the network, as far as it can be told: who cannot be found may be anything."""

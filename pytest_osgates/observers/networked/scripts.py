@@ -136,10 +136,12 @@ def language_of(name: str) -> Language | Shell | None:
 
 @dataclass
 class Scripts:
-    """Examines scripts; each module is read once. `owner`: the package of a path, empty for none."""
+    """Examines scripts; each module is read once. `owner`: the package of a path, empty for none; `source`: what this
+    was built from."""
 
     files: Files
     owner: Callable[[str], str]
+    source: Callable[[str], str] = lambda path: ""
     _imported: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     _roots: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -154,10 +156,13 @@ class Scripts:
         return found or list(self._below(item, text, language))
 
     def _below(self, item: Item, text: str, language: Language) -> Iterator[Evidence]:
-        """Network modules that the script's own modules import: those of its package, or of none."""
-        mine = self.owner(item.path)
+        """Network modules that the script's own modules import: those of its package, or of none; and those below a
+        name that it imports itself, in a package that was built together with its own."""
+        mine, built = self.owner(item.path), self.source(item.path)
         here = item.path.rpartition("/")[0]
         roots = (here, *self._directories(language))
+        tops = {name.split(language.separator)[0] for name in imported(text, language)}
+        own = tuple(f"{root}/{_filed(top)}" for root in roots for top in tops if top)
         pending: list[tuple[str, str, tuple[str, ...]]] = [(n, here, (n,)) for n in imported(text, language)]
         seen: set[str] = set()
         others: list[str] = []
@@ -169,7 +174,8 @@ class Scripts:
             seen.add(module.path)
             names = self._imports_of(module, language)
             network = [inner for inner in names if is_network(inner, language)]
-            if network and self.owner(module.path) in (mine, ""):
+            sibling = built and built == self.source(module.path) and _is_below(module.path, own)
+            if network and (sibling or self.owner(module.path) in (mine, "")):
                 yield Evidence(kind=Kind.MODULES, detail=_shown((*way[-3:], network[0]), " -> "))
                 return
             if network:
@@ -195,9 +201,10 @@ class Scripts:
             return None
         for root in roots:
             for suffix in language.suffixes:
-                item = self.files.at(f"{root}/{path}{suffix}")
-                if item is not None:
-                    return item
+                for each in dict.fromkeys((path, _filed(path))):
+                    item = self.files.at(f"{root}/{each}{suffix}")
+                    if item is not None:
+                        return item
         return None
 
     def _imports_of(self, module: Item, language: Language) -> tuple[str, ...]:
@@ -209,6 +216,15 @@ class Scripts:
                 raw = b""
             self._imported[key] = imported(raw.decode("utf-8", "surrogateescape"), language)
         return self._imported[key]
+
+
+def _filed(name: str) -> str:
+    """A name of a distribution as its modules have it on disk (packaging.python.org, name normalization)."""
+    return name.replace("-", "_")
+
+
+def _is_below(path: str, modules_: tuple[str, ...]) -> bool:
+    return any(path.startswith((f"{module}/", f"{module}.")) for module in modules_)
 
 
 def expand(view: RootView, pattern: str) -> list[str]:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pytest_osgates.checks.apparmor_model import UnitSeen
+from pytest_osgates.checks.apparmor_model import USERS, UnitSeen
 from pytest_osgates.image import units
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.image.units import Unit
+from pytest_osgates.observers.networked import starters
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
@@ -17,6 +18,20 @@ _MAIN = "ExecStart"
 _STARTS = (_MAIN, "ExecStartPre", "ExecStartPost", "ExecReload", "ExecCondition", "ExecStop", "ExecStopPost")
 _LISTENS = ("ListenStream", "ListenDatagram", "ListenSequentialPacket")
 _TRUE = frozenset({"1", "yes", "y", "true", "t", "on"})
+_FALSE = frozenset({"0", "no", "n", "false", "f", "off"})
+# systemd.exec(5), NoNewPrivileges=: what is done by a filter of system calls.
+_FILTERS = (
+    *("SystemCallFilter", "SystemCallArchitectures", "SystemCallLog", "RestrictAddressFamilies"),
+    *(
+        "RestrictNamespaces",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "MemoryDenyWriteExecute",
+        "LockPersonality",
+        "PrivateDevices",
+    ),
+    *("ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectClock", "ProtectHostname"),
+)
 _INTERNET = frozenset({"AF_INET", "AF_INET6", "AF_PACKET"})
 _INETD = "/etc/inetd.conf"
 _XINETD = "/etc/xinetd.d"
@@ -35,6 +50,7 @@ class Start:
     closed: bool = False
     stays: bool = True
     apparmor_profile: str = ""
+    no_new_privileges: bool = False
 
     def seen(self, program: str, executes: str = "") -> UnitSeen:
         """For the observation."""
@@ -45,12 +61,13 @@ class Start:
             apparmor_profile=one_line(self.apparmor_profile),
             listens=tuple(one_line(address) for address in self.sockets),
             private_network=self.closed,
+            no_new_privileges=self.no_new_privileges,
         )
 
 
 def starts(view: RootView) -> Iterator[Start]:
-    """Every command line of every service of the system and of its users, and of inetd."""
-    for directories, scope in ((units.SYSTEM, ""), (units.USER, " (user)")):
+    """Every command line of every service of the system and of its users, and of inetd, cron, D-Bus and init."""
+    for directories, scope in ((units.SYSTEM, ""), (units.USER, USERS)):
         found = {unit.name: unit for unit in units.read_units(view, directories)}
         handed: dict[str, list[str]] = {}
         for unit in found.values():
@@ -61,6 +78,9 @@ def starts(view: RootView) -> Iterator[Start]:
             if unit.name.endswith(".service"):
                 yield from _service(unit, scope, handed.get(unit.name), timed=unit.name in timed)
     yield from _inetd(view)
+    for others in (starters.cron, starters.buses, starters.init_scripts):
+        for name, words in others(view):
+            yield Start(name, words)
 
 
 def addresses(socket: Unit) -> list[str]:
@@ -106,6 +126,20 @@ def is_closed(unit: Unit) -> bool:
     return not allowed & _INTERNET
 
 
+def gains_nothing(unit: Unit) -> bool:
+    """Whether its processes run with no_new_privs: said, or implied (systemd.exec(5), NoNewPrivileges=)."""
+    told = unit.value("Service", "NoNewPrivileges").lower()
+    if told in _TRUE or unit.value("Service", "DynamicUser").lower() in _TRUE:
+        return True
+    # Who is not root lacks CAP_SYS_ADMIN, without which a filter of system calls needs it.
+    return unit.value("Service", "User") not in ("", "root", "0") and _has_filter(unit)
+
+
+def _has_filter(unit: Unit) -> bool:
+    values = [value.lower() for key in _FILTERS for value in unit.values("Service", key)[-1:]]
+    return any(value not in _FALSE for value in values)
+
+
 def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool) -> Iterator[Start]:
     """`sockets`: internet addresses that it is handed; None: no socket unit starts it. Who gets only sockets
     in the file system listens on those. `timed`: a timer starts it, so a short one is there again and again."""
@@ -120,7 +154,8 @@ def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool) 
                     profile = unit.value("Service", "AppArmorProfile")
                     handed = tuple(sockets or ()) if main else ()
                     name = unit.name + scope
-                    yield Start(name, tuple(words), handed, is_closed(unit), main and stays, profile)
+                    alone = gains_nothing(unit) or (bool(scope) and _has_filter(unit))
+                    yield Start(name, tuple(words), handed, is_closed(unit), main and stays, profile, alone)
 
 
 def _inetd(view: RootView) -> Iterator[Start]:

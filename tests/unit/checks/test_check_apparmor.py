@@ -346,6 +346,50 @@ def test_what_was_seen_running_cannot_be_left_out() -> None:
     assert decisive(result) == [("not-asked", "/usr/bin/nc"), ("not-asked", "/usr/bin/new")]
 
 
+def test_what_was_seen_running_without_a_socket_cannot_be_left_out() -> None:
+    rows = [{"paths": ["/usr/bin/*"], "reason": "never runs"}]
+    labels = (label("/usr/bin/nc", Mode.UNCONFINED), label("/usr/bin/nc", Mode.UNCONFINED, how="process", pid=7))
+    result = judged(seen(entry("/usr/bin/nc"), labels=labels), policy(left_out=rows))
+    assert decisive(result) == [("unconfined", "/usr/bin/nc")]
+    assert judged(seen(entry("/usr/bin/nc"), labels=labels[:1]), policy(left_out=rows)).verdict is Verdict.PASS
+
+
+def test_what_cannot_be_followed_is_a_remark() -> None:
+    result = judged(seen(unfollowed=("s.service: $X",)))
+    assert result.verdict is Verdict.PASS
+    assert [finding.rule for finding in result.findings] == ["not-followed"]
+
+
+def test_a_record_with_gaps_proves_nothing() -> None:
+    assert decisive(judged(watched(lost=3, recorded=False, not_recorded="lost"))) == [("sockets-lost", "kernel")]
+
+
+@pytest.mark.parametrize(
+    ("idle", "kinds", "verdict"),
+    [
+        (True, (Kind.SOCKET_SEEN,), Verdict.PASS),
+        (False, (Kind.SOCKET_SEEN,), Verdict.FAIL),
+        # It is started as a service: whatever runs of it may be that.
+        (True, (Kind.SOCKET_SEEN, Kind.LISTENING_SERVICE), Verdict.FAIL),
+        (True, (Kind.SOCKET_SEEN, Kind.SOCKET_RECORDED), Verdict.FAIL),
+    ],
+)
+def test_an_interpreter_that_runs_another_script_as_well(
+    idle: bool, kinds: tuple[Kind, ...], verdict: Verdict
+) -> None:
+    path = "/usr/bin/python3"
+    labels = (
+        label(path, Mode.UNCONFINED),
+        label(path, how="process", pid=5),
+        label(path, Mode.UNCONFINED, how="process", pid=6, idle=idle),
+    )
+    given = policy(documented=[documented(path)])
+    assert judged(seen(entry(path, *kinds), labels=labels), given).verdict is verdict
+    # Nobody with a socket is confined.
+    alone = (labels[0], label(path, how="process", pid=5, idle=True), labels[2])
+    assert judged(seen(entry(path, *kinds), labels=alone), given).verdict is Verdict.FAIL
+
+
 def test_what_cannot_be_read_proves_nothing() -> None:
     odd = seen(unreadable=(Unreadable(path="/opt/odd", why="broken"),))
     assert decisive(judged(odd)) == [("unreadable", "/opt/odd")]

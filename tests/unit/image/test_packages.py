@@ -194,6 +194,19 @@ def test_a_header_of_rpm_itself() -> None:
     assert package.files == ("/etc/sample.conf", "/usr/bin/sample")
 
 
+@pytest.mark.parametrize(
+    ("said", "source"),
+    [
+        (b"py-certbot-2.9-1.fc43.src.rpm", "py-certbot"),
+        (b"(none)", ""),
+        (b"a b-1-2", ""),
+    ],
+)
+def test_what_a_package_of_rpm_was_built_from(said: bytes, source: str) -> None:
+    tags = ((1000, 6, 1, b"a\0"), (1001, 6, 1, b"1\0"), (1044, 6, 1, said + b"\0"))
+    assert parse_header(header(*tags)).source == source
+
+
 def test_a_data_base_of_rpm() -> None:
     trouble = Trouble()
     raw = bytearray(database(REAL, simple(b"bash", b"5.2"), simple(b"gpg-pubkey")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_root import Link, root
+from memory_root import Entry, Link, root
 
 from pytest_osgates.image.units import SYSTEM, listens_on_internet, parse_unit, read_units, split_command
 
@@ -39,16 +39,53 @@ def test_drop_ins_and_masks() -> None:
     assert set(found) == {"a-b.service", "t@.socket", "other.timer"}
     unit = found["a-b.service"]
     assert unit.values("Service", "ExecStart") == ["/bin/other"]
-    assert unit.value("Service", "User") == "two"
+    assert unit.value("Service", "User") == "general", "x.conf comes after 10.conf, wherever it lies"
     assert unit.value("Service", "Group") == "g"
     assert unit.value("Service", "Type") == ""
+
+
+LIB, ETC = "/usr/lib/systemd/system", "/etc/systemd/system"
+
+
+@pytest.mark.parametrize(
+    ("files", "user"),
+    [
+        ({f"{LIB}/a-b.service.d/9.conf": "lib", f"{ETC}/a-b.service.d/1.conf": "etc"}, "lib"),
+        # One name: /etc counts, the other one is not there.
+        ({f"{LIB}/a-b.service.d/1.conf": "lib", f"{ETC}/a-b.service.d/1.conf": "etc"}, "etc"),
+        ({f"{LIB}/a-b.service.d/1.conf": "lib", f"{ETC}/a-b.service.d/1.conf": ""}, "unit"),
+        ({f"{LIB}/a-b.service.d/1.conf": "lib", f"{ETC}/a-b.service.d/1.conf": None}, "unit"),
+        ({f"{LIB}/a-b.service.d/1.conf": "own", f"{ETC}/service.d/1.conf": "all"}, "own"),
+        ({f"{LIB}/a-b.service.d/1.conf": "own", f"{LIB}/a-.service.d/1.conf": "all"}, "own"),
+        ({f"{LIB}/a-b.service.d/1.conf": "own", f"{ETC}/a-.service.d/1.conf": "all"}, "all"),
+        ({f"{ETC}/service.d/2.conf": "all", f"{ETC}/a-b.service.d/1.conf": "own"}, "all"),
+    ],
+)
+def test_which_drop_in_counts(files: dict[str, str | None], user: str) -> None:
+    entries: dict[str, Entry] = {f"{LIB}/a-b.service": b"[Service]\nUser=unit\n"}
+    for path, value in files.items():
+        text = f"[Service]\nUser={value}\n" if value else ""
+        entries[path] = Link("/dev/null") if value is None else text.encode()
+    (unit,) = read_units(root(entries), SYSTEM)
+    assert unit.value("Service", "User") == user
+
+
+def test_drop_ins_of_instances() -> None:
+    entries: dict[str, Entry] = {
+        f"{LIB}/a-t@x.service": b"[Service]\n",
+        f"{LIB}/a-t@.service.d/1.conf": b"[Service]\nUser=template\n",
+        f"{LIB}/a-.service.d/0.conf": b"[Service]\nUser=prefix\nGroup=g\n",
+    }
+    (unit,) = read_units(root(entries), SYSTEM)
+    assert (unit.value("Service", "User"), unit.value("Service", "Group")) == ("template", "g")
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("/bin/a -b c", ["/bin/a", "-b", "c"]),
-        ("@-/bin/a argv0 x", ["/bin/a", "argv0", "x"]),
+        ("@-/bin/a argv0 x", ["/bin/a", "x"]),
+        ("-@/bin/busybox httpd x", ["/bin/busybox", "httpd", "x"]),
         ("""/bin/sh -c 'nc -l 1 | "x"' --k="a b" """, ["/bin/sh", "-c", 'nc -l 1 | "x"', "--k=a b"]),
         (r'/bin/a "q\"uote"', ["/bin/a", 'q"uote']),
         ("", []),

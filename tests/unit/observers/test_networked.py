@@ -13,6 +13,7 @@ from memory_root import Directory, Entry, File, Gone, Link, program, root
 
 from pytest_osgates.checks.apparmor_model import Kind, Networked, StaticScan, Tier
 from pytest_osgates.observers.networked.scan import scan
+from pytest_osgates.observers.networked.starters import simple_commands, unwrapped
 
 LIBC = library("libc.so.6", (), ())
 BASE: dict[str, Entry] = {
@@ -70,17 +71,20 @@ def test_what_cannot_be_run_does_not_count() -> None:
     assert found({"/usr/share/nc": elf(imports=("socket",))}) == {}
 
 
-def test_a_listed_library_counts_for_who_links_it_himself() -> None:
+def test_a_listed_library_counts_for_who_links_it_himself_or_through_one_that_nobody_listed() -> None:
     files: dict[str, Entry] = {
         "/usr/lib/libcurl.so.4": library("libcurl.so.4", ("socket",)),
         "/usr/lib/libmine.so.1": library("libmine.so.1", (), ("libcurl.so.4", "libc.so.6")),
         "/usr/bin/direct": program(elf(("libcurl.so.4",))),
         "/usr/bin/indirect": program(elf(("libmine.so.1",))),
+        "/usr/lib/libglib-2.0.so.0": library("libglib-2.0.so.0", (), ("libcurl.so.4",)),
+        "/usr/bin/carried": program(elf(("libglib-2.0.so.0",))),
     }
     entries = found(files)
     assert kinds(entries["/usr/bin/direct"]) == {Kind.LINKS}
-    assert entries["/usr/bin/indirect"].tier is Tier.C
-    assert entries["/usr/bin/indirect"].evidence[0].detail == "libmine.so.1 -> libcurl.so.4"
+    assert kinds(entries["/usr/bin/indirect"]) == {Kind.LINKS}, "nobody knows what libmine is for"
+    assert entries["/usr/bin/indirect"].evidence[0].detail == "libmine.so.1 -> libcurl.so.4: libcurl: URLs"
+    assert entries["/usr/bin/carried"].tier is Tier.C, "somebody looked at libglib"
 
 
 def test_a_library_that_nobody_listed_counts_and_a_carrier_does_not() -> None:
@@ -395,6 +399,142 @@ def test_a_script_that_is_not_executable_but_started() -> None:
     }
     entry = only(files)
     assert (entry.path, entry.tier) == ("/opt/app/main.py", Tier.A)
+
+
+APP = {"/srv/x.py": b"import socket\n"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/usr/bin/env python3 /srv/x.py",
+        "/usr/bin/env -u A B=c /usr/bin/python3 -u /srv/x.py",
+        "@/usr/bin/python3 python3 /srv/x.py",
+        "/usr/bin/python3 -W ignore /srv/x.py",
+        "/usr/bin/setpriv --reuid nobody -- /usr/bin/nice -n 5 python3 /srv/x.py",
+        "/usr/bin/timeout -k 5 10 python3 /srv/x.py",
+        "/bin/sh -c 'exec python3 /srv/x.py'",
+        "/bin/sh -c 'A=1; cd / && exec env python3 /srv/x.py'",
+        "/usr/bin/env -S 'python3 /srv/x.py'",
+    ],
+)
+def test_a_script_behind_what_only_runs_others(line: str) -> None:
+    tools = {f"/usr/bin/{name}": program(elf()) for name in ("env", "nice", "setpriv", "timeout")}
+    files: dict[str, Entry] = {**APP, **tools, "/etc/systemd/system/s.service": UNIT.format(line).encode()}
+    entry = only(files)
+    assert (entry.path, entry.tier) == ("/srv/x.py", Tier.A)
+    (unit,) = (unit for unit in scanned(files).units if unit.program == "/srv/x.py")
+    assert unit.executes == "/usr/bin/python3.13"
+
+
+@pytest.mark.parametrize("line", ["/bin/sh -c 'exec /usr/sbin/food'", "/usr/bin/nice /usr/sbin/food -n"])
+def test_a_daemon_behind_what_only_runs_others(line: str) -> None:
+    tools = {"/usr/bin/nice": program(elf())}
+    unit = {"/etc/systemd/system/s.service": UNIT.format(line).encode()}
+    assert only({**tools, **unit, "/usr/sbin/food": SERVER}).tier is Tier.A
+
+
+@pytest.mark.parametrize(
+    ("text", "tier"),
+    [
+        ("set -e\nexec /usr/sbin/food -x\n", Tier.A),
+        ("if true; then exec nice food; fi\n", Tier.A),
+        # It is only called, exec is of a descriptor, or a comment.
+        ("/usr/sbin/food --version\nexec 3</usr/sbin/food\n# exec food\n", Tier.B),
+    ],
+)
+def test_what_a_script_of_a_shell_becomes(text: str, tier: Tier) -> None:
+    for line, script in (("/opt/run", program(f"#!/bin/sh\n{text}".encode())), ("/bin/sh /opt/run", text.encode())):
+        files: dict[str, Entry] = {
+            "/usr/bin/nice": program(elf()),
+            "/usr/sbin/food": SERVER,
+            "/opt/run": script,
+            "/etc/systemd/system/s.service": UNIT.format(line).encode(),
+        }
+        assert found(files)["/usr/sbin/food"].tier is tier, line
+
+
+@pytest.mark.parametrize(
+    "line", ["/bin/sh -c '$SERVER -d'", "/bin/sh -c '/opt/gone'", "/usr/bin/python3 x.py", "/bin/sh %h/x"]
+)
+def test_what_cannot_be_followed_is_told(line: str) -> None:
+    seen = scanned({"/etc/systemd/system/s.service": UNIT.format(line).encode()})
+    assert len(seen.unfollowed) == 1
+    assert seen.unfollowed[0].startswith("s.service: ")
+
+
+@pytest.mark.parametrize(
+    ("imports", "needed", "tier"),
+    [
+        (("socket", "bind", "recvfrom", "inet_pton"), (), Tier.A),
+        # Netlink is bound, too; and who shows addresses is no server for that.
+        (("socket", "bind", "getaddrinfo"), (), Tier.B),
+        (("g_socket_listener_add_inet_port",), ("libgio-2.0.so.0",), Tier.A),
+        (("g_file_new_for_path",), ("libgio-2.0.so.0",), Tier.B),
+        (("evconnlistener_new_bind",), ("libevent-2.1.so.7",), Tier.A),
+        (("_ZN10QTcpServer6listenERK12QHostAddresst",), ("libQt6Network.so.6",), Tier.A),
+    ],
+)
+def test_servers_that_call_no_listen_of_their_own(
+    imports: tuple[str, ...], needed: tuple[str, ...], tier: Tier
+) -> None:
+    unit = {"/etc/systemd/system/s.service": UNIT.format("/usr/bin/d").encode()}
+    assert only({**unit, "/usr/bin/d": program(elf(needed, imports))}).tier is tier
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"/etc/crontab": b"# m h\n*/5 * * * * root /usr/sbin/food -x\n"},
+        {"/etc/cron.d/x": b"PATH=/bin\n@reboot root cd / && food % input\n"},
+        {"/var/spool/cron/crontabs/a": b"1-5 0 * jan mon exec /usr/sbin/food\n"},
+        {"/usr/share/dbus-1/system-services/x.service": b"[D-BUS Service]\nName=x\nExec=/usr/sbin/food --bus\n"},
+        {"/etc/init.d/food": program(b"#!/bin/sh\nDAEMON=/usr/sbin/food\nstart-stop-daemon --exec $DAEMON\n")},
+    ],
+)
+def test_other_starters_than_units(files: dict[str, Entry]) -> None:
+    entries = found(files, {"/usr/sbin/food": SERVER})
+    assert entries["/usr/sbin/food"].tier is Tier.A
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"/etc/crontab": b"#*/5 * * * * root /usr/sbin/food -x\nMAILTO=/usr/sbin/food\n"},
+        {"/usr/share/dbus-1/system-services/x.service": b"[D-BUS Service]\nExec=/usr/sbin/food\nSystemdService=x\n"},
+        {
+            "/etc/init.d/food": program(b"#!/bin/sh\nDAEMON=/usr/sbin/food\n"),
+            "/etc/systemd/system/food.service": Link("/dev/null"),
+        },
+    ],
+)
+def test_what_starts_nothing(files: dict[str, Entry]) -> None:
+    assert found(files, {"/usr/sbin/food": SERVER})["/usr/sbin/food"].tier is Tier.B
+
+
+@pytest.mark.parametrize(
+    ("more", "alone"),
+    [
+        ("", False),
+        ("NoNewPrivileges=yes\n", True),
+        ("DynamicUser=1\n", True),
+        ("SystemCallFilter=@system-service\n", False),
+        ("SystemCallFilter=@system-service\nUser=nobody\n", True),
+        ("SystemCallFilter=@system-service\nUser=root\n", False),
+        ("RestrictRealtime=no\nUser=nobody\n", False),
+    ],
+)
+def test_units_whose_processes_gain_nothing(more: str, alone: bool) -> None:
+    unit = {"/etc/systemd/system/s.service": (UNIT.format("/usr/bin/server") + more).encode()}
+    (started,) = scanned({**unit, "/usr/bin/server": SERVER}).units
+    assert started.no_new_privileges is alone
+
+
+@given(st.text(max_size=300), st.lists(st.text(max_size=12), max_size=8))
+def test_any_command_line_is_followed(text: str, words: list[str]) -> None:
+    assert all(all(command) for command in simple_commands(text))
+    assert len(unwrapped(("env", *words))) > 0
+    assert unwrapped(("cat", *words)) == ("cat", *words)
 
 
 def test_inetd() -> None:

@@ -201,6 +201,47 @@ def test_a_module_of_another_package_is_reported() -> None:
     assert entry_of(files, "/usr/bin/app") == (Tier.C, {Kind.REACHES})
 
 
+SIBLINGS = b"from app.cli import main\n", b"load_entry_point('app==1.0', 'console_scripts', 'app')()\n"
+
+
+@pytest.mark.parametrize("text", SIBLINGS)
+@pytest.mark.parametrize(
+    ("source", "tier"), [(b"Source: app (1)\n", Tier.B), (b"Source: other\n", Tier.C), (b"", Tier.C)]
+)
+def test_modules_of_a_package_that_was_built_together_with_the_script(text: bytes, source: bytes, tier: Tier) -> None:
+    stanza = b"Package: %s\nStatus: install ok installed\nVersion: 1\nArchitecture: all\n%s\n"
+    modules_ = "/usr/lib/python3/dist-packages"
+    files: dict[str, Entry] = {
+        "/usr/bin/app": program(b"#!/usr/bin/python3\n" + text),
+        f"{modules_}/app/__init__.py": b"from app.cli import main\n",
+        f"{modules_}/app/cli.py": b"from . import net\n",
+        f"{modules_}/app/net.py": b"import ssl\n",
+        "/var/lib/dpkg/status": stanza % (b"app", b"") + stanza % (b"python3-app", source),
+        "/var/lib/dpkg/info/app.list": b"/usr/bin/app\n",
+        "/var/lib/dpkg/info/python3-app.list": "".join(
+            f"{modules_}/app/{name}.py\n" for name in ("__init__", "cli", "net")
+        ).encode(),
+    }
+    found = entry_of(files, "/usr/bin/app")
+    assert found is not None
+    assert found[0] is tier
+
+
+def test_what_was_built_together_and_is_only_used_counts_for_nothing() -> None:
+    stanza = b"Package: %s\nSource: python3.13\nStatus: install ok installed\nVersion: 1\nArchitecture: all\n\n"
+    files: dict[str, Entry] = {
+        "/usr/bin/pdb3": program(b"#!/usr/bin/python3\nimport cmd\n"),
+        "/usr/lib/python3/dist-packages/cmd.py": b"import log\n",
+        "/usr/lib/python3/dist-packages/log.py": b"import socket\n",
+        "/var/lib/dpkg/status": stanza % b"python3.13" + stanza % b"libpython3.13-stdlib",
+        "/var/lib/dpkg/info/python3.13.list": b"/usr/bin/pdb3\n",
+        "/var/lib/dpkg/info/libpython3.13-stdlib.list": (
+            b"/usr/lib/python3/dist-packages/cmd.py\n/usr/lib/python3/dist-packages/log.py\n"
+        ),
+    }
+    assert entry_of(files, "/usr/bin/pdb3") == (Tier.C, {Kind.REACHES})
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [

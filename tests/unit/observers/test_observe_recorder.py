@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from local_shell import local_shell
 
 from pytest_osgates.observers.confinement import recorder
 from pytest_osgates.observers.confinement.recorder import Recorded, Recording, attribute
+from pytest_osgates.vm.guest.channel import GuestShell, ShellResult
 
 # Five columns of flags since Linux 5.17, four before.
 LINE = "          {comm}-{pid}   [001] {flags} 55830.{at:06}: {text}"
@@ -88,6 +90,32 @@ def test_who_cannot_be_told() -> None:
     assert told(executes(10, "./here"), tcp(10, "TCP_LISTEN")).unnamed == ("./here: tcp listens on port 80",)
     # A thread's number is used again, for a child of somebody unknown.
     assert told(forks(99, 10), tcp(10, "TCP_LISTEN")).unnamed == ("thread 10: tcp listens on port 80",)
+
+
+def test_threads_are_those_of_processes() -> None:
+    trace = "\n".join((tcp(10, "TCP_LISTEN"), forks(10, 12), tcp(12, "TCP_LISTEN"), tcp(13, "TCP_LISTEN"))).encode()
+    running = {10: "/bin/old", 13: "/bin/old"}
+    found = attribute(trace, running, str, {10: 9, 12: 1, 13: 9}, {})
+    # What was thread 12 at the beginning is another one by now.
+    assert found.processes == {"/bin/old": frozenset({9, 12})}
+    assert attribute(trace, running, str, {10: 9, 13: 9}, {12: 9}).processes == {"/bin/old": frozenset({9})}
+
+
+class Stopping:
+    """A guest whose record lost events."""
+
+    directory = "/run/nonce"
+
+    def run(self, command: str, *, timeout: float, max_output: int, shown: str) -> ShellResult:
+        records = ("blob", "lost", "11"), ("blob", "trace", "0"), ("end",)
+        texts = ["".join(f"{text}\0" for text in (len(fields), *fields)) for fields in records]
+        return ShellResult(command, 0, f"{texts[0]}overrun: 7\n{texts[1]}{texts[2]}".encode(), b"")
+
+
+def test_lost_events_are_counted() -> None:
+    found = recorder.stop(cast("GuestShell", Stopping()), Recording(), str)
+    assert found.lost == 7
+    assert "lost 7 events" in found.problem
 
 
 @given(st.text(), st.integers(0, 400))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 from pathlib import Path
 from typing import cast
@@ -53,3 +55,15 @@ class LocalShell:
 def local_shell(directory: Path) -> GuestShell:
     """As observers take it."""
     return cast("GuestShell", LocalShell(directory))
+
+
+def gone(pid: int) -> bool:
+    """Whether a killed process ends; as a zombie nobody reaped it yet."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 10.0)[0])
+    finally:
+        os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import shlex
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from local_shell import gone
 
 from pytest_osgates.checks import reproducible as gate
 from pytest_osgates.checks.reproducible import ReproducibleObservation, ReproduciblePolicy
@@ -147,18 +147,6 @@ def test_a_build_that_takes_too_long_is_killed_with_its_children(
     assert found.builds[0].status is None
     for pid in pids.read_text().split():
         assert gone(int(pid))
-
-
-def gone(pid: int) -> bool:
-    """Whether a killed process ends; as a zombie nobody reaped it yet."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([descriptor], [], [], 10.0)[0])
-    finally:
-        os.close(descriptor)
 
 
 def test_variations(iso: Path, evidence: Evidence) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Annotated
+
+from pydantic import Field
 
 from pytest_osgates import data
 from pytest_osgates.checks import apparmor
@@ -21,7 +24,8 @@ from pytest_osgates.checks.apparmor_model import (
     Mode,
     Networked,
 )
-from pytest_osgates.model import Control, Finding, Gate, Severity, State
+from pytest_osgates.checks.boot import NO_REASON
+from pytest_osgates.model import Acceptance, Control, Finding, Gate, Severity, State
 
 EVERY_FILE = "every-file"
 _CONTROL = "/osgates-control-domain"
@@ -46,15 +50,23 @@ class SelinuxObservation(ApparmorObservation):
     caller: str = ""
 
 
+class PermissiveDomain(Acceptance):
+    """``[[gate.selinux.permissive]]``: a domain that may be permissive. What runs in it is not confined for that."""
+
+    domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
+
+
 class SelinuxPolicy(ApparmorPolicy):
-    """``[gate.selinux]``. ``unconfined``: more domains that confine nobody, beside those that are known."""
+    """``[gate.selinux]``. ``unconfined``: more domains that confine nobody, beside those that are known.
+    ``permissive``: domains that may be permissive, each with a reason."""
 
     unconfined: tuple[str, ...] = ()
+    permissive: tuple[PermissiveDomain, ...] = ()
 
 
 def judge(seen: SelinuxObservation, policy: SelinuxPolicy) -> list[Finding]:
     """Whether it enforces at all, then every program."""
-    return [*_mode(seen), *_domains(seen), *_untold(seen), *apparmor.judge(_told(seen, policy), policy)]
+    return [*_mode(seen), *_domains(seen, policy), *_untold(seen), *apparmor.judge(_told(seen, policy), policy)]
 
 
 def _told(seen: SelinuxObservation, policy: SelinuxPolicy) -> SelinuxObservation:
@@ -111,16 +123,31 @@ def _mode(seen: SelinuxObservation) -> Iterator[Finding]:
     )
 
 
-def _domains(seen: SelinuxObservation) -> Iterator[Finding]:
+def _domains(seen: SelinuxObservation, policy: SelinuxPolicy) -> Iterator[Finding]:
     if seen.confinement is None or not seen.confinement.enabled:
         return
+    entries = {entry.domain: entry for entry in policy.permissive}
     for name in seen.permissive:
+        entry = entries.pop(name, None)
+        accepted = entry is not None and entry.documented
+        mend = f"semanage permissive -d {name}, or take `permissive {name};` out of its module"
         yield Finding(
             rule="permissive-domain",
             subject=name,
             seen="the policy makes this domain permissive",
             wanted="no permissive domain",
-            hint=f"semanage permissive -d {name}, or take `permissive {name};` out of its module",
+            hint=mend if entry is None else "" if accepted else NO_REASON,
+            severity=Severity.ACCEPTED if accepted else Severity.VIOLATION,
+            reason=entry.reason if entry is not None and accepted else "",
+        )
+    for name in entries if seen.nameless is not None else ():
+        yield Finding(
+            rule="unused-acceptance",
+            subject=name,
+            seen="the profile accepts that this domain is permissive, and it is not",
+            wanted="no acceptance without need",
+            hint="remove it from the profile",
+            severity=Severity.REMARK,
         )
     if seen.nameless is None:
         yield Finding(
@@ -136,7 +163,7 @@ def _domains(seen: SelinuxObservation) -> Iterator[Finding]:
             subject="policy",
             seen=f"it makes {seen.nameless} domains permissive whose names are not known",
             wanted="no permissive domain",
-            hint="seinfo --permissive, on a machine that has setools, names them",
+            hint="seinfo --permissive (setools) names them; [[gate.selinux.permissive]] documents one",
         )
 
 

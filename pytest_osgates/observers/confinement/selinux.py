@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pytest_osgates import data
@@ -148,6 +148,9 @@ def observe(
     place.progress.step(Step("selinux", f"asking for the domains of {len(asked)} programs", 0.0))
     paths = (path for question in asked for path in (question.path, question.reads) if path)
     files = ask_files(place.shell, tuple(dict.fromkeys(paths)))
+    # A name that the profile has is as good as the store's: the kernel is asked for it, too.
+    names = sorted({*files.named, *(entry.domain for entry in policy.permissive)})
+    files = replace(files, named=tuple(names))
     found = _Asked(place.shell, files)
     if files.there:
         counted = {entry.path for entry in scan.entries if entry.tier is not Tier.C}

@@ -197,6 +197,30 @@ def test_more_types_are_permissive_than_have_a_name(tmp_path: Path) -> None:
     assert decisive(observation) == {("permissive-domain", "rare_t"), ("permissive-domain", "policy")}
 
 
+def test_a_permissive_domain_may_be_documented(tmp_path: Path) -> None:
+    """By the name that the profile has, which the kernel confirms; others stay findings."""
+    entries = [
+        {"domain": "rare_t", "reason": "new in this policy"},
+        {"domain": "b_t"},
+        {"domain": "no_t", "reason": "x"},
+    ]
+    machine = Fedora(FILES, DOMAINS, IDLE, permissive=("rare_t", "b_t", "c_t"))
+    observation = seen(machine, tmp_path, permissive=entries)
+    assert (observation.permissive, observation.nameless) == (("b_t", "rare_t"), 1)
+    assert decisive(observation, permissive=entries) == {
+        ("permissive-domain", "b_t"),
+        ("permissive-domain", "policy"),
+    }
+    found = judge(GATE, observation, SelinuxPolicy.model_validate({"permissive": entries})).findings
+    assert ("unused-acceptance", "no_t") in {one.key for one in found if one.severity is Severity.REMARK}
+    alone = seen(Fedora(FILES, DOMAINS, IDLE, permissive=("rare_t",)), tmp_path / "2", permissive=entries[:1])
+    assert decisive(alone, permissive=entries[:1]) == set()
+    # Whatever runs in it stays unconfined.
+    sshd = [{"domain": "sshd_t", "reason": "new"}]
+    loose = seen(Fedora(FILES, DOMAINS, IDLE, permissive=("sshd_t",)), tmp_path / "3", permissive=sshd)
+    assert decisive(loose, permissive=sshd) == {("complain-mode", "/usr/sbin/sshd")}
+
+
 def test_what_only_a_user_starts_without_confinement_may_be_documented(tmp_path: Path) -> None:
     observation = seen(Fedora(FILES, DOMAINS, IDLE, user={"nc_exec_t": "nc_t"}), tmp_path)
     assert observation.caller == "unconfined_t"

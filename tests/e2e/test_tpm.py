@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pytest_osgates.profiles import loader
 from pytest_osgates.vm import host as vm_host
 from pytest_osgates.vm.home import Home
 from tests.e2e.conftest import Gates, quiet
+from tests.e2e.others import other_programs
 
 pytestmark = pytest.mark.boots
 # One worker makes the machine, by a boot, for all its rows.
@@ -88,18 +88,20 @@ def test_an_option_rom_fails_a_disk_that_is_not(gates: Gates, demo_iso: Path, ma
     assert outcome.findings("tpm") == {("unlocked", row)}
 
 
-# Of another version of Debian: a kernel, an initrd for it, and gcdx64.efi.signed, by the names of the keys.
-OTHERS = Path(os.environ.get("OSGATES_OTHER_PROGRAMS", "/nonexistent"))
+@pytest.fixture(scope="session")
+def others(demo_iso: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Another kernel with its initrd, and another boot loader, which the shim starts as well."""
+    return other_programs(demo_iso, tmp_path_factory.mktemp("others"))
 
 
 @one_worker
 @pytest.mark.slow
-@pytest.mark.skipif(not OTHERS.is_dir(), reason="OSGATES_OTHER_PROGRAMS: no directory")
 @pytest.mark.parametrize("row", ["boot-loader-replaced", "kernel-replaced"])
-def test_other_signed_programs_are_seen(row: str, gates: Gates, demo_iso: Path, machine: Home) -> None:
+def test_other_signed_programs_are_seen(
+    row: str, gates: Gates, demo_iso: Path, machine: Home, others: dict[str, Path]
+) -> None:
     distro = profile(gates, more=(row,))
-    text = distro.read_text()
-    text += "".join(f'other_{name} = "{OTHERS / name}"\n' for name in ("loader", "kernel", "initrd"))
+    text = distro.read_text() + "".join(f'other_{name} = "{path}"\n' for name, path in others.items())
     distro.write_text(text)
     outcome = gates.run("--iso", demo_iso, "--iso-disk", machine.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
     assert outcome.findings("tpm") == set()

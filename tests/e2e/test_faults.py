@@ -18,8 +18,6 @@ QUICK = (
     "failing-unit",
     "kernel-panic",
     "weak-sysctl",
-    "unknown-parameter",
-    "file-capability",
     "packages-left",
     "packages-damaged",
     "firewall-open-port",

@@ -17,8 +17,8 @@ from pytest_osgates.model import Contradiction, Model, Observation, Policy, Stat
 UNTAMPERED = "untampered"
 # What is typed first: nothing at all, and a word that a shell would answer. Neither is ever a passphrase.
 BLANK, PROBE = "blank", "shell probe"
-# The right one.
-PIN = "PIN"
+# The right ones.
+RIGHT, PIN = "right", "PIN"
 
 
 class PcrSource(Model):

@@ -293,9 +293,8 @@ def _reason(boot: BootSeen, tamper: Tamper) -> bool:
 
 def _pins(seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: TpmPolicy) -> Iterable[Finding]:
     """What PINs came to: none opens a tampered machine."""
-    first = boots[0]
-    if first.lockout and tamper.pin != "right" and not (tamper.pin == "wrong" and first.bad_pin):
-        what = f"the TPM was in lockout: {first.lockout}"
+    if locked := _locked_before(boots, tamper):
+        what = f"the TPM was in lockout: {locked}"
         yield _finding(seen, "pin-undecided", what, f"refused because of this: {tamper.title}", _UNPROVEN)
     tries = [attempt for boot in boots for attempt in boot.pins]
     unlocked = any(boot.outcome is Outcome.UNLOCKED for boot in boots)
@@ -321,6 +320,15 @@ def _pins(seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: T
         if not any(attempt.what == guess and attempt.answer in REFUSALS for attempt in tries):
             what = f"{guess}: not refused, or never asked for"
             yield _finding(seen, "pin-undecided", what, "typed at the prompt for the PIN, and refused", _UNPROVEN)
+
+
+def _locked_before(boots: list[BootSeen], tamper: Tamper) -> str:
+    """The line that says that a lockout refused, where something else was to; what the row's own wrong PINs, or its later
+    boots led into is none."""
+    if tamper.pin == "right" or (tamper.pin == "wrong" and any(boot.bad_pin for boot in boots)):
+        return ""
+    looked = boots if tamper.pin == "wrong" else boots[:1]
+    return next((boot.lockout for boot in looked if boot.lockout), "")
 
 
 def _hasty_pins(seen: TpmObservation, boots: list[BootSeen], undone: BootSeen) -> Iterable[Finding]:

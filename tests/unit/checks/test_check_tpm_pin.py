@@ -83,7 +83,9 @@ def test_a_sound_row_passes_and_all_its_controls_are_caught(case: str) -> None:
 def test_a_pin_that_the_profile_does_not_know(case: str) -> None:
     assert verdict(row(case, slots=(PIN_SLOT,)), TPM_POLICY) == (Verdict.NOT_PROVEN, {("pin", case)})
     asks = boot("untampered" if case == "untampered-1" else "tampered", Outcome.PIN)
-    assert verdict(row(case, slots=(PIN_SLOT,), boots=(asks,)), TPM_POLICY) == (Verdict.NOT_PROVEN, {("pin", case)})
+    found, keys = verdict(row(case, slots=(PIN_SLOT,), boots=(asks,)), TPM_POLICY)
+    assert found is Verdict.NOT_PROVEN
+    assert ("pin", case) in keys
     # Whatever the header says.
     assert verdict(row(case, boots=(asks,)), TPM_POLICY)[0] is Verdict.NOT_PROVEN
 
@@ -213,8 +215,8 @@ def test_whatever_was_seen_no_wrong_pin_passes(case: str, boots: list[BootSeen])
     refused = {Answer.REFUSED, Answer.ASKED_AGAIN, Answer.LOCKED}
     assert all(attempt.answer in refused for each in tampered for attempt in each.pins)
     if case == "wrong-pin":
-        assert [attempt.what for each in tampered for attempt in each.pins][0] == "wrong PIN 1"
-        assert tampered[0].bad_pin
+        assert {attempt.what for each in tampered for attempt in each.pins} == {"wrong PIN 1"}
+        assert any(each.bad_pin for each in tampered)
     if case == "pin-lockout":
         assert any(each.lockout for each in tampered)
 

@@ -10,7 +10,7 @@ from pytest_osgates.checks.tpm_model import PIN, Answer, Outcome, TpmPolicy
 from pytest_osgates.observers import tpm_talk
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
 from pytest_osgates.vm import dialogue
-from tests.unit.observers.test_tpm_talk import (
+from tests.unit.talk_samples import (
     LOCKED,
     LOGIN,
     REFUSES,

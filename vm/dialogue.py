@@ -97,7 +97,7 @@ class Dialogue:
         return self._heard.get(name)
 
     def latest(self, names: Collection[str]) -> Heard | None:
-        """Which of `names` was shown last, ever; of one line that fits several, the first by the order of the signs."""
+        """Which of `names` was shown last, ever; of a line that fits several, the first in the order of the signs."""
         shown = [self._shown[sign.name] for sign in self._signs if sign.name in names and sign.name in self._shown]
         return max(shown, key=lambda entry: entry[0])[1] if shown else None
 

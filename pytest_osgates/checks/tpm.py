@@ -103,7 +103,7 @@ def _pin_slots(seen: TpmObservation, policy: TpmPolicy) -> Iterable[Finding]:
                 subject=slot.subject,
                 seen="the TPM opens the disk without a PIN",
                 wanted="a PIN, which the profile knows of",
-                hint="enrol it again: systemd-cryptenroll --wipe-slot=tpm2 --tpm2-device=auto --tpm2-with-pin=yes ...",
+                hint="systemd-cryptenroll --wipe-slot=tpm2 --tpm2-device=auto --tpm2-with-pin=yes --tpm2-pcrs=...",
             )
 
 
@@ -309,7 +309,11 @@ def _pins(seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: T
             yield _finding(seen, "wrong-pin-opens", what, "nothing but the PIN makes the TPM open the disk")
         elif attempt.answer not in REFUSALS:
             yield _finding(
-                seen, "pin-undecided", f"{attempt.what}: {attempt.answer}", "typed at its prompt, and refused", _UNPROVEN
+                seen,
+                "pin-undecided",
+                f"{attempt.what}: {attempt.answer}",
+                "typed at its prompt, and refused",
+                _UNPROVEN,
             )
     wanted = policy.pin_guesses() if tamper.pin == "wrong" else (PIN,)
     if odd := sorted({attempt.what for attempt in tries} - set(wanted)):
@@ -323,8 +327,8 @@ def _pins(seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: T
 
 
 def _locked_before(boots: list[BootSeen], tamper: Tamper) -> str:
-    """The line that says that a lockout refused, where something else was to; what the row's own wrong PINs, or its later
-    boots led into is none."""
+    """The line that says that a lockout refused, where something else was to. One into which the row's own wrong PINs or
+    its later boots led does not count."""
     if tamper.pin == "right" or (tamper.pin == "wrong" and any(boot.bad_pin for boot in boots)):
         return ""
     looked = boots if tamper.pin == "wrong" else boots[:1]

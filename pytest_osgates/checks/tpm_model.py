@@ -108,7 +108,7 @@ REFUSALS = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN, Answer.LOCKED})
 
 
 class Try(Model):
-    """A passphrase or a PIN that was typed. `what`: blank, shell probe, wrong N, or right; of PINs: wrong PIN N, or PIN.
+    """A passphrase or a PIN that was typed. `what`: blank, shell probe, wrong N, or right; of PINs: wrong PIN N, PIN.
     `line`: by which it was decided.
     `early`: what decided it was there before anything was typed."""
 
@@ -122,8 +122,8 @@ class Try(Model):
 class BootSeen(Model):
     """One boot without the guest channel. `at`: seconds after power-on; `reasons`: lines that say why the TPM did not
     unlock the disk; `screen`: lines on the screen that look like a shell, before the passphrase was typed; `lost`:
-    bytes of the console that nobody looked at; `pins`: typed at the prompt for the PIN; `bad_pin`, `lockout`: lines that
-    say that a PIN was wrong, that the TPM is in dictionary attack lockout."""
+    bytes of the console that nobody looked at; `pins`: typed at the prompt for the PIN; `bad_pin`, `lockout`: lines
+    that say that a PIN was wrong, that the TPM is in dictionary attack lockout."""
 
     role: Literal["untampered", "tampered", "undone"]
     outcome: Outcome
@@ -277,7 +277,8 @@ class TpmPolicy(Policy):
         if not self.has_pin:
             return
         if self.pin and self.pin in (self.passphrase, *self.wrong, *self.wrong_pins):
-            raise Contradiction("the PIN is a passphrase or a wrong one", [("pin",), ("passphrase",), ("wrong_pins",)])
+            where = [("pin",), ("passphrase",), ("wrong_pins",)]
+            raise Contradiction("the PIN is a passphrase or a wrong one", where)
         if self.passphrase and self.passphrase in self.wrong_pins:
             raise Contradiction("no passphrase is typed at the PIN's prompt", [("wrong_pins",), ("passphrase",)])
 

@@ -112,8 +112,8 @@ _SHELL = """    echo "Here is a shell to repair it with."
 
 @dataclass(frozen=True)
 class TpmUnlock:
-    """The first boot enrols the TPM, bound to `pcrs`; the next ones ask it. With `pin`, the first boot asks for a PIN to be
-    enrolled, and the next ones for this PIN."""
+    """The first boot enrols the TPM, bound to `pcrs`; the next ones ask it. With `pin`, the first boot asks for a PIN
+    to be enrolled, and the next ones for this PIN."""
 
     pcrs: tuple[int, ...]
     pin: bool = False

@@ -95,8 +95,8 @@ def signs(policy: TpmPolicy) -> tuple[Sign, ...]:
 
 class Talk:
     """With one machine. `alive` raises GuestFailed once the guest is gone, and HostError where that is the host's
-    fault; `left`: seconds until the boot's deadline; `patience`: how much longer everything takes here; `pins`: what is
-    typed, by name, where a PIN is asked for."""
+    fault; `left`: seconds until the boot's deadline; `patience`: how much longer everything takes here; `pins`: what
+    is typed, by name, where a PIN is asked for."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Talk:
         return "" if heard is None else heard.line
 
     def outcome(self) -> tuple[Outcome, str]:
-        """What the boot comes to by itself, or once the PINs were typed that it asked for, and the line that says so."""
+        """What the boot comes to by itself, or once PINs were typed that it asked for, and the line that says so."""
         heard = self._through_pins(self._wait(_FIRST, self._left()))
         if heard is None:
             return (Outcome.ENDED, self._gone) if self._gone else (Outcome.TIMEOUT, "")
@@ -245,9 +245,9 @@ class Talk:
                     answer = Answer.ASKED_AGAIN
                 elif then.name in _ENDS:
                     heard = then
-        if heard is None or self._gone:
+        if heard is None or (self._gone and heard.name in _PROMPTS):
             answer, line = (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, "")
-            heard = None if self._gone else heard
+            heard = None
         else:
             line = heard.line
             if heard.name in _ENDS:

@@ -192,7 +192,10 @@ BOOTS = st.builds(
     lockout=st.sampled_from(["", "why"]),
     pins=st.lists(
         st.builds(
-            pin, st.sampled_from(list(Answer)), st.sampled_from([PIN, "wrong PIN 1"]), seconds=st.sampled_from([0.0, 90.0])
+            pin,
+            st.sampled_from(list(Answer)),
+            st.sampled_from([PIN, "wrong PIN 1"]),
+            seconds=st.sampled_from([0.0, 90.0]),
         ),
         max_size=2,
     ).map(tuple),

@@ -15,7 +15,6 @@ from pytest_osgates.vm import dialogue
 from pytest_osgates.vm.errors import GuestFailed, MachineDied
 from tests.unit.talk_samples import (
     ASKS,
-    JOURNAL,
     LOCKED,
     LOGIN,
     MAINTENANCE,

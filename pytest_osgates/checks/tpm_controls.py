@@ -81,9 +81,7 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         Control("a keyslot that opens with nothing", _answer(BLANK, Answer.OPENED), "wrong-passphrase-opens", case),
         Control("an emergency with a root shell", _answer(PROBE, Answer.SHELL), "shell", case),
         Control("the passphrase is refused", _answer(RIGHT, Answer.REFUSED), "right-refused", case),
-        Control(
-            "the passphrase comes to nothing", _answer(RIGHT, Answer.TIMEOUT), "right-undecided", case, UNPROVEN
-        ),
+        Control("the passphrase comes to nothing", _answer(RIGHT, Answer.TIMEOUT), "right-undecided", case, UNPROVEN),
         Control("no answer to a guess", _answer(BLANK, Answer.TIMEOUT), "guess-undecided", case, UNPROVEN),
     ]
     if seen.reason_from != "journal" or tamper.after == "login":

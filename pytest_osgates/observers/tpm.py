@@ -289,9 +289,7 @@ class _Boots:
             glances.end()
             return self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
 
-    def asked(
-        self, guesses: dict[str, str], pins: Pins = (), *, with_tpm: bool, with_rom: bool = False
-    ) -> BootSeen:
+    def asked(self, guesses: dict[str, str], pins: Pins = (), *, with_tpm: bool, with_rom: bool = False) -> BootSeen:
         """`pins` are typed as long as it asks for one, `guesses` as long as it asks for the passphrase, then that."""
         with self._machine("tampered", pins, with_tpm=with_tpm, with_rom=with_rom) as (machine, talk, glances):
             outcome, line = talk.outcome()
@@ -357,9 +355,7 @@ class _Boots:
         )
 
     def _told(self, tries: Sequence[Try]) -> tuple[Try, ...]:
-        return tuple(
-            attempt.model_copy(update={"line": self._without_secrets(attempt.line)}) for attempt in tries
-        )
+        return tuple(attempt.model_copy(update={"line": self._without_secrets(attempt.line)}) for attempt in tries)
 
     def _without_secrets(self, text: str) -> str:
         """What a guest echoed."""

@@ -189,9 +189,7 @@ def test_a_wrong_pin_that_opens_is_found(gates: Gates, demo_iso: Path, pin_machi
 
 @one_worker
 @pytest.mark.slow
-def test_a_machine_that_asks_for_no_pin_fails_a_profile_with_one(
-    gates: Gates, demo_iso: Path, machine: Home
-) -> None:
+def test_a_machine_that_asks_for_no_pin_fails_a_profile_with_one(gates: Gates, demo_iso: Path, machine: Home) -> None:
     distro = profile(gates, more=("wrong-pin", "pin-lockout"), built_in_name="demo-tpm-pin")
     disk = ("--iso-disk", machine.disk)
     outcome = gates.run("--iso", demo_iso, *disk, "--iso-distro", distro, "-k", "tpm[untampered-1]")

@@ -24,7 +24,18 @@ from pytest_osgates.checks.tpm_model import (
 )
 from pytest_osgates.judging import judge as judge_gate
 from pytest_osgates.model import Severity, Verdict
-from tests.unit.tpm_samples import PASSPHRASE, PIN_POLICY, PIN_SLOT, PIN_TEXT, SLOT, TPM_POLICY, boot, pin, pin_row, row
+from tests.unit.tpm_samples import (
+    PASSPHRASE,
+    PIN_POLICY,
+    PIN_SLOT,
+    PIN_TEXT,
+    SLOT,
+    TPM_POLICY,
+    boot,
+    pin,
+    pin_row,
+    row,
+)
 
 ROWS = PIN_POLICY.rows()
 TAMPERED = (*required_tampers(), *pin_tampers())

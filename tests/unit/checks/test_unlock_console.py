@@ -61,14 +61,18 @@ REAL = {
         "Bad PIN.",
         "No token could be unlocked with this PIN.",
         "TPM2 PIN unlock failed, falling back to traditional unlocking.",
-        "Failed to open session in TPM: tpm:session(1):the authorization HMAC check failed and DA counter"
-        " incremented",
+        (
+            "Failed to open session in TPM: tpm:session(1):the authorization HMAC check failed and DA counter"
+            " incremented"
+        ),
     ],
     "lockout": [
         "TPM is in dictionary attack lock-out mode.",
         "TPM2 device is in dictionary attack lockout mode.",
-        "tpm:warn(2.0): authorizations for objects subject to DA protection are not allowed at this time because the"
-        " TPM is in DA lockout mode",
+        (
+            "tpm:warn(2.0): authorizations for objects subject to DA protection are not allowed at this time because the"
+            " TPM is in DA lockout mode"
+        ),
     ],
 }
 INNOCENT = [

@@ -123,10 +123,9 @@ def original(tmp_path: Path) -> Home:
 def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Play:
     """Runs one row by a script."""
 
-    def run(
-        script: Script, case: str, policy: TpmPolicy = TPM_POLICY, login: Login | None = None
-    ) -> TpmObservation:
+    def run(script: Script, case: str, policy: TpmPolicy = TPM_POLICY, login: Login | None = None) -> TpmObservation:
         slot = PIN_SLOT if policy.has_pin else SLOT
+
         @contextmanager
         def machine(spec: MachineSpec, host: Host, records: Path) -> Iterator[FakeMachine]:
             assert spec.channel is None
@@ -334,7 +333,8 @@ def test_every_known_tamper_has_a_row_that_ends(play: Play, monkeypatch: pytest.
 
 @pytest.mark.usefixtures("applied")
 @pytest.mark.parametrize(
-    ("case", "says", "which"), [("fresh", "", "PIN"), ("wrong-pin", "bad-pin", "wrong PIN 1"), ("pin-lockout", "lockout", "PIN")]
+    ("case", "says", "which"),
+    [("fresh", "", "PIN"), ("wrong-pin", "bad-pin", "wrong PIN 1"), ("pin-lockout", "lockout", "PIN")],
 )
 def test_pins_are_typed_in_each_boot(case: str, says: str, which: str, play: Play) -> None:
     script = Script([Outcome.ASKED, Outcome.UNLOCKED], says=says)

@@ -28,6 +28,7 @@ from tests.unit.talk_samples import (
 )
 from tests.unit.tpm_samples import PASSPHRASE, TPM_POLICY
 
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()

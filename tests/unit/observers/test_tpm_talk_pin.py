@@ -223,7 +223,9 @@ def test_phrases() -> None:
     assert PIN_TEXT not in repr(PHRASES)
 
 
-PIECES = st.lists(st.sampled_from([TOKEN, TPM2, PROMPT, BAD, REFUSES, LOCKOUT, b"\r\n", b"x", LOCKED, b"# "]), max_size=6)
+PIECES = st.lists(
+    st.sampled_from([TOKEN, TPM2, PROMPT, BAD, REFUSES, LOCKOUT, b"\r\n", b"x", LOCKED, b"# "]), max_size=6
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)

@@ -327,8 +327,8 @@ def _pins(seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: T
 
 
 def _locked_before(boots: list[BootSeen], tamper: Tamper) -> str:
-    """The line that says that a lockout refused, where something else was to. One into which the row's own wrong PINs or
-    its later boots led does not count."""
+    """The line that says that a lockout refused, where something else was to. One into which the row's own wrong PINs
+    or its later boots led does not count."""
     if tamper.pin == "right" or (tamper.pin == "wrong" and any(boot.bad_pin for boot in boots)):
         return ""
     looked = boots if tamper.pin == "wrong" else boots[:1]

@@ -70,8 +70,8 @@ REAL = {
         "TPM is in dictionary attack lock-out mode.",
         "TPM2 device is in dictionary attack lockout mode.",
         (
-            "tpm:warn(2.0): authorizations for objects subject to DA protection are not allowed at this time because the"
-            " TPM is in DA lockout mode"
+            "tpm:warn(2.0): authorizations for objects subject to DA protection are not allowed at this time because"
+            " the TPM is in DA lockout mode"
         ),
     ],
 }

@@ -365,7 +365,11 @@ def test_a_pin_that_opens_is_the_end_of_the_row(play: Play) -> None:
     script = Script([Outcome.UNLOCKED], says="bad-pin")
     assert verdict(play(script, "wrong-pin", PIN_POLICY), PIN_POLICY) is Verdict.FAIL
     assert len(script.seen) == 1
-    # What it came to is not known: the passphrase that was taken then proves nothing.
+
+
+@pytest.mark.usefixtures("applied")
+def test_a_pin_of_which_nothing_came_is_the_end_of_the_row(play: Play) -> None:
+    """The passphrase that was taken after it proves nothing."""
     script = Script([Outcome.ASKED], [{"PIN": Answer.TIMEOUT}], says="bad-pin")
     assert verdict(play(script, "wrong-pin", PIN_POLICY), PIN_POLICY) is Verdict.NOT_PROVEN
     assert len(script.seen) == 1

@@ -368,7 +368,8 @@ def _asks(
                 what = f"the disk was unlocked, and nobody was asked for the passphrase: {boot.line}; {_typed(boot)}"
             if blind:
                 what, wanted = f"{what}; {blind[0]}", f"{wanted}; bound to {blind[1]}"
-            yield _finding(seen, "unlocked", what, wanted, hint="bind the TPM's slot to PCRs that see it")
+            hint = "" if tamper.pin else "bind the TPM's slot to PCRs that see it"
+            yield _finding(seen, "unlocked", what, wanted, hint=hint)
         case Outcome.SHELL:
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
         case Outcome.LOCKED if tamper.locked:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pytest_osgates.checks.apparmor_model import (
     DEMANDING,
@@ -164,12 +165,15 @@ def _watched(confinement: ConfinementSeen, policy: ApparmorPolicy) -> Iterator[F
             severity=Severity.UNPROVEN,
         )
     elif not confinement.recorded:
+        reason = policy.accept_unrecorded.strip()
         yield Finding(
             rule="sockets-not-recorded",
             subject="kernel",
             seen=f"{confinement.looks} looks; between them nobody looked: {confinement.not_recorded or 'no record'}",
             wanted="the kernel's own record of who opened sockets",
-            severity=Severity.REMARK,
+            hint="where there is no tracefs (lockdown=confidentiality): accept_unrecorded, with the reason",
+            severity=Severity.ACCEPTED if reason else Severity.UNPROVEN,
+            reason=reason,
         )
     for text in confinement.unnamed:
         yield Finding(
@@ -470,6 +474,7 @@ def _facts(seen: ApparmorObservation) -> dict[str, str]:
 
 
 Sabotage = Callable[[ApparmorObservation], ApparmorObservation]
+Seen = TypeVar("Seen", bound=ApparmorObservation)
 
 
 def controls(seen: ApparmorObservation, policy: ApparmorPolicy) -> tuple[Control[ApparmorObservation], ...]:
@@ -539,7 +544,7 @@ def _by_unit(seen: ApparmorObservation) -> ApparmorObservation:
     return _labelled(seen, Attachment(path=_CONTROL, how="exec", unit="control.service"))
 
 
-def changed(seen: ApparmorObservation, **changes: object) -> ApparmorObservation:
+def changed(seen: Seen, **changes: object) -> Seen:
     """The observation with another word of the kernel."""
     known = seen.confinement or ConfinementSeen(enabled=True, attachments=())
     return seen.model_copy(update={"confinement": known.model_copy(update=changes)})

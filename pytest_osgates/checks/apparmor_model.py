@@ -276,7 +276,8 @@ class KernelSocket(Model):
 
 class ApparmorPolicy(Policy):
     """``[gate.apparmor]``. ``review_days``: how long a review is good for; 0: for ever. ``watch_s``: how long an idle
-    machine is watched. ``loose_profiles``: what a profile is that allows everything."""
+    machine is watched. ``loose_profiles``: what a profile is that allows everything. ``accept_unrecorded``: why the
+    looks at the machine are enough where its kernel keeps no record of sockets; empty: they are not."""
 
     documented: tuple[Documented, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
@@ -284,6 +285,7 @@ class ApparmorPolicy(Policy):
     review_days: int = Field(default=0, ge=0)
     watch_s: float = Field(default=60.0, ge=0, le=86400)
     loose_profiles: Literal["remark", "violation"] = "remark"
+    accept_unrecorded: str = ""
 
     @field_validator("documented", mode="before")
     @classmethod

@@ -211,6 +211,7 @@ def _alarms(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
                 if pattern.name not in lines and pattern.regex.search(line):
                     lines[pattern.name] = (line, source)
     findings = []
+    emulated = _emulators(seen)
     for name, (line, source) in sorted(lines.items()):
         entry = accepted.get(name)
         meaning = next((pattern.meaning for pattern in patterns() if pattern.name == name), "")
@@ -223,6 +224,9 @@ def _alarms(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
             meaning += (
                 "; an emulated guest on a busy host shows this without any fault: use KVM, or run less beside it"
             )
+        elif name in emulated:
+            severity = Severity.UNPROVEN
+            meaning += f"; {emulated[name]}"
         findings.append(
             Finding(
                 rule=name,
@@ -238,6 +242,20 @@ def _alarms(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
     for name in sorted(accepted.keys() - lines.keys()):
         findings.append(_unused(name))
     return findings
+
+
+def _emulators(seen: BootObservation) -> dict[str, str]:
+    """Of the alarms that an emulated processor raises by itself, what shows that it did."""
+    if seen.accelerator != "tcg":
+        return {}
+    # A screen breaks long lines.
+    texts = ["".join(lines) for lines in seen.console.values()]
+    return {
+        name: str(entry["meaning"])
+        for entry in load("console_failures")["emulated"]
+        if any(re.search(entry["regex"], text) for text in texts)
+        for name in entry["alarms"]
+    }
 
 
 def _not_ready(seen: BootObservation) -> Finding:

@@ -180,16 +180,16 @@ def controls(seen: SelinuxObservation, policy: SelinuxPolicy) -> tuple[Control[S
 
 
 def _permissive(seen: SelinuxObservation) -> SelinuxObservation:
-    return apparmor.changed(seen, enabled=True).model_copy(update={"enforcing": False})  # type: ignore[return-value]
+    return apparmor.changed(seen, enabled=True).model_copy(update={"enforcing": False})
 
 
 def _one_domain(seen: SelinuxObservation) -> SelinuxObservation:
     named = (*seen.permissive, "osgates_control_t")
-    return apparmor.changed(seen, enabled=True).model_copy(update={"permissive": named})  # type: ignore[return-value]
+    return apparmor.changed(seen, enabled=True).model_copy(update={"permissive": named})
 
 
 def _nameless(seen: SelinuxObservation) -> SelinuxObservation:
-    return apparmor.changed(seen, enabled=True).model_copy(update={"nameless": 1})  # type: ignore[return-value]
+    return apparmor.changed(seen, enabled=True).model_copy(update={"nameless": 1})
 
 
 def _unconfined_service(seen: SelinuxObservation) -> SelinuxObservation:

@@ -121,7 +121,8 @@ def _time(seen: TelemetryObservation, policy: TelemetryPolicy) -> Iterator[Findi
     if timing.mode != "real" and (timing.latency_s is None or timing.latency_s > MAX_LATENCY_S):
         took = "was not measured" if timing.latency_s is None else f"took {timing.latency_s:.2f} s of guest time"
         yield unproven(
-            "latency", "accelerated time", f"an answer {took}", f"at most {MAX_LATENCY_S:.0f} s", "use real time"
+            *("latency", "accelerated time", f"an answer {took}", f"at most {MAX_LATENCY_S:.0f} s"),
+            "the host was too busy for idle time to be skipped: let it do nothing else meanwhile, or use real time",
         )
     if timing.mode != "real":
         yield from _clocks(seen)

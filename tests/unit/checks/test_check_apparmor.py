@@ -283,7 +283,12 @@ def watched(**changes: Any) -> ApparmorObservation:
     [
         ({"watched_s": 10.0}, {}, ("watched-too-short", "processes"), Severity.UNPROVEN),
         ({"looks": 0}, {"watch_s": 0}, ("watched-too-short", "processes"), Severity.UNPROVEN),
-        ({"recorded": False}, {}, ("sockets-not-recorded", "kernel"), Severity.REMARK),
+        ({"recorded": False}, {}, ("sockets-not-recorded", "kernel"), Severity.UNPROVEN),
+        ({"recorded": False}, {"accept_unrecorded": " "}, ("sockets-not-recorded", "kernel"), Severity.UNPROVEN),
+        (
+            *({"recorded": False}, {"accept_unrecorded": "locked down"}),
+            *(("sockets-not-recorded", "kernel"), Severity.ACCEPTED),
+        ),
         ({"unnamed": ("x: inet raw",)}, {}, ("unknown-program", "kernel"), Severity.UNPROVEN),
         ({"ownerless": (LONE,)}, {}, ("ownerless-socket", "udp 0.0.0.0:51820"), Severity.UNPROVEN),
         (

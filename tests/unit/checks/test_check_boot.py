@@ -153,6 +153,32 @@ def test_an_accepted_fatal_alarm_does_not_hide_that_the_boot_failed() -> None:
     assert keys(findings, Severity.ACCEPTED) == [("kernel-oops", "kernel")]
 
 
+# From a boot of the demo under QEMU 7.2: a breakpoint that was gone when it was handled. The screen breaks lines.
+EXCHANGED = (
+    "[  121.662125] Code: 83 e5 01 4c 8b 73 08 41 f6 c6 01 0f 85 22 04 00 00 0f 1f 44",
+    " 00 00 49 89 de 48 8b 05 6b d5 23 01 48 89 04 24 0f 1f 44 00 00 66 <90> 48 8b 43",
+    " 08 a8 01 0f 85 ba 04 00 00 0f 1f 44 00 00 48 89 d8 f6",
+    "[  121.662405] Kernel panic - not syncing: Fatal exception in interrupt",
+)
+
+
+@pytest.mark.parametrize(("accelerator", "severity"), [("tcg", Severity.UNPROVEN), ("kvm", Severity.VIOLATION)])
+def test_a_processor_inside_of_an_exchanged_instruction_is_the_emulators(
+    accelerator: str, severity: Severity
+) -> None:
+    seen = unready(Outcome.FAILED, accelerator=accelerator, console={"screen": EXCHANGED})
+    (finding,) = judge(GATE, seen, BOOT_POLICY).findings
+    assert (finding.key, finding.severity) == (("kernel-panic", "kernel"), severity)
+    assert ("only an emulated one" in finding.hint) is (accelerator == "tcg")
+
+
+@pytest.mark.parametrize("code", ["<66> 90", "0f 1f <44> 00 00", "<0f> 1f 44 00 00", "cc <cc>"])
+def test_any_other_place_is_the_kernels(code: str) -> None:
+    lines = (f"[    1.0] Code: 00 {code} 00", "[    1.1] Kernel panic - not syncing: x")
+    seen = unready(Outcome.FAILED, accelerator="tcg", console={"screen": lines})
+    assert [finding.severity for finding in judge(GATE, seen, BOOT_POLICY).findings] == [Severity.VIOLATION]
+
+
 LOCKUP = AlarmSeen(name="soft-lockup", source="kmsg", line="rcu: INFO: rcu_preempt x", at=9.0, fatal=False)
 
 

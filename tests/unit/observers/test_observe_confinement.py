@@ -150,10 +150,11 @@ def test_a_script_that_nobody_reads_and_the_kernel_refuses_proves_nothing(tmp_pa
     assert decisive(seen(machine, scanned(entry("/opt/app")), tmp_path)) == {("no-label", "/opt/app")}
 
 
-def test_without_a_record_that_is_said(tmp_path: Path) -> None:
-    result = judge(GATE, seen(Machine(GOOD, IDLE, trace=None), SCAN, tmp_path), ApparmorPolicy())
-    assert result.verdict is Verdict.PASS
-    assert [found.key for found in result.findings if found.rule == "sockets-not-recorded"]
+def test_without_a_record_nothing_is_proven_unless_the_profile_says_why(tmp_path: Path) -> None:
+    observation = seen(Machine(GOOD, IDLE, trace=None), SCAN, tmp_path)
+    assert judge(GATE, observation, ApparmorPolicy()).verdict is Verdict.NOT_PROVEN
+    assert decisive(observation) == {("sockets-not-recorded", "kernel")}
+    assert judge(GATE, observation, ApparmorPolicy(accept_unrecorded="locked down")).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize(

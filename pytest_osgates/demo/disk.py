@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,11 +178,13 @@ class _Maker:
         kdf = "pbkdf2" if weak is not None and weak.luks1 else "argon2id" if weak is None else weak.kdf
         self._run(
             *("cryptsetup", "reencrypt", "--encrypt", "--type", "luks2", "--batch-mode", "--key-file", main),
-            *("--reduce-device-size", f"{_HEADER_MIB}M", "--force-offline-reencrypt", "--uuid", luks.uuid),
+            # cryptsetup lets nobody else encrypt the volume of the same UUID meanwhile, whoever's it is.
+            *("--reduce-device-size", f"{_HEADER_MIB}M", "--force-offline-reencrypt", "--uuid", str(uuid.uuid4())),
             *("--cipher", luks.cipher, "--key-size", str(luks.key_size), "--sector-size", "512"),
             *self._kdf(kdf, None if weak is None else weak.memory_kib),
             str(image),
         )
+        self._run("cryptsetup", "luksUUID", "--batch-mode", "--uuid", luks.uuid, str(image))
         if weak is not None and weak.luks1:
             self._run("cryptsetup", "convert", "--batch-mode", "--type", "luks1", str(image))
             return image
@@ -241,8 +244,8 @@ class _Maker:
         start = MIB
         for number, (kind, name, path) in enumerate(parts, 1):
             size = -(-path.stat().st_size // MIB) * MIB
-            uuid = f"05C0DE01-0000-4000-8000-0000000001{number:02}"
-            lines.append(f'start={start // _SECTOR}, size={size // _SECTOR}, type={kind}, uuid={uuid}, name="{name}"')
+            own = f"05C0DE01-0000-4000-8000-0000000001{number:02}"
+            lines.append(f'start={start // _SECTOR}, size={size // _SECTOR}, type={kind}, uuid={own}, name="{name}"')
             places.append((start, path))
             start += size
         disk = self.scratch / "disk.img"

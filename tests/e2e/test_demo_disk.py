@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from pytest_osgates.cli import main
 from pytest_osgates.demo import build_demo_disk
 from pytest_osgates.demo.disk_variants import load_disk_file, variant_names
+from pytest_osgates.image.disk.luks import read_luks
 from pytest_osgates.image.disk.partitions import read_table
-from pytest_osgates.image.disk.source import open_disk
+from pytest_osgates.image.disk.source import SourceContent, open_disk
 from tests.e2e.conftest import Gates, quiet
 
 QUICK = ("blank-passphrase", "key-in-initrd", "clear-swap", "luks1")
@@ -51,6 +53,17 @@ def test_its_passphrases_open_it_and_nothing_else_does(demo_iso: Path, tmp_path:
     iso, stored = demo_iso.read_bytes(), volume.read_bytes()
     begin = iso.index(b"hsqs")
     assert not any(iso[at : at + 64] in stored for at in (begin, begin + (1 << 20)))
+
+
+def test_two_at_the_same_time(demo_iso: Path, tmp_path: Path) -> None:
+    """All of them get the same UUID; cryptsetup encrypts no two volumes that have the same at a time."""
+    names = ("one.img", "two.img")
+    with ThreadPoolExecutor() as threads:
+        made = list(threads.map(lambda name: build_demo_disk(demo_iso, tmp_path / name, quiet), names))
+    for built in made:
+        with open_disk(built.path) as disk:
+            root = read_table(disk).partitions[1]
+            assert read_luks(SourceContent(disk, root.start, root.size)).uuid == load_disk_file().luks.uuid
 
 
 @pytest.mark.parametrize("name", WEAK)

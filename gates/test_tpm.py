@@ -55,7 +55,7 @@ def observation(os_run: Run, os_case: str) -> TpmObservation:
     row = tpm.Row(
         case=os_case,
         policy=policy,
-        phrases=Phrases.of(policy, tpm.passphrase(policy)),
+        phrases=Phrases.of(policy, tpm.passphrase(policy), tpm.pin(policy)),
         spec=spec,
         host=os_run.host,
         records=records,

@@ -84,6 +84,8 @@ class Dialogue:
         self.before: tuple[Heard, ...] = ()
         # Lines with something in them, since something was typed.
         self.lines = 0
+        self._looks = 0
+        self._shown: dict[str, tuple[int, Heard]] = {}
 
     @property
     def lost(self) -> int:
@@ -93,6 +95,11 @@ class Dialogue:
     def heard(self, name: str) -> Heard | None:
         """Whether `name` has been shown since something was typed."""
         return self._heard.get(name)
+
+    def latest(self, names: Collection[str]) -> Heard | None:
+        """Which of `names` was shown last, ever; of a line that fits several, the first in the order of the signs."""
+        shown = [self._shown[sign.name] for sign in self._signs if sign.name in names and sign.name in self._shown]
+        return max(shown, key=lambda entry: entry[0])[1] if shown else None
 
     def say(self, text: str, *, forget: bool = False) -> None:
         """Type `text` and Enter. From now on counts what comes after it, and what is kept unless `forget`.
@@ -167,8 +174,10 @@ class Dialogue:
     def _look(self, line: str) -> None:
         text = strip_escapes(line[: 2 * LONGEST_LINE])
         self.lines += bool(text.strip())
+        self._looks += 1
         for sign in self._signs:
-            if sign.name not in self._heard and sign.regex.search(text):
+            if sign.regex.search(text):
                 found = Heard(sign.name, one_line(text, 300))
-                self._heard[sign.name] = found
+                self._shown[sign.name] = (self._looks, found)
+                self._heard.setdefault(sign.name, found)
                 self.ever.setdefault(sign.name, found)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
+from pytest_osgates.checks.tpm_controls import controls
 from pytest_osgates.checks.tpm_model import (
-    BLANK,
-    PROBE,
+    PIN,
     REFUSALS,
+    RIGHT,
     UNTAMPERED,
     Answer,
     BootSeen,
@@ -20,11 +21,11 @@ from pytest_osgates.checks.tpm_model import (
     opened,
     tamper_of,
 )
-from pytest_osgates.model import Control, Finding, Gate, Severity, State
+from pytest_osgates.model import Finding, Gate, Severity, State
 
-RIGHT = "right"
 _UNPROVEN = Severity.UNPROVEN
 _ROUNDING = 0.1
+_OPENED = (Answer.OPENED, Answer.EARLY)
 _PROMPT = "the prompt for the passphrase"
 _WHERE = {"console": "the serial console", "journal": "the journal"}
 
@@ -37,12 +38,12 @@ def judge(seen: TpmObservation, policy: TpmPolicy) -> list[Finding]:
         return [_finding(seen, "unknown-row", f"a row called {seen.case!r}", "a tamper of this version", _UNPROVEN)]
     if seen.tamper != ("" if tamper is None else tamper.name):
         return [_finding(seen, "unknown-row", f"the tamper {seen.tamper!r}", f"{seen.case!r}", _UNPROVEN)]
-    findings = list(_binding(seen, policy))
+    findings = [*_binding(seen, policy), *_pin_slots(seen, policy)]
     if seen.error:
         findings.append(_finding(seen, "not-applied", seen.error, "the tamper, made and undone", _UNPROVEN))
     findings += _lost(seen)
     findings += _on_screen(seen)
-    findings += _untampered(seen) if tamper is None else _tampered(seen, tamper, policy)
+    findings += _untampered(seen, policy) if tamper is None else _tampered(seen, tamper, policy)
     return findings
 
 
@@ -84,6 +85,28 @@ def _binding(seen: TpmObservation, policy: TpmPolicy) -> Iterable[Finding]:
             )
 
 
+def _pin_slots(seen: TpmObservation, policy: TpmPolicy) -> Iterable[Finding]:
+    """Whether the slots want a PIN, as the profile says."""
+    for slot in seen.slots:
+        if slot.pin and not policy.has_pin:
+            yield _finding(
+                seen,
+                "pin",
+                f"{slot.subject} wants a PIN, and the profile knows of none",
+                "the PIN typed, a wrong one refused, and the TPM in lockout",
+                _UNPROVEN,
+                hint="write pin or pin_env into [gate.tpm] of the distro profile",
+            )
+        elif policy.has_pin and not slot.pin:
+            yield Finding(
+                rule="no-pin",
+                subject=slot.subject,
+                seen="the TPM opens the disk without a PIN",
+                wanted="a PIN, which the profile knows of",
+                hint="systemd-cryptenroll --wipe-slot=tpm2 --tpm2-device=auto --tpm2-with-pin=yes --tpm2-pcrs=...",
+            )
+
+
 def _lost(seen: TpmObservation) -> Iterable[Finding]:
     for boot in seen.boots:
         if boot.lost:
@@ -100,28 +123,28 @@ def _on_screen(seen: TpmObservation) -> Iterable[Finding]:
             return
 
 
-def _untampered(seen: TpmObservation) -> Iterable[Finding]:
+def _untampered(seen: TpmObservation, policy: TpmPolicy) -> Iterable[Finding]:
     if [boot.role for boot in seen.boots] != [UNTAMPERED]:
         yield _finding(seen, "no-boot", f"{len(seen.boots)} boots", "one boot of the untampered machine", _UNPROVEN)
         return
-    for slot in seen.slots:
-        if slot.pin:
-            yield _finding(
-                seen,
-                "pin",
-                f"{slot.subject} wants a PIN, and this version types none",
-                "the PIN typed, a wrong one refused, and the TPM's lockout after too many",
-                _UNPROVEN,
-            )
-    yield from _unlocks(seen, seen.boots[0], "asked", "the untampered machine")
+    yield from _unlocks(seen, seen.boots[0], "asked", "the untampered machine", policy)
 
 
-def _unlocks(seen: TpmObservation, boot: BootSeen, rule: str, what: str) -> Iterable[Finding]:
-    """A boot that must unlock by itself."""
-    wanted = f"{what} unlocks by itself and reaches its login"
+def _unlocks(seen: TpmObservation, boot: BootSeen, rule: str, what: str, policy: TpmPolicy) -> Iterable[Finding]:
+    """A boot that must unlock by itself, or by the PIN."""
+    how = "with the PIN" if policy.has_pin else "by itself"
+    wanted = f"{what} unlocks {how} and reaches its login"
+    if boot.pins and boot.outcome is not Outcome.UNLOCKED:
+        wanted = f"{wanted}; {_typed(boot)}"
     match boot.outcome:
         case Outcome.UNLOCKED:
-            return
+            yield from _by_pin(seen, boot, policy, wanted)
+        case Outcome.PIN if not policy.has_pin:
+            yield _finding(seen, "pin", f"it asks for a PIN: {boot.line}", wanted, _UNPROVEN)
+        case Outcome.PIN if boot.pins and boot.pins[-1].answer is Answer.REFUSED:
+            yield _finding(seen, "right-pin-refused", f"it asks again: {boot.line}", wanted)
+        case Outcome.PIN:
+            yield _finding(seen, "pin-undecided", f"it asks for the PIN: {boot.line}", wanted, _UNPROVEN)
         case Outcome.ASKED:
             hint = "a PCR that it is bound to is not the same on each boot: compare the TPM's event logs"
             yield _finding(seen, rule, f"it asks: {boot.line}", wanted, hint=hint)
@@ -131,6 +154,25 @@ def _unlocks(seen: TpmObservation, boot: BootSeen, rule: str, what: str) -> Iter
             yield _finding(seen, "not-booted", f"{boot.outcome}: {boot.line}", wanted)
         case Outcome.TIMEOUT:
             yield _finding(seen, "timeout", f"neither login nor prompt after {boot.at:.0f} s", wanted, _UNPROVEN)
+
+
+def _by_pin(seen: TpmObservation, boot: BootSeen, policy: TpmPolicy, wanted: str) -> Iterable[Finding]:
+    """Of a machine that was unlocked: by the PIN, which was asked for and typed once, if there is one."""
+    if not boot.pins:
+        if policy.has_pin:
+            what = f"it was unlocked, and nobody asked for the PIN: {boot.line}"
+            yield _finding(seen, "pin-not-asked", what, wanted)
+        return
+    early = next((attempt for attempt in boot.pins if attempt.early or attempt.answer is Answer.EARLY), None)
+    if early is not None:
+        what = f"it was unlocked before the PIN was typed: {early.line}"
+        yield _finding(seen, "pin-not-asked", what, wanted)
+    elif [(attempt.what, attempt.answer) for attempt in boot.pins] != [(PIN, Answer.OPENED)]:
+        yield _finding(seen, "pin-undecided", _typed(boot), f"{wanted}, by the right PIN alone", _UNPROVEN)
+
+
+def _typed(boot: BootSeen) -> str:
+    return "typed at the prompt for the PIN: " + ", ".join(f"{each.what} ({each.answer})" for each in boot.pins)
 
 
 def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterable[Finding]:
@@ -160,7 +202,8 @@ def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterab
     if not undone:
         yield _finding(seen, "undo-not-tried", "no boot after it was undone", "one that unlocks by itself", _UNPROVEN)
         return
-    yield from _unlocks(seen, undone[0], "not-undone", "the machine, once the tamper is undone,")
+    yield from _unlocks(seen, undone[0], "not-undone", "the machine, once the tamper is undone,", policy)
+    yield from _hasty_pins(seen, tampered, undone[0])
 
 
 def _applied(seen: TpmObservation, tamper: Tamper) -> bool:
@@ -187,8 +230,9 @@ def _fallback(
     seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: TpmPolicy, blind: tuple[str, str] | None
 ) -> Iterable[Finding]:
     """Prompt, refusal, unlocking, and nothing else."""
+    yield from _pins(seen, boots, tamper, policy)
     for boot in boots:
-        yield from _asks(seen, boot, tamper, blind)
+        yield from _asks(seen, boot, tamper, blind, policy)
         for attempt in boot.tries:
             if attempt.what != RIGHT or not opened(attempt, tamper):
                 yield from _answered(seen, attempt)
@@ -224,25 +268,108 @@ def _fallback(
             )
     # A shell instead of the system has no journal to be asked.
     unasked = seen.reason_from == "journal" and tamper.after == "shell"
-    if not unasked and not any(boot.reasons for boot in boots):
+    if not unasked and not any(_reason(boot, tamper) for boot in boots):
+        why = {"right": "that the TPM is locked out", "wrong": "that the PIN was wrong"}
         yield _finding(
             seen,
             "no-reason",
-            f"{_WHERE.get(seen.reason_from, seen.reason_from)} does not say why the TPM did not unlock the disk",
+            f"{_WHERE.get(seen.reason_from, seen.reason_from)} does not say"
+            f" {why.get(tamper.pin, 'why the TPM did not unlock the disk')}",
             "a line that says so: whoever is asked for the passphrase must be able to learn why",
         )
 
 
-def _asks(seen: TpmObservation, boot: BootSeen, tamper: Tamper, blind: tuple[str, str] | None) -> Iterable[Finding]:
+def _reason(boot: BootSeen, tamper: Tamper) -> bool:
+    """Whether it is said why the TPM did not unlock the disk; of a PIN's rows, in so many words."""
+    match tamper.pin:
+        case "right":
+            return bool(boot.lockout)
+        case "wrong":
+            # Where a wrong one too many leads to the lockout, that is the reason.
+            return bool(boot.bad_pin or boot.lockout)
+        case _:
+            return bool(boot.reasons)
+
+
+def _pins(seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: TpmPolicy) -> Iterable[Finding]:
+    """What PINs came to: none opens a tampered machine."""
+    if locked := _locked_before(boots, tamper):
+        what = f"the TPM was in lockout: {locked}"
+        yield _finding(seen, "pin-undecided", what, f"refused because of this: {tamper.title}", _UNPROVEN)
+    tries = [attempt for boot in boots for attempt in boot.pins]
+    unlocked = any(boot.outcome is Outcome.UNLOCKED for boot in boots)
+    for attempt in tries:
+        what = f"{attempt.what}: {attempt.line}"
+        if attempt.answer is Answer.SHELL:
+            yield _finding(seen, "shell", f"after {what}", "no shell without a login")
+        elif attempt.answer in _OPENED and attempt.what == PIN:
+            if not unlocked:
+                yield _finding(seen, "pin-opens", what, f"the right PIN opens nothing: {tamper.title}")
+        elif attempt.answer in _OPENED:
+            yield _finding(seen, "wrong-pin-opens", what, "nothing but the PIN makes the TPM open the disk")
+        elif attempt.answer not in REFUSALS:
+            yield _finding(
+                seen,
+                "pin-undecided",
+                f"{attempt.what}: {attempt.answer}",
+                "typed at its prompt, and refused",
+                _UNPROVEN,
+            )
+    wanted = policy.pin_guesses() if tamper.pin == "wrong" else (PIN,)
+    if odd := sorted({attempt.what for attempt in tries} - set(wanted)):
+        yield _finding(seen, "pin-undecided", f"typed: {', '.join(odd)}", ", ".join(wanted), _UNPROVEN)
+    if tamper.pin != "wrong":
+        return
+    for guess in wanted:
+        if not any(attempt.what == guess and attempt.answer in REFUSALS for attempt in tries):
+            what = f"{guess}: not refused, or never asked for"
+            yield _finding(seen, "pin-undecided", what, "typed at the prompt for the PIN, and refused", _UNPROVEN)
+
+
+def _locked_before(boots: list[BootSeen], tamper: Tamper) -> str:
+    """The line that says that a lockout refused, where something else was to. One into which the row's own wrong PINs
+    or its later boots led does not count."""
+    if tamper.pin == "right" or (tamper.pin == "wrong" and any(boot.bad_pin for boot in boots)):
+        return ""
+    looked = boots if tamper.pin == "wrong" else boots[:1]
+    return next((boot.lockout for boot in looked if boot.lockout), "")
+
+
+def _hasty_pins(seen: TpmObservation, boots: list[BootSeen], undone: BootSeen) -> Iterable[Finding]:
+    """Whoever asks again without a word may be opening the disk all the while, as long as the PIN takes."""
+    opening = max((attempt.seconds for attempt in undone.pins), default=0.0)
+    for attempt in (attempt for boot in boots for attempt in boot.pins):
+        if attempt.answer is Answer.ASKED_AGAIN and attempt.seconds < opening - _ROUNDING:
+            what = f"{attempt.what}: it asks again without a word, and was watched for {attempt.seconds:.0f} s"
+            wanted = f"a word of refusal, or {opening:.0f} s without a login: so long the PIN took"
+            yield _finding(seen, "pin-undecided", what, wanted, _UNPROVEN, hint="raise settle_s in [gate.tpm]")
+
+
+def _asks(
+    seen: TpmObservation, boot: BootSeen, tamper: Tamper, blind: tuple[str, str] | None, policy: TpmPolicy
+) -> Iterable[Finding]:
     wanted = f"{_PROMPT}: {tamper.title}"
     match boot.outcome:
         case Outcome.ASKED:
             return
+        case Outcome.PIN:
+            # It may come to the passphrase after many more; nobody has seen it.
+            what = f"it asks for a PIN: {boot.line}"
+            typed = f"; {_typed(boot)}" if boot.pins else ""
+            yield _finding(
+                seen, "no-passphrase-prompt" if policy.has_pin else "pin", f"{what}{typed}", wanted, _UNPROVEN
+            )
+        case Outcome.UNLOCKED if any(each.answer in _OPENED and each.what != PIN for each in boot.pins):
+            # By a wrong PIN: that is said already.
+            return
         case Outcome.UNLOCKED:
             what = f"the disk was unlocked, and nobody was asked: {boot.line}"
+            if boot.pins:
+                what = f"the disk was unlocked, and nobody was asked for the passphrase: {boot.line}; {_typed(boot)}"
             if blind:
                 what, wanted = f"{what}; {blind[0]}", f"{wanted}; bound to {blind[1]}"
-            yield _finding(seen, "unlocked", what, wanted, hint="bind the TPM's slot to PCRs that see it")
+            hint = "" if tamper.pin else "bind the TPM's slot to PCRs that see it"
+            yield _finding(seen, "unlocked", what, wanted, hint=hint)
         case Outcome.SHELL:
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
         case Outcome.LOCKED if tamper.locked:
@@ -296,104 +423,6 @@ def _numbers(pcrs: Iterable[int]) -> str:
 
 def _bound(slot: TpmSlot) -> str:
     return f"the PCRs {_numbers(slot.bound)}" if slot.bound else "no PCR"
-
-
-# -- controls -----------------------------------------------------------------------------------------------------
-
-Sabotage = Callable[[TpmObservation], TpmObservation]
-
-
-def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObservation], ...]:
-    """What a weak disk would have shown instead."""
-    case = seen.case
-    try:
-        tamper = tamper_of(case)
-    except KeyError:
-        return ()
-    made = [
-        Control("a shell that nobody logged in to", _outcome(Outcome.SHELL), "shell", case),
-        Control("nothing was seen", _outcome(Outcome.TIMEOUT), "timeout", case, _UNPROVEN),
-        Control("no boot", _with(boots=()), "no-boot", case, _UNPROVEN),
-        Control("a console too fast to be read", _lossy, "lost-output", case, _UNPROVEN),
-        Control("a shell on the screen", _on_the_screen, "screen-shell", case),
-        Control("no slot for a TPM", _with(slots=()), "no-tpm-slot", "disk"),
-    ]
-    made += [
-        Control(
-            f"{slot.subject} is bound to no PCR",
-            _with(slots=(slot.model_copy(update={"pcrs": (), "signed_pcrs": ()}),)),
-            "pcrs",
-            slot.subject,
-        )
-        for slot in seen.slots[:1]
-    ]
-    if tamper is None:
-        return (*made, Control("it asks", _outcome(Outcome.ASKED), "asked", case))
-    made.append(Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case))
-    made.append(Control("nothing was changed", _with(changes=()), "not-applied", case, _UNPROVEN))
-    if tamper.undo:
-        made.append(Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case))
-    if tamper.locked and any(boot.outcome is Outcome.LOCKED for boot in seen.boots):
-        # Nothing was typed: nobody asked.
-        made.append(
-            Control("an emergency for anybody", _outcome(Outcome.EMERGENCY), "emergency-undecided", case, _UNPROVEN)
-        )
-        return tuple(made)
-    made += [
-        Control("a keyslot that opens with nothing", _answer(BLANK, Answer.OPENED), "wrong-passphrase-opens", case),
-        Control("an emergency with a root shell", _answer(PROBE, Answer.SHELL), "shell", case),
-        Control("the passphrase is refused", _answer(RIGHT, Answer.REFUSED), "right-refused", case),
-        Control(
-            "the passphrase comes to nothing", _answer(RIGHT, Answer.TIMEOUT), "right-undecided", case, _UNPROVEN
-        ),
-        Control("no answer to a guess", _answer(BLANK, Answer.TIMEOUT), "guess-undecided", case, _UNPROVEN),
-    ]
-    if seen.reason_from != "journal" or tamper.after == "login":
-        made.append(Control("nobody says why", _without_reasons, "no-reason", case))
-    return tuple(made)
-
-
-def _with(**changes: object) -> Sabotage:
-    return lambda seen: seen.model_copy(update=changes)
-
-
-def _boots(seen: TpmObservation, change: Callable[[BootSeen], BootSeen]) -> TpmObservation:
-    return seen.model_copy(update={"boots": tuple(change(boot) for boot in seen.boots)})
-
-
-def _outcome(outcome: Outcome, role: str = "") -> Sabotage:
-    """Of the first boot, or of that in `role`."""
-
-    def sabotage(seen: TpmObservation) -> TpmObservation:
-        wanted = role or (seen.boots[0].role if seen.boots else "")
-        return _boots(
-            seen, lambda boot: boot.model_copy(update={"outcome": outcome}) if boot.role == wanted else boot
-        )
-
-    return sabotage
-
-
-def _answer(what: str, answer: Answer) -> Sabotage:
-    def change(boot: BootSeen) -> BootSeen:
-        tries = tuple(
-            attempt.model_copy(update={"answer": answer}) if attempt.what == what else attempt
-            for attempt in boot.tries
-        )
-        return boot.model_copy(update={"tries": tries})
-
-    return lambda seen: _boots(seen, change)
-
-
-def _lossy(seen: TpmObservation) -> TpmObservation:
-    return _boots(seen, lambda boot: boot.model_copy(update={"lost": 1}))
-
-
-def _on_the_screen(seen: TpmObservation) -> TpmObservation:
-    return _boots(seen, lambda boot: boot.model_copy(update={"screen": ("(initramfs)",)}))
-
-
-def _without_reasons(seen: TpmObservation) -> TpmObservation:
-    return _boots(seen, lambda boot: boot.model_copy(update={"reasons": ()}))
 
 
 def _state(case: str) -> State:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,6 +17,8 @@ from pytest_osgates.model import Contradiction, Model, Observation, Policy, Stat
 UNTAMPERED = "untampered"
 # What is typed first: nothing at all, and a word that a shell would answer. Neither is ever a passphrase.
 BLANK, PROBE = "blank", "shell probe"
+# The right ones.
+RIGHT, PIN = "right", "PIN"
 
 
 class PcrSource(Model):
@@ -33,7 +35,7 @@ class Tamper(Model):
     name: str
     title: str
     how: str
-    changes: tuple[Literal["disk", "variables", "tpm", "machine"], ...] = Field(min_length=1)
+    changes: tuple[Literal["disk", "variables", "tpm", "machine", "pin"], ...] = Field(min_length=1)
     sealed: Literal["tpm", "pcrs"]
     pcrs: tuple[PcrSource, ...] = ()
     needs: Literal["", "other_kernel", "other_loader"] = ""
@@ -43,6 +45,7 @@ class Tamper(Model):
     parameter: str = Field(default="", pattern=r"^[A-Za-z0-9_.,=:/ -]{0,200}$")
     after: Literal["login", "shell"] = "login"
     locked: bool = False
+    pin: Literal["", "wrong", "right"] = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -66,11 +69,18 @@ def required_tampers() -> tuple[str, ...]:
     return tuple(name for name, row in tampers().items() if row.required)
 
 
-class Outcome(StrEnum):
-    """What a boot came to before anything was typed."""
+@cache
+def pin_tampers() -> tuple[str, ...]:
+    """Those that every profile with a PIN resists as well, and no other can."""
+    return tuple(name for name, row in tampers().items() if row.pin)
 
-    UNLOCKED = "unlocked"  # the login prompt, and it asked for nothing
+
+class Outcome(StrEnum):
+    """What a boot came to before anything but PINs was typed."""
+
+    UNLOCKED = "unlocked"  # the login prompt, and it asked for no passphrase
     ASKED = "asked"  # the prompt for the passphrase
+    PIN = "asked for the PIN"  # and there was none left to be typed
     SHELL = "shell"  # commands are taken
     EMERGENCY = "emergency"  # it gave up without asking
     LOCKED = "locked"  # it gave up without asking, and nobody gets a shell
@@ -98,7 +108,8 @@ REFUSALS = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN, Answer.LOCKED})
 
 
 class Try(Model):
-    """A passphrase that was typed. `what`: blank, shell probe, wrong N, or right. `line`: by which it was decided.
+    """A passphrase or a PIN that was typed. `what`: blank, shell probe, wrong N, or right; of PINs: wrong PIN N, PIN.
+    `line`: by which it was decided.
     `early`: what decided it was there before anything was typed."""
 
     what: str
@@ -111,7 +122,8 @@ class Try(Model):
 class BootSeen(Model):
     """One boot without the guest channel. `at`: seconds after power-on; `reasons`: lines that say why the TPM did not
     unlock the disk; `screen`: lines on the screen that look like a shell, before the passphrase was typed; `lost`:
-    bytes of the console that nobody looked at."""
+    bytes of the console that nobody looked at; `pins`: typed at the prompt for the PIN; `bad_pin`, `lockout`: lines
+    that say that a PIN was wrong, that the TPM is in dictionary attack lockout."""
 
     role: Literal["untampered", "tampered", "undone"]
     outcome: Outcome
@@ -120,6 +132,9 @@ class BootSeen(Model):
     tries: tuple[Try, ...] = ()
     reasons: tuple[str, ...] = ()
     screen: tuple[str, ...] = ()
+    pins: tuple[Try, ...] = ()
+    bad_pin: str = ""
+    lockout: str = ""
     lost: int = 0
     records: str = ""
     console: tuple[str, ...] = ()
@@ -200,6 +215,10 @@ class TpmPolicy(Policy):
     passphrase: Typed = Field(default="", repr=False)
     passphrase_env: str = Field(default="OSGATES_PASSPHRASE", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     wrong: tuple[Typed, ...] = ()
+    pin: Typed = Field(default="", repr=False)
+    pin_env: str = Field(default="", pattern=r"^(?:[A-Za-z_][A-Za-z0-9_]*)?$")
+    wrong_pins: tuple[Typed, ...] = Field(default=("000000",), min_length=1)
+    pin_prompts: tuple[Regex, ...] = ()
     prompts: tuple[Regex, ...] = ()
     login: Regex | None = None
     reason: Literal["console", "journal"] = "console"
@@ -210,9 +229,16 @@ class TpmPolicy(Policy):
     settle_s: float = Field(default=60.0, ge=5)
     deadline_s: float = Field(default=900.0, gt=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_a_pin(cls, data: Any) -> Any:  # noqa: ANN401  (pydantic's signature)
+        if isinstance(data, dict) and "tampers" not in data and (data.get("pin") or data.get("pin_env")):
+            return {**data, "tampers": [*required_tampers(), *pin_tampers()]}
+        return data
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for field in ("pcrs", "tampers"):
+        for field in ("pcrs", "tampers", "wrong_pins"):
             entries = getattr(self, field)
             if len(set(entries)) < len(entries):
                 raise Contradiction("an entry is there twice", [(field,)])
@@ -226,6 +252,7 @@ class TpmPolicy(Policy):
                 f"no profile resists fewer than {', '.join(required_tampers())}; missing: {', '.join(missing)}",
                 [("tampers",)],
             )
+        self._check_pin()
         for tamper in (tampers()[name] for name in self.tampers):
             if tamper.needs and not getattr(self, tamper.needs):
                 raise Contradiction(
@@ -237,9 +264,36 @@ class TpmPolicy(Policy):
             raise Contradiction("a wrong passphrase is the right one", [("wrong",), ("passphrase",)])
         return self
 
+    def _check_pin(self) -> None:
+        asked = [name for name in self.tampers if tampers()[name].pin]
+        if self.has_pin and (missing := [name for name in pin_tampers() if name not in asked]):
+            raise Contradiction(
+                f"no profile with a PIN resists fewer than {', '.join(pin_tampers())} as well; missing: "
+                f"{', '.join(missing)}",
+                [("tampers",)],
+            )
+        if asked and not self.has_pin:
+            raise Contradiction(f"{asked[0]} is for a slot with a PIN: pin or pin_env names it", [("tampers",)])
+        if not self.has_pin:
+            return
+        if self.pin and self.pin in (self.passphrase, *self.wrong, *self.wrong_pins):
+            where = [("pin",), ("passphrase",), ("wrong_pins",)]
+            raise Contradiction("the PIN is a passphrase or a wrong one", where)
+        if self.passphrase and self.passphrase in self.wrong_pins:
+            raise Contradiction("no passphrase is typed at the PIN's prompt", [("wrong_pins",), ("passphrase",)])
+
+    @property
+    def has_pin(self) -> bool:
+        """Whether the TPM's slots want one."""
+        return bool(self.pin or self.pin_env)
+
     def rows(self) -> tuple[str, ...]:
         """The tests that make the gate."""
         return (*(f"{UNTAMPERED}-{number}" for number in range(1, self.untampered + 1)), *self.tampers)
+
+    def pin_guesses(self) -> tuple[str, ...]:
+        """The wrong PINs, by name."""
+        return tuple(f"wrong PIN {number}" for number in range(1, len(self.wrong_pins) + 1))
 
     def guesses(self) -> tuple[str, ...]:
         """What is typed before the right passphrase, by name."""

@@ -34,6 +34,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type
         " directory (default: osgates-demo-machine)",
     )  # fmt: skip
     parser.add_argument("--tpm", action="store_true", help="a whole machine, whose TPM opens its disk")
+    parser.add_argument("--pin", action="store_true", help="with --tpm: the TPM wants a PIN as well")
     parser.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="accelerator of that boot (default: auto)"
     )
@@ -62,6 +63,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
             f"the weakened disk {weak.name!r} is for the gate {weak.expects.gate}",
             remedy="leave --tpm out" if options.tpm else "add --tpm",
         )
+    if options.pin and (not options.tpm or weak is not None):
+        raise UsageError(
+            "only the sound machine of --tpm has a PIN", remedy="leave --weak out" if options.tpm else "add --tpm"
+        )
     output = (options.output or Path("osgates-demo-machine" if options.tpm else "osgates-demo.qcow2")).absolute()
     if output.is_dir() and not options.tpm:
         raise UsageError(f"{output} is a directory", remedy="give the name of a file")
@@ -73,7 +78,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if options.tpm:
             host = select(options.accel, None)
             host = replace(host, pace=measure_pace(host.qemu, host.accelerator))
-            machine = build_demo_machine(iso, output, progress, host, weak)
+            machine = build_demo_machine(iso, output, progress, host, weak, pin=options.pin)
             built = machine.disk
         else:
             built = build_demo_disk(iso, output, progress, weak)
@@ -83,6 +88,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         shown = f"(hexadecimal) {built.passphrase.hex()}"
     console.print(f"passphrase: {shown}", markup=False, soft_wrap=True)
     if options.tpm:
+        if options.pin:
+            console.print(f"PIN: {spec.pin}", markup=False, soft_wrap=True)
         pcrs = ", ".join(map(str, machine.token.pcrs)) or "none"
         console.print(f"bound to PCRs: {pcrs}", markup=False, soft_wrap=True)
     console.print(f"sha256: {built.sha256}", markup=False, soft_wrap=True)

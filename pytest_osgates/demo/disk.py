@@ -57,10 +57,16 @@ class BuiltDisk:
 
 
 def build_demo_disk(
-    iso: Path, output: Path, progress: ProgressCallback, variant: str | Variant | None = None, *, tpm: bool = False
+    iso: Path,
+    output: Path,
+    progress: ProgressCallback,
+    variant: str | Variant | None = None,
+    *,
+    tpm: bool = False,
+    pin: bool = False,
 ) -> BuiltDisk:
     """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so. With `tpm`, its
-    first boot enrols the machine's TPM.
+    first boot enrols the machine's TPM; with `pin` as well, with a PIN.
 
     A name that ends in ``.qcow2`` gets that format, any other a raw image.
 
@@ -83,7 +89,7 @@ def build_demo_disk(
         progress("writing the disk", 0.8)
         with open_root(iso) as root:
             members = unlock_members(
-                root, spec.luks.uuid, maker.env, _tpm(spec, weak) if tpm else None, with_shell=with_shell
+                root, spec.luks.uuid, maker.env, _tpm(spec, weak, pin=pin) if tpm else None, with_shell=with_shell
             )
         disk = maker.disk(maker.esp(esp, members), volume)
         if output.suffix == ".qcow2":
@@ -97,8 +103,8 @@ def build_demo_disk(
     return BuiltDisk(output, digest, size, maker.passphrase)
 
 
-def _tpm(spec: DiskFile, weak: Variant | None) -> TpmUnlock:
-    return TpmUnlock(spec.pcrs if weak is None or weak.enrol is None else weak.enrol)
+def _tpm(spec: DiskFile, weak: Variant | None, *, pin: bool) -> TpmUnlock:
+    return TpmUnlock(spec.pcrs if weak is None or weak.enrol is None else weak.enrol, pin)
 
 
 def _take_files(iso: Path, scratch: Path) -> tuple[Path, Path]:

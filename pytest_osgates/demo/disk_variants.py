@@ -75,6 +75,7 @@ class DiskFile(Strict):
 
     schema_: Literal[1] = Field(alias="schema")
     passphrase: str = Field(min_length=1)
+    pin: str = Field(min_length=4)
     recovery_key: str = Field(pattern=r"^(?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8}$")
     pcrs: tuple[Pcr, ...] = Field(min_length=1)
     esp_mib: int = Field(ge=40, le=1024)

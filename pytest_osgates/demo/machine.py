@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +45,7 @@ _SIGNS = tuple(
         ("enrolled", r"^The TPM was enrolled"),
         ("again", r"^The TPM is to unlock this disk .* once more: ?$"),
         ("asked", r"^Enter passphrase for \S+: ?$"),
+        ("new-pin", r"^The PIN without which the TPM is not to unlock this disk: ?$"),
     )
 )
 
@@ -59,30 +60,42 @@ class BuiltMachine:
 
 
 def build_demo_machine(
-    iso: Path, directory: Path, progress: ProgressCallback, host: Host, variant: str | Variant | None = None
+    iso: Path,
+    directory: Path,
+    progress: ProgressCallback,
+    host: Host,
+    variant: str | Variant | None = None,
+    *,
+    pin: bool = False,
 ) -> BuiltMachine:
     """Make disk, variables and TPM in the new `directory`, from the demo's `iso`. Boots once, unless
-    the variant has a TPM's slot from the start.
+    the variant has a TPM's slot from the start. With `pin`, the TPM wants the demo's PIN as well.
 
-    :raise UsageError: there is something in `directory` already, or no such variant.
+    :raise UsageError: there is something in `directory` already, or no such variant, or one whose slot nobody enrols.
     :raise OsgatesError: it cannot be made.
     """
     directory = directory.absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is there already, and not empty", remedy="give the name of a new directory")
+    spec = load_disk_file()
+    weak = spec.named(variant) if isinstance(variant, str) else variant
+    if pin and weak is not None and weak.tpm_pcrs is not None:
+        raise UsageError(f"the slot of {weak.name!r} is enrolled by nobody: it has no PIN", remedy="leave --pin out")
     with scratch_beside(directory) as scratch:
         home = Home.at(scratch / "machine")
         home.directory.mkdir(mode=0o755)
         disk = build_demo_disk(
-            iso, home.disk, lambda stage, done: progress(stage, (done or 0.0) / 3), variant, tpm=True
+            iso, home.disk, lambda stage, done: progress(stage, (done or 0.0) / 3), variant, tpm=True, pin=pin
         )
-        weak = load_disk_file().named(variant) if isinstance(variant, str) else variant
         if weak is None or weak.tpm_pcrs is None:
             progress("the first boot, in which the TPM is enrolled", 0.35)
-            _enrol(home, host, disk.passphrase.decode(), scratch / "records")
+            secrets = {"asked": disk.passphrase.decode(), "again": disk.passphrase.decode(), "new-pin": spec.pin}
+            _enrol(home, host, secrets, scratch / "records")
         else:
             _never_booted(home, scratch / "swtpm.log")
         token = tpm_token(home.disk)
+        if token.pin is not pin:
+            raise GuestFailed(f"the token of the TPM says that it wants {'a' if token.pin else 'no'} PIN")
         if directory.exists():
             directory.rmdir()
         shutil.move(home.directory, directory)
@@ -117,8 +130,10 @@ def tpm_token(disk: Path) -> Token:
     raise GuestFailed("the first boot said that it enrolled the TPM, and the disk has no token for one")
 
 
-def _enrol(home: Home, host: Host, passphrase: str, records: Path) -> None:
-    """:raise GuestTimeout: it does not get there.
+def _enrol(home: Home, host: Host, secrets: Mapping[str, str], records: Path) -> None:
+    """`secrets`: what is typed, by what is asked for.
+
+    :raise GuestTimeout: it does not get there.
     :raise GuestFailed: it says so, or the machine stops.
     :raise HostError: QEMU or swtpm died, or a tool is missing.
     """
@@ -127,6 +142,7 @@ def _enrol(home: Home, host: Host, passphrase: str, records: Path) -> None:
         talk = Dialogue(machine.serial, _SIGNS, machine.check)
         deadline = _SECONDS * host.pace
         heard = talk.wait(("failed", "asked"), deadline)
+        prompts = ("failed", "enrolled", "again", "new-pin", "asked")
         wanted = "asked"
         for _ in range(_TRIES):
             if heard is None or heard.name == "failed":
@@ -134,12 +150,12 @@ def _enrol(home: Home, host: Host, passphrase: str, records: Path) -> None:
             if heard.name == "enrolled":
                 return
             wanted = heard.name
-            talk.say(passphrase)
-            heard = talk.wait(("failed", "enrolled", "again", "asked"), _AGAIN_SECONDS * host.pace)
+            talk.say(secrets[wanted])
+            heard = talk.wait(prompts, _AGAIN_SECONDS * host.pace)
             while heard is None and machine.elapsed < deadline:
                 # Typed before anybody listened.
-                talk.say(passphrase)
-                heard = talk.wait(("failed", "enrolled", "again", "asked"), _AGAIN_SECONDS * host.pace)
+                talk.say(secrets[wanted])
+                heard = talk.wait(prompts, _AGAIN_SECONDS * host.pace)
         if heard is None:
             raise GuestTimeout(f"the first boot stood still (last seen: {wanted})")
         raise GuestFailed(f"the first boot did not enrol the TPM: {heard.line}")

@@ -73,18 +73,36 @@ if [ -n "$tpm" ]; then
     echo osgates-demo: the TPM did not unlock the disk: $said >/dev/kmsg
 fi
 """
+# cryptsetup asks for the PIN itself, on standard error: it must be seen.
+_BY_TPM_AND_PIN = """tpm=
+use cryptsetup luksDump "$disk" | grep -q systemd-tpm2 && tpm=enrolled
+if [ -n "$tpm" ]; then
+    if unlock --token-only --token-type systemd-tpm2 --tries 1; then
+        echo "The disk was unlocked by the TPM and the PIN."
+        exit 0
+    fi
+    echo "The TPM did not unlock the disk."
+    echo "osgates-demo: the TPM did not unlock the disk." >/dev/kmsg
+fi
+"""
 # The first boot: what it measured is what the disk is bound to.
 _ENROL = """if [ -z "$tpm" ]; then
     printf 'The TPM is to unlock this disk from now on. The passphrase once more: '
     IFS= read -r -s PASSWORD
     echo
     export PASSWORD
-    if use @ENROL@ --tpm2-device=auto --tpm2-pcrs=@PCRS@ "$disk"; then
+@PIN@    if use @ENROL@ --tpm2-device=auto --tpm2-pcrs=@PCRS@ @WITH_PIN@"$disk"; then
         echo "The TPM was enrolled."
     else
         echo "The TPM was not enrolled."
     fi
 fi
+"""
+# systemd-cryptenroll(1): $NEWPIN is the PIN to be enrolled.
+_NEW_PIN = """    printf 'The PIN without which the TPM is not to unlock this disk: '
+    IFS= read -r -s NEWPIN
+    echo
+    export NEWPIN
 """
 # Of a weakened disk.
 _SHELL = """    echo "Here is a shell to repair it with."
@@ -94,9 +112,11 @@ _SHELL = """    echo "Here is a shell to repair it with."
 
 @dataclass(frozen=True)
 class TpmUnlock:
-    """The first boot enrols the TPM, bound to `pcrs`; the next ones ask it."""
+    """The first boot enrols the TPM, bound to `pcrs`; the next ones ask it. With `pin`, the first boot asks for a PIN
+    to be enrolled, and the next ones for this PIN."""
 
     pcrs: tuple[int, ...]
+    pin: bool = False
 
 
 def unlock_members(
@@ -124,9 +144,12 @@ def unlock_members(
     modules = _modules(root)
     members |= {f"{DIRECTORY}/{name}": (0o644, data) for name, data in modules.items()}
     text = _TEXT
+    with_pin = tpm is not None and tpm.pin
     for word, value in (
-        ("@BEFORE@", "" if tpm is None else _BY_TPM),
+        ("@BEFORE@", "" if tpm is None else _BY_TPM_AND_PIN if with_pin else _BY_TPM),
         ("@AFTER@", "" if tpm is None else _ENROL),
+        ("@PIN@", _NEW_PIN if with_pin else ""),
+        ("@WITH_PIN@", "--tpm2-with-pin=yes " if with_pin else ""),
         ("@REFUSED@", _SHELL if with_shell else ""),
         ("@ENROL@", ENROL),
         ("@PCRS@", "" if tpm is None else "+".join(map(str, tpm.pcrs))),

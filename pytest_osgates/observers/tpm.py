@@ -7,7 +7,7 @@ proves nothing. What is seen comes from the serial console alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +46,9 @@ GLANCE_SECONDS = 5.0
 _MOST_GLANCES = 20
 _LINE = 300
 Role = Literal["untampered", "tampered", "undone"]
+Pins = Sequence[tuple[str, str]]
+# A shorter one is in other words.
+_SHORTEST_PIN = 4
 # In these the prompt is still there.
 _STILL_ASKED = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN})
 
@@ -78,10 +81,31 @@ def passphrase(policy: TpmPolicy) -> str:
             f"the passphrase of the installed disk is not known: the variable {policy.passphrase_env} is not set",
             remedy=f"set {policy.passphrase_env}, or write passphrase into [gate.tpm] of the distro profile",
         )
-    if text in (PROBE_TEXT, *policy.wrong) or not text.isprintable():
+    if text in (PROBE_TEXT, *policy.wrong, *(policy.wrong_pins if policy.has_pin else ())) or not text.isprintable():
         raise UsageError(
             "the passphrase of the installed disk is typed as a wrong one as well, or is not one line of text",
             remedy="correct passphrase and wrong in [gate.tpm] of the distro profile",
+        )
+    return text
+
+
+def pin(policy: TpmPolicy) -> str:
+    """What the slots for the TPM want as well; empty: the profile knows of no PIN.
+
+    :raise UsageError: nobody says, or it is one that is typed as a wrong one or as a passphrase.
+    """
+    if not policy.has_pin:
+        return ""
+    text = policy.pin or os.environ.get(policy.pin_env, "")
+    if not text:
+        raise UsageError(
+            f"the PIN of the installed disk is not known: the variable {policy.pin_env} is not set",
+            remedy=f"set {policy.pin_env}, or write pin into [gate.tpm] of the distro profile",
+        )
+    if text in (PROBE_TEXT, passphrase(policy), *policy.wrong, *policy.wrong_pins) or not text.isprintable():
+        raise UsageError(
+            "the PIN of the installed disk is a passphrase, or typed as a wrong one as well, or not one line of text",
+            remedy="correct pin, wrong_pins and wrong in [gate.tpm] of the distro profile",
         )
     return text
 
@@ -186,11 +210,12 @@ def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tu
     """Boots until every guess was refused and the passphrase was tried, then one with the tamper undone."""
     with_tpm = tamper.how != "no-tpm"
     with_rom = tamper.how == "add-option-rom"
+    pins = row.phrases.pins(tamper.pin or "right")
     pending = dict(row.phrases.guesses)
     found: list[BootSeen] = []
     # Each boot gets on by one guess at least, or is the last one.
     for _ in range(len(pending) + 1):
-        boot = boots.asked(pending, with_tpm=with_tpm, with_rom=with_rom)
+        boot = boots.asked(pending, pins, with_tpm=with_tpm, with_rom=with_rom)
         found.append(boot)
         if tamper.locked and boot.outcome is Outcome.LOCKED and not boot.screen:
             break
@@ -208,6 +233,8 @@ def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tu
 
 def _goes_on(boot: BootSeen, tamper: Tamper) -> bool:
     """Whether there is anything to learn from what follows."""
+    if any(attempt.answer not in (*_STILL_ASKED, Answer.LOCKED) for attempt in boot.pins):
+        return False
     return bool(boot.tries) and all(
         attempt.answer in (*_STILL_ASKED, Answer.LOCKED) or (attempt.what == "right" and opened(attempt, tamper))
         for attempt in boot.tries
@@ -255,15 +282,16 @@ class _Boots:
         self._stage = ""
 
     def untouched(self, role: Role, *, with_tpm: bool) -> BootSeen:
-        """Nothing is typed."""
-        with self._machine(role, with_tpm=with_tpm) as (machine, talk, glances):
+        """Nothing is typed but the PIN, once."""
+        pins = self._row.phrases.pins(once=True)
+        with self._machine(role, pins, with_tpm=with_tpm) as (machine, talk, glances):
             outcome, line = talk.outcome()
             glances.end()
             return self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
 
-    def asked(self, guesses: dict[str, str], *, with_tpm: bool, with_rom: bool = False) -> BootSeen:
-        """`guesses` are typed as long as it asks, then the passphrase."""
-        with self._machine("tampered", with_tpm=with_tpm, with_rom=with_rom) as (machine, talk, glances):
+    def asked(self, guesses: dict[str, str], pins: Pins = (), *, with_tpm: bool, with_rom: bool = False) -> BootSeen:
+        """`pins` are typed as long as it asks for one, `guesses` as long as it asks for the passphrase, then that."""
+        with self._machine("tampered", pins, with_tpm=with_tpm, with_rom=with_rom) as (machine, talk, glances):
             outcome, line = talk.outcome()
             at = machine.elapsed
             tries: list[Try] = []
@@ -286,7 +314,7 @@ class _Boots:
 
     @contextmanager
     def _machine(
-        self, role: Role, *, with_tpm: bool, with_rom: bool = False
+        self, role: Role, pins: Pins, *, with_tpm: bool, with_rom: bool = False
     ) -> Iterator[tuple[Machine, Talk, _Glances]]:
         row = self._row
         self._stage = f"booting, {role}"
@@ -303,26 +331,34 @@ class _Boots:
             def left() -> float:
                 return self._deadline - machine.elapsed
 
-            yield machine, Talk(machine.serial, row.policy, alive, left, row.host.pace), glances
+            yield machine, Talk(machine.serial, row.policy, alive, left, row.host.pace, pins), glances
 
     def _seen(
         self, role: Role, machine: Machine, talk: Talk, came_to: tuple[Outcome, str, float], tries: tuple[Try, ...]
     ) -> BootSeen:
         outcome, line, at = came_to
         _shoot(machine)
-        secret = self._row.phrases.right
-        lines = strip_escapes(machine.serial.tail(1 << 16)).replace(secret, "(the passphrase)").splitlines()
+        lines = self._without_secrets(strip_escapes(machine.serial.tail(1 << 16))).splitlines()
         return BootSeen(
             role=role,
             outcome=outcome,
-            line=line.replace(secret, "(the passphrase)"),
+            line=self._without_secrets(line),
             at=round(at, 1),
-            tries=tuple(
-                attempt.model_copy(update={"line": attempt.line.replace(secret, "(the passphrase)")})
-                for attempt in tries
-            ),
+            tries=self._told(tries),
+            pins=self._told(talk.pins),
             reasons=talk.reasons,
+            bad_pin=talk.said("bad-pin"),
+            lockout=talk.said("lockout"),
             lost=talk.lost,
             records=f"machines/{machine.records.name}",
             console=tuple(printable(text, _LINE) for text in lines[-CONSOLE_LINES:]),
         )
+
+    def _told(self, tries: Sequence[Try]) -> tuple[Try, ...]:
+        return tuple(attempt.model_copy(update={"line": self._without_secrets(attempt.line)}) for attempt in tries)
+
+    def _without_secrets(self, text: str) -> str:
+        """What a guest echoed."""
+        phrases = self._row.phrases
+        text = text.replace(phrases.right, "(the passphrase)")
+        return text.replace(phrases.pin, "(the PIN)") if len(phrases.pin) >= _SHORTEST_PIN else text

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pytest_osgates.checks.tpm_model import BLANK, PROBE, Answer, Outcome, TpmPolicy, Try
+from pytest_osgates.checks.tpm_model import BLANK, PIN, PROBE, Answer, Outcome, TpmPolicy, Try
 from pytest_osgates.data import load
 from pytest_osgates.vm.dialogue import Dialogue, Heard, Line, Sign
 from pytest_osgates.vm.errors import GuestFailed
@@ -18,8 +18,16 @@ PROBE_TEXT = "echo osgates-$((6*7))"
 _PROBE_ANSWER = Sign("shell", re.compile(r"(?:^|\s)osgates-42(?:\s|$)"))
 # After which nothing but a new boot leads to a prompt.
 _CORNER = frozenset({"locked", "password", "emergency"})
-_FIRST = ("shell", "login", "locked", "password", "emergency", "stopped", "prompt")
-_AFTER = ("shell", "login", "locked", "password", "emergency", "stopped", "refused", "prompt")
+_ENDS = ("shell", "login", "locked", "password", "emergency", "stopped")
+# What it asks for: never is the one typed at the other's prompt.
+_PROMPTS = ("pin", "prompt")
+_FIRST = (*_ENDS, *_PROMPTS)
+_AFTER = (*_ENDS, "refused", *_PROMPTS)
+_PIN_REFUSED = ("bad-pin", "lockout", "reason")
+# At a prompt for the PIN that does not go away.
+_MOST_PINS = 10
+# Until a line without its newline is looked at (`Dialogue`), and a little more.
+STAND_SECONDS = 1.5
 _RIGHT = {"shell": Answer.SHELL, "login": Answer.OPENED, "refused": Answer.REFUSED, "stopped": Answer.STOPPED}
 # Whoever asks throws away what was typed before it turned the echo off: typed again, where nothing came of it.
 AGAIN_SECONDS = 60.0
@@ -29,7 +37,7 @@ CORNER_SECONDS = 20.0
 
 
 # What the journal is asked, and how its end is told from the echo of the command.
-_JOURNAL = "journalctl --boot --no-pager --output=cat | grep -i -e tpm -e unseal | tail -n 200"
+_JOURNAL = "journalctl --boot --no-pager --output=cat | grep -i -e tpm -e unseal -e lockout -e pin\\. | tail -n 200"
 _JOURNAL_END = "echo osgates-journal-$((6*7))"
 _LOGIN_SIGNS = (
     Sign("end", re.compile(r"^osgates-journal-42$")),
@@ -53,13 +61,22 @@ class Phrases:
 
     guesses: dict[str, str] = field(repr=False)
     right: str = field(repr=False)
+    pin: str = field(default="", repr=False)
+    wrong_pins: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, policy: TpmPolicy, right: str) -> Phrases:
+    def of(cls, policy: TpmPolicy, right: str, pin: str = "") -> Phrases:
         """As the profile says."""
         texts = {PROBE: PROBE_TEXT, BLANK: ""}
         texts |= {f"wrong {number}": text for number, text in enumerate(policy.wrong, 1)}
-        return cls(texts, right)
+        return cls(texts, right, pin, tuple(zip(policy.pin_guesses(), policy.wrong_pins, strict=True)))
+
+    def pins(self, which: str = "right", *, once: bool = False) -> tuple[tuple[str, str], ...]:
+        """PINs to be typed one after the other, by name, as long as one is asked for. None where there is no PIN."""
+        if not self.pin:
+            return ()
+        words = self.wrong_pins if which == "wrong" else ((PIN, self.pin),)
+        return words if once else (*words, *words[-1:] * (_MOST_PINS - len(words)))
 
 
 def signs(policy: TpmPolicy) -> tuple[Sign, ...]:
@@ -71,16 +88,27 @@ def signs(policy: TpmPolicy) -> tuple[Sign, ...]:
         rows.insert(place, Sign("login", re.compile(policy.login)))
     place = next(number for number, sign in enumerate(rows) if sign.name == "prompt")
     rows[place:place] = [Sign("prompt", re.compile(text)) for text in policy.prompts]
+    place = next(number for number, sign in enumerate(rows) if sign.name == "pin")
+    rows[place:place] = [Sign("pin", re.compile(text)) for text in policy.pin_prompts]
     return (_PROBE_ANSWER, *_LOGIN_SIGNS, *rows)
 
 
 class Talk:
     """With one machine. `alive` raises GuestFailed once the guest is gone, and HostError where that is the host's
-    fault; `left`: seconds until the boot's deadline; `patience`: how much longer everything takes here."""
+    fault; `left`: seconds until the boot's deadline; `patience`: how much longer everything takes here; `pins`: what
+    is typed, by name, where a PIN is asked for."""
 
     def __init__(
-        self, console: Line, policy: TpmPolicy, alive: Callable[[], None], left: Callable[[], float], patience: float
+        self,
+        console: Line,
+        policy: TpmPolicy,
+        alive: Callable[[], None],
+        left: Callable[[], float],
+        patience: float,
+        pins: Sequence[tuple[str, str]] = (),
     ) -> None:
+        self._words = list(pins)
+        self._tried: list[Try] = []
         self._left = left
         self._patience = patience
         self._settle = policy.settle_s * patience
@@ -88,7 +116,7 @@ class Talk:
         self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))
         self._gone = ""
         self._early: tuple[Heard, ...] = ()
-        self._journal: tuple[str, ...] | None = None
+        self._journal: dict[str, str] | None = None
 
     @property
     def lost(self) -> int:
@@ -98,18 +126,29 @@ class Talk:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the TPM did not unlock the disk, in the guest's words."""
+        line = self.said("reason")
+        return (line,) if line else ()
+
+    @property
+    def pins(self) -> tuple[Try, ...]:
+        """PINs that were typed."""
+        return tuple(self._tried)
+
+    def said(self, name: str) -> str:
+        """A line with this sign, where the reason is to be looked for; empty: none."""
         if self._journal is not None:
-            return self._journal
-        heard = self._dialogue.ever.get("reason")
-        return () if heard is None else (heard.line,)
+            return self._journal.get(name, "")
+        heard = self._dialogue.ever.get(name)
+        return "" if heard is None else heard.line
 
     def outcome(self) -> tuple[Outcome, str]:
-        """What the boot comes to by itself, and the line that says so."""
-        heard = self._wait(_FIRST, self._left())
+        """What the boot comes to by itself, or once PINs were typed that it asked for, and the line that says so."""
+        heard = self._through_pins(self._wait(_FIRST, self._left()))
         if heard is None:
             return (Outcome.ENDED, self._gone) if self._gone else (Outcome.TIMEOUT, "")
         if heard.name in _CORNER:
             answer, line = self._corner(heard)
+            self._tried[-1:] = [last.model_copy(update={"answer": answer, "line": line}) for last in self._tried[-1:]]
             outcomes = {
                 Answer.SHELL: (Outcome.SHELL, line),
                 # Enter has made it go on.
@@ -122,10 +161,13 @@ class Talk:
             "login": Outcome.UNLOCKED,
             "stopped": Outcome.STOPPED,
             "prompt": Outcome.ASKED,
+            "pin": Outcome.PIN,
         }[heard.name], heard.line
 
     def guess(self, what: str, text: str) -> Try:
         """Type a wrong passphrase at the prompt."""
+        if (stuck := self._not_asked(what)) is not None:
+            return stuck
         begun = time.monotonic()
         heard = self._type(text)
         answer, line = self._decided(heard)
@@ -133,8 +175,10 @@ class Talk:
 
     def unlock(self, text: str) -> Try:
         """Type the passphrase, and wait for the login. One that was there before is no work of the passphrase's."""
+        if (stuck := self._not_asked("right")) is not None:
+            return stuck
         begun = time.monotonic()
-        heard = self._type(text, ignoring=("prompt",))
+        heard = self._type(text, ignoring=_PROMPTS)
         if self._early:
             answer = Answer.SHELL if self._early[0].name == "shell" else Answer.EARLY
             return Try(what="right", answer=answer, line=self._early[0].line, early=True)
@@ -153,7 +197,7 @@ class Talk:
 
     def ask_journal(self, login: Login) -> None:
         """Once the login is there: from here on it is the journal that must say why."""
-        self._journal = ()
+        self._journal = {}
         if not self._say(login.user, forget=True):
             return
         heard = self._wait(("incorrect", "secret", "shell"), self._settle)
@@ -166,8 +210,68 @@ class Talk:
         heard = self._wait(("end", "incorrect", "secret"), self._settle)
         if heard is not None and heard.name == "secret" and self._say(login.password):
             self._wait(("end", "incorrect"), self._settle)
-        if (found := self._dialogue.heard("reason")) is not None:
-            self._journal = (found.line,)
+        for name in _PIN_REFUSED:
+            if (found := self._dialogue.heard(name)) is not None:
+                self._journal[name] = found.line
+
+    # -- PINs
+
+    def _asked(self) -> Heard | None:
+        """What it asks for now: by the prompt that came last, and stands."""
+        if self._dialogue.latest(("pin",)) is not None:
+            self._wait((), STAND_SECONDS)
+        return self._dialogue.latest(_PROMPTS)
+
+    def _through_pins(self, heard: Heard | None) -> Heard | None:
+        """Type PINs as long as one is asked for. What came in the end; the prompt for the PIN: there is none left."""
+        while heard is not None and heard.name in _PROMPTS:
+            heard = self._asked() or heard
+            if heard.name != "pin" or not self._words:
+                break
+            heard = self._try_pin(*self._words.pop(0))
+        return heard
+
+    def _try_pin(self, what: str, text: str) -> Heard | None:
+        begun = time.monotonic()
+        heard = self._type(text, ignoring=("refused",))
+        answer = Answer.TIMEOUT
+        if heard is not None and heard.name in _PROMPTS:
+            answer = Answer.REFUSED
+            heard = self._asked() or heard
+            if heard.name == "pin" and all(self._dialogue.heard(name) is None for name in _PIN_REFUSED):
+                # It may only have been written anew, while the PIN is still tried.
+                then = self._wait((*_ENDS, *_PIN_REFUSED, "prompt"), self._settle)
+                if then is None:
+                    answer = Answer.ASKED_AGAIN
+                elif then.name in _ENDS:
+                    heard = then
+        if heard is None or (self._gone and heard.name in _PROMPTS):
+            answer, line = (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, "")
+            heard = None
+        else:
+            line = heard.line
+            if heard.name in _ENDS:
+                ends = {"shell": Answer.SHELL, "login": Answer.OPENED, "stopped": Answer.STOPPED}
+                answer = ends.get(heard.name, Answer.TIMEOUT)
+        if self._early:
+            answer = Answer.SHELL if self._early[0].name == "shell" else Answer.EARLY
+            line = self._early[0].line
+        seconds = round(time.monotonic() - begun, 1)
+        self._tried.append(Try(what=what, answer=answer, line=line, seconds=seconds, early=bool(self._early)))
+        return heard
+
+    def _not_asked(self, what: str) -> Try | None:
+        """Why no passphrase can be typed: it asks for the PIN, and goes on; or something else has come."""
+        asked = self._asked()
+        if asked is None or asked.name == "prompt":
+            return None
+        heard = self._through_pins(asked)
+        if heard is not None and heard.name == "prompt":
+            return None
+        if heard is not None and heard.name == "pin":
+            return Try(what=what, answer=Answer.TIMEOUT, line=heard.line)
+        answer, line = self._decided(heard)
+        return Try(what=what, answer=answer, line=line)
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -199,8 +303,8 @@ class Talk:
             if then is None:
                 return (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, heard.line)
             heard = then
-        elif heard.name == "prompt":
-            then = self._wait(tuple(name for name in _AFTER if name != "prompt"), self._settle)
+        elif heard.name in _PROMPTS:
+            then = self._wait(tuple(name for name in _AFTER if name not in _PROMPTS), self._settle)
             if then is None:
                 return (Answer.ENDED, self._gone) if self._gone else (Answer.ASKED_AGAIN, heard.line)
             if then.name != "refused":
@@ -212,6 +316,7 @@ class Talk:
             "login": Answer.OPENED,
             "stopped": Answer.STOPPED,
             "prompt": Answer.REFUSED,
+            "pin": Answer.REFUSED,
         }[heard.name], heard.line
 
     def _corner(self, heard: Heard) -> tuple[Answer, str]:

@@ -86,6 +86,15 @@ class Workshop:
         tpm.clear(self.home.tpm, self.log, self.patience)
         return (Change(what="tpm", before=before, after=self.home.digests()["tpm"]),)
 
+    def lock_out_tpm(self) -> tuple[Change, ...]:
+        before = self.home.digests()["tpm"]
+        tpm.lock_out(self.home.tpm, self.log, self.patience)
+        return (Change(what="tpm", before=before, after=self.home.digests()["tpm"]),)
+
+    def type_wrong_pins(self) -> tuple[Change, ...]:
+        """The rest is typed: see `Tamper.pin`."""
+        return (Change(what="pin", before="the PIN", after="another one"),)
+
     def other_machine(self) -> tuple[Change, ...]:
         files = find_firmware(self.firmware)
         if files is None:
@@ -233,6 +242,8 @@ _WAYS: Mapping[str, Callable[[Workshop], tuple[Change, ...]]] = {
     "new-tpm": Workshop.new_tpm,
     "no-tpm": Workshop.no_tpm,
     "clear-tpm": Workshop.clear_tpm,
+    "lock-out-tpm": Workshop.lock_out_tpm,
+    "type-wrong-pins": Workshop.type_wrong_pins,
     "other-machine": Workshop.other_machine,
     "secure-boot-off": Workshop.secure_boot_off,
     "replace-keys": Workshop.replace_keys,

@@ -35,9 +35,19 @@ def machine(demo_iso: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home.at(directory)
 
 
-def profile(gates: Gates, *, pcrs: str = "[4, 7, 8, 9]", more: tuple[str, ...] = ()) -> Path:
+@pytest.fixture(scope="session")
+def pin_machine(demo_iso: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """As `osgates demo-disk --tpm --pin` makes it."""
+    directory = tmp_path_factory.mktemp("tpm-pin") / "machine"
+    assert main(["demo-disk", "--tpm", "--pin", "--iso", str(demo_iso), "-o", str(directory)]) == 0
+    return Home.at(directory)
+
+
+def profile(
+    gates: Gates, *, pcrs: str = "[4, 7, 8, 9]", more: tuple[str, ...] = (), built_in_name: str = "demo-tpm"
+) -> Path:
     """The gate `tpm` alone, with more tampers."""
-    built_in = loader.find("demo-tpm").read_text()
+    built_in = loader.find(built_in_name).read_text()
     head, _, section = built_in.partition("[gate.luks]")
     section = "[gate.tpm]" + section.partition("[gate.tpm]")[2]
     required = json.dumps([*(row for row in ROWS if not row.startswith("untampered")), *more])
@@ -122,6 +132,68 @@ def test_each_weakness_is_found(name: str, gates: Gates, demo_iso: Path) -> None
     outcome = gates.run("--iso", demo_iso, "--iso-disk", made.home.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
     assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == "FAIL"
     assert outcome.findings("tpm") == {(weak.expects.rule, row)}
+    assert outcome.status == 1
+
+
+# Slow, all of them: the machine takes a boot of its own.
+pin_worker = pytest.mark.xdist_group("tpm-pin-machine")
+
+
+@pin_worker
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["untampered-1", "wrong-pin", "pin-lockout", "fresh", "command-line-edited"])
+def test_the_machine_with_a_pin_passes_each_row(row: str, gates: Gates, demo_iso: Path, pin_machine: Home) -> None:
+    before = pin_machine.disk.read_bytes(), pin_machine.digests()
+    distro = profile(gates, more=("wrong-pin", "pin-lockout"), built_in_name="demo-tpm-pin")
+    disk = ("--iso-disk", pin_machine.disk)
+    outcome = gates.run("--iso", demo_iso, *disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
+    assert outcome.findings("tpm") == set()
+    gate = outcome.verdicts["gates"]["tpm"]
+    assert gate["rows"][row]["verdict"] == "PASS"
+    assert all(control["caught"] for control in gate["controls"])
+    assert (pin_machine.disk.read_bytes(), pin_machine.digests()) == before
+    assert outcome.root is not None
+    seen = json.loads((outcome.root / f"observations/tpm/{row}.json").read_text())
+    assert all(slot["pin"] for slot in seen["slots"])
+    typed = [(boot["role"], pin["what"], pin["answer"]) for boot in seen["boots"] for pin in boot["pins"]]
+    # The last boot opens to the PIN.
+    assert typed[-1] == (seen["boots"][-1]["role"], "PIN", "opened")
+    if row == "wrong-pin":
+        assert typed[0] == ("tampered", "wrong PIN 1", "refused")
+
+
+@pin_worker
+@pytest.mark.slow
+def test_a_pin_that_is_not_the_machines(gates: Gates, demo_iso: Path, pin_machine: Home) -> None:
+    """What a profile calls the PIN opens nothing."""
+    distro = profile(gates, more=("wrong-pin", "pin-lockout"), built_in_name="demo-tpm-pin")
+    distro.write_text(distro.read_text().replace("8462-demo", "8462-other"))
+    disk = ("--iso-disk", pin_machine.disk)
+    outcome = gates.run("--iso", demo_iso, *disk, "--iso-distro", distro, "-k", "tpm[untampered-1]")
+    assert outcome.findings("tpm") == {("asked", "untampered-1")}
+    assert outcome.status == 1
+
+
+@pin_worker
+@pytest.mark.slow
+def test_a_wrong_pin_that_opens_is_found(gates: Gates, demo_iso: Path, pin_machine: Home) -> None:
+    """The machine's own PIN, which the profile calls wrong."""
+    distro = profile(gates, more=("wrong-pin", "pin-lockout"), built_in_name="demo-tpm-pin")
+    distro.write_text(distro.read_text().replace('"8462-demo"', '"8462-other"\nwrong_pins = ["8462-demo"]'))
+    disk = ("--iso-disk", pin_machine.disk)
+    outcome = gates.run("--iso", demo_iso, *disk, "--iso-distro", distro, "-k", "tpm[wrong-pin]")
+    assert ("wrong-pin-opens", "wrong-pin") in outcome.findings("tpm")
+    assert outcome.verdicts["gates"]["tpm"]["rows"]["wrong-pin"]["verdict"] == "FAIL"
+    assert outcome.status == 1
+
+
+@one_worker
+@pytest.mark.slow
+def test_a_machine_that_asks_for_no_pin_fails_a_profile_with_one(gates: Gates, demo_iso: Path, machine: Home) -> None:
+    distro = profile(gates, more=("wrong-pin", "pin-lockout"), built_in_name="demo-tpm-pin")
+    disk = ("--iso-disk", machine.disk)
+    outcome = gates.run("--iso", demo_iso, *disk, "--iso-distro", distro, "-k", "tpm[untampered-1]")
+    assert {rule for rule, _ in outcome.findings("tpm")} == {"no-pin", "pin-not-asked"}
     assert outcome.status == 1
 
 

@@ -37,6 +37,15 @@ def test_each_tamper_is_a_row_of_its_own(bench: Bench) -> None:
     assert "correct horse" not in (done.root / "observations/tpm/fresh.json").read_text()
 
 
+def test_rows_of_a_pin_are_rows_of_the_gate(bench: Bench) -> None:
+    bench.profile(PROFILE + 'pin = "7531-pin"\n')
+    bench.tests(TESTS.replace("row(os_case)", "pin_row(os_case)"))
+    done = bench.run().check_manifest()
+    assert done.status == 0, done.output
+    assert done.row_verdicts("tpm") == dict.fromkeys((*ROWS, "wrong-pin", "pin-lockout"), "PASS")
+    assert "7531-pin" not in (done.root / "observations/tpm/wrong-pin.json").read_text()
+
+
 def test_a_row_that_was_not_run_leaves_the_gate_not_proven(bench: Bench) -> None:
     bench.profile(PROFILE)
     bench.tests(TESTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_osgates.checks.tpm_model import (
+    PIN,
     Answer,
     BootSeen,
     Change,
@@ -19,6 +20,8 @@ from pytest_osgates.model import State
 
 PASSPHRASE = "correct horse"
 TPM_POLICY = TpmPolicy(pcrs=(4, 7, 8, 9), passphrase=PASSPHRASE)
+PIN_TEXT = "7531-pin"
+PIN_POLICY = TpmPolicy(pcrs=(4, 7, 8, 9), passphrase=PASSPHRASE, pin=PIN_TEXT)
 SLOT = TpmSlot(subject="partition 2, token 1", pcrs=(4, 7, 8, 9), bank="sha256")
 
 
@@ -43,6 +46,30 @@ def boot(role: Any = "tampered", outcome: Outcome = Outcome.ASKED, **changes: An
         **changes,
     }
     return BootSeen(**fields)
+
+
+PIN_SLOT = SLOT.model_copy(update={"pin": True})
+
+
+def pin(answer: Answer = Answer.REFUSED, what: str = PIN, **changes: Any) -> Try:
+    """A PIN that was typed."""
+    return Try(**{"what": what, "answer": answer, "line": "a line", "seconds": 5.0, **changes})
+
+
+def pin_row(case: str, **changes: Any) -> TpmObservation:
+    """A row of a sound machine whose TPM wants a PIN."""
+    tamper = tamper_of(case)
+    opened = {"pins": (pin(Answer.OPENED),)}
+    if tamper is None:
+        made = row(case, boots=(boot("untampered", Outcome.UNLOCKED, **opened),))
+    else:
+        shown = {
+            "wrong": {"pins": (pin(what="wrong PIN 1"),), "bad_pin": "Bad PIN."},
+            "right": {"pins": (pin(),), "lockout": "TPM is in dictionary attack lock-out mode."},
+        }
+        tampered = boot(**shown.get(tamper.pin, {"pins": (pin(),)}))
+        made = row(case, boots=(tampered, *((boot("undone", Outcome.UNLOCKED, **opened),) if tamper.undo else ())))
+    return made.model_copy(update={"slots": (PIN_SLOT,), **changes})
 
 
 def row(case: str, **changes: Any) -> TpmObservation:

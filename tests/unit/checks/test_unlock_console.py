@@ -37,6 +37,13 @@ REAL = {
         "cryptsetup: ERROR: vda3_crypt: cryptsetup failed, bad password or options?",
         "systemd-cryptsetup[312]: Failed to activate with specified passphrase. (Passphrase incorrect?)",
     ],
+    "pin": [
+        "\U0001f510 Please enter TPM2 PIN: ",
+        "\U0001f510 Please enter LUKS2 token PIN: (press TAB for no echo) ",
+        "Enter token PIN: ",
+        "Enter token 0 PIN: ",
+        "TPM2 PIN: ",
+    ],
     "prompt": [
         "Enter passphrase for /dev/disk/by-uuid/05c0de01-0000-4000-8000-000000000002: ",
         "\U0001f510 Please enter passphrase for disk QEMU_HARDDISK (root): (press TAB for no echo) ",
@@ -49,6 +56,23 @@ REAL = {
         "Failed to unseal secret using TPM2: No such device or address",
         "TPM policy does not match current system state. Either system has been tempered with or policy out-of-date",
         "No TPM2 hardware discovered and EFI firmware does not see it either, falling back to traditional unlocking.",
+    ],
+    "bad-pin": [
+        "Bad PIN.",
+        "No token could be unlocked with this PIN.",
+        "TPM2 PIN unlock failed, falling back to traditional unlocking.",
+        (
+            "Failed to open session in TPM: tpm:session(1):the authorization HMAC check failed and DA counter"
+            " incremented"
+        ),
+    ],
+    "lockout": [
+        "TPM is in dictionary attack lock-out mode.",
+        "TPM2 device is in dictionary attack lockout mode.",
+        (
+            "tpm:warn(2.0): authorizations for objects subject to DA protection are not allowed at this time because"
+            " the TPM is in DA lockout mode"
+        ),
     ],
 }
 INNOCENT = [
@@ -63,6 +87,10 @@ INNOCENT = [
     "### 42 % ###",
     "user@host: see the manual",
     "GNU GRUB  version 2.12",
+    "Token 0 (systemd-tpm2) requires PIN.",
+    "pinctrl core: initialized pinctrl subsystem",
+    "PIN querying disabled via 'headless' option.",
+    "The kernel is in lockdown mode",
 ]
 
 
@@ -77,6 +105,8 @@ def test_real_lines(sign: str, line: str) -> None:
         assert "shell" not in found(line)
     if sign != "login":
         assert "login" not in found(line)
+    # Never is a passphrase typed at the PIN's prompt, or the PIN at the passphrase's.
+    assert not {"pin", "prompt"} <= found(line)
 
 
 @pytest.mark.parametrize("line", INNOCENT)

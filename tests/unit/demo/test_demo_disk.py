@@ -22,6 +22,7 @@ from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.disk.contents import looks_random
 from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.profiles import loader
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.host import Host
 
@@ -107,6 +108,17 @@ def test_the_script_asks_the_tpm_first_and_enrols_it_once() -> None:
     # Where this cryptsetup looks for it, and through no link of the initrd.
     assert [name for name in members if name.endswith(PLUGIN) and name.startswith("usr/lib")]
     assert "--tpm2-pcrs= " in initrd_script(TpmUnlock(()))[0]
+    assert "PIN" not in text
+
+
+def test_the_script_asks_for_the_pin_and_knows_it_not() -> None:
+    text, _ = initrd_script(TpmUnlock((4, 7), pin=True))
+    assert text.index("--token-only --token-type systemd-tpm2 --tries 1") < text.index("until unlock --tries 1")
+    assert "--tpm2-pcrs=4+7 --tpm2-with-pin=yes" in text
+    assert text.index("export NEWPIN") < text.index("--tpm2-with-pin=yes")
+    assert load_disk_file().pin not in text
+    # Its prompt is written to standard error.
+    assert "2>&1" not in text
 
 
 def test_weakened_machines_are_for_the_gate_tpm() -> None:
@@ -116,7 +128,13 @@ def test_weakened_machines_are_for_the_gate_tpm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--tpm", "--weak", "luks1"], "leave --tpm out"), (["--weak", "tpm-blank"], "add --tpm")]
+    ("arguments", "said"),
+    [
+        (["--tpm", "--weak", "luks1"], "leave --tpm out"),
+        (["--weak", "tpm-blank"], "add --tpm"),
+        (["--pin"], "add --tpm"),
+        (["--tpm", "--pin", "--weak", "tpm-blank"], "leave --weak out"),
+    ],
 )
 def test_a_weakness_of_the_other_gate(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo-disk", *arguments]) == 4
@@ -128,3 +146,14 @@ def test_a_machine_is_made_in_a_new_directory(tmp_path: Path) -> None:
     (tmp_path / "here/file").touch()
     with pytest.raises(UsageError, match="is there already, and not empty"):
         build_demo_machine(tmp_path / "iso", tmp_path / "here", lambda stage, done: None, cast("Host", None))
+    with pytest.raises(UsageError, match="enrolled by nobody"):
+        build_demo_machine(
+            tmp_path / "iso", tmp_path / "new", lambda stage, done: None, cast("Host", None), "tpm-blank", pin=True
+        )
+
+
+def test_the_profile_of_the_machine_knows_its_secrets() -> None:
+    spec = load_disk_file()
+    policy = loader.load(loader.find("demo-tpm-pin")).policy("tpm")
+    assert (policy.pin, policy.passphrase, policy.pcrs) == (spec.pin, spec.passphrase, spec.pcrs)
+    assert {"wrong-pin", "pin-lockout"} < set(policy.rows())

@@ -21,7 +21,7 @@ from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
 from pytest_osgates.vm.spec import Firmware, MachineSpec
-from tests.unit.tpm_samples import PASSPHRASE, SLOT, TPM_POLICY
+from tests.unit.tpm_samples import PASSPHRASE, PIN_POLICY, PIN_SLOT, PIN_TEXT, SLOT, TPM_POLICY
 
 HOST = Host(Qemu("qemu", (7, 2, 0), "QEMU"), TCG, Probe(KVM, False, "none"))
 
@@ -56,9 +56,11 @@ class Script:
     """What each boot comes to; `answers` of a boot: for each word typed, by its name; else it is refused or opens."""
 
     outcomes: list[Outcome]
+    says: str = field(default="", kw_only=True)
     answers: list[dict[str, Answer]] = field(default_factory=list)
     seen: list[tuple[str, bool, dict[str, str]]] = field(default_factory=list)
     journal: int = 0
+    pins: list[tuple[tuple[str, str], ...]] = field(default_factory=list)
     typed: list[tuple[int, str, str]] = field(default_factory=list)
 
 
@@ -68,7 +70,8 @@ class ScriptedTalk:
     script: Script
     lost = 0
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *given: Any) -> None:
+        self.script.pins.append(tuple(given[5]))
         self.number = len(self.script.seen) - 1
         answers = self.script.answers
         self.answers = answers[self.number] if self.number < len(answers) else {}
@@ -76,6 +79,16 @@ class ScriptedTalk:
     @property
     def reasons(self) -> tuple[str, ...]:
         return ("because",)
+
+    @property
+    def pins(self) -> tuple[Try, ...]:
+        """The first of them: it opens, or leads to the passphrase."""
+        opens = self.script.outcomes[self.number] is Outcome.UNLOCKED
+        answer = self.answers.get("PIN", Answer.OPENED if opens else Answer.REFUSED)
+        return tuple(Try(what=what, answer=answer, line=text) for what, text in self.script.pins[self.number][:1])
+
+    def said(self, name: str) -> str:
+        return f"it says {name}" if name == self.script.says else ""
 
     def outcome(self) -> tuple[Outcome, str]:
         return self.script.outcomes[self.number], f"it says {PASSPHRASE}"
@@ -111,6 +124,8 @@ def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Pla
     """Runs one row by a script."""
 
     def run(script: Script, case: str, policy: TpmPolicy = TPM_POLICY, login: Login | None = None) -> TpmObservation:
+        slot = PIN_SLOT if policy.has_pin else SLOT
+
         @contextmanager
         def machine(spec: MachineSpec, host: Host, records: Path) -> Iterator[FakeMachine]:
             assert spec.channel is None
@@ -126,7 +141,7 @@ def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Pla
 
         monkeypatch.setattr(tpm, "Machine", machine)
         monkeypatch.setattr(tpm, "Talk", type("Now", (ScriptedTalk,), {"script": script}))
-        monkeypatch.setattr(tpm, "slots", lambda disk: (SLOT,))
+        monkeypatch.setattr(tpm, "slots", lambda disk: (slot,))
         monkeypatch.setattr("pytest_osgates.vm.home.create_overlay", lambda base, overlay: overlay.touch())
 
         def spec(name: str, home: Home, with_tpm: bool) -> MachineSpec:
@@ -137,15 +152,15 @@ def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Pla
             path.mkdir(parents=True)
             return path
 
-        phrases = Phrases.of(policy, PASSPHRASE)
+        phrases = Phrases.of(policy, PASSPHRASE, policy.pin)
         row = Row(case, policy, phrases, spec, HOST, records, lambda stage, seconds: None, login)
         return observe(original, row, "digest of the disk")
 
     return run
 
 
-def verdict(seen: TpmObservation) -> Verdict:
-    return judge(GATE, seen, TPM_POLICY).verdict
+def verdict(seen: TpmObservation, policy: TpmPolicy = TPM_POLICY) -> Verdict:
+    return judge(GATE, seen, policy).verdict
 
 
 def test_the_untampered_machine_is_left_alone(play: Play) -> None:
@@ -306,9 +321,55 @@ def test_every_known_tamper_has_a_row_that_ends(play: Play, monkeypatch: pytest.
 
     monkeypatch.setattr(tpm.Workshop, "apply", applied)
     for name, tamper in tampers().items():
+        if tamper.pin:
+            continue
         script = Script([Outcome.ASKED, Outcome.UNLOCKED])
         seen = play(script, name)
         # No disk that is not bound to PCR 2 resists an option ROM.
         bound = SLOT.model_copy(update={"pcrs": (2, *SLOT.pcrs)})
         assert verdict(seen.model_copy(update={"slots": (bound,)})) is Verdict.PASS, name
         assert len(script.seen) == 1 + tamper.undo
+
+
+@pytest.mark.usefixtures("applied")
+@pytest.mark.parametrize(
+    ("case", "says", "which"),
+    [("fresh", "", "PIN"), ("wrong-pin", "bad-pin", "wrong PIN 1"), ("pin-lockout", "lockout", "PIN")],
+)
+def test_pins_are_typed_in_each_boot(case: str, says: str, which: str, play: Play) -> None:
+    script = Script([Outcome.ASKED, Outcome.UNLOCKED], says=says)
+    seen = play(script, case, PIN_POLICY)
+    # The undone machine opens to the right one, which is typed once.
+    assert {what for what, _ in script.pins[0]} == {which}
+    assert script.pins[1] == (("PIN", PIN_TEXT),)
+    for_undone = [boot.model_copy(update={"bad_pin": "", "lockout": ""}) for boot in seen.boots[1:]]
+    done = judge(GATE, seen.model_copy(update={"boots": (seen.boots[0], *for_undone)}), PIN_POLICY)
+    assert (done.verdict, done.findings) == (Verdict.PASS, ())
+    assert PIN_TEXT not in seen.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [([], Verdict.PASS), ([{"PIN": Answer.REFUSED}], Verdict.NOT_PROVEN), ([{"PIN": Answer.EARLY}], Verdict.FAIL)],
+)
+def test_the_untampered_machine_opens_to_its_pin(
+    answers: list[dict[str, Answer]], expected: Verdict, play: Play
+) -> None:
+    script = Script([Outcome.UNLOCKED], answers)
+    assert verdict(play(script, "untampered-1", PIN_POLICY), PIN_POLICY) is expected
+    assert script.typed == []
+
+
+@pytest.mark.usefixtures("applied")
+def test_a_pin_that_opens_is_the_end_of_the_row(play: Play) -> None:
+    script = Script([Outcome.UNLOCKED], says="bad-pin")
+    assert verdict(play(script, "wrong-pin", PIN_POLICY), PIN_POLICY) is Verdict.FAIL
+    assert len(script.seen) == 1
+
+
+@pytest.mark.usefixtures("applied")
+def test_a_pin_of_which_nothing_came_is_the_end_of_the_row(play: Play) -> None:
+    """The passphrase that was taken after it proves nothing."""
+    script = Script([Outcome.ASKED], [{"PIN": Answer.TIMEOUT}], says="bad-pin")
+    assert verdict(play(script, "wrong-pin", PIN_POLICY), PIN_POLICY) is Verdict.NOT_PROVEN
+    assert len(script.seen) == 1

@@ -13,60 +13,20 @@ from pytest_osgates.observers import tpm_talk
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
 from pytest_osgates.vm import dialogue
 from pytest_osgates.vm.errors import GuestFailed, MachineDied
-from tests.unit.tpm_samples import PASSPHRASE, TPM_POLICY
-
-ASKS = b"The TPM did not unlock the disk: policy digest does not match\r\nEnter passphrase for /dev/vda2: "
-REFUSES = b"\r\nNo key available with this passphrase.\r\nEnter passphrase for /dev/vda2: "
-LOGIN = b"\r\nDebian GNU/Linux 13 host ttyS0\r\n\r\nhost login: "
-MAINTENANCE = b"\r\nPress Enter for maintenance\r\n(or press Control-D to continue): "
-LOCKED = (
-    b"\r\nCannot open access to console, the root account is locked.\r\nSee sulogin(8) man page for more details.\r\n"
-    b"\r\nPress Enter to continue.\r\n"
+from tests.unit.talk_samples import (
+    ASKS,
+    LOCKED,
+    LOGIN,
+    MAINTENANCE,
+    REFUSES,
+    Clock,
+    Console,
+    Guest,
+    honest,
+    journal_guest,
+    shell_behind,
 )
-
-
-class Clock:
-    """Time passes only while somebody waits."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-Guest = Callable[[str], bytes]
-
-
-class Console:
-    """A guest that says `first`, and to each line what `guest` answers. `after`: seconds until it says anything."""
-
-    def __init__(self, clock: Clock, first: bytes, guest: Guest = lambda text: b"", after: float = 3.0) -> None:
-        self.clock = clock
-        self.guest = guest
-        self.after = after
-        self.pending = [(clock.now + after, first)]
-        self.typed: list[str] = []
-        self.dropped = 0
-        self.closed = False
-
-    def take_unread(self, size: int, timeout: float) -> bytes:
-        due, data = self.pending[0] if self.pending else (float("inf"), b"")
-        if due > self.clock.now + timeout:
-            self.clock.now += timeout
-            return b""
-        self.clock.now = max(self.clock.now, due)
-        self.pending[0] = (due, data[size:])
-        if not data[size:]:
-            self.pending.pop(0)
-        return data[:size]
-
-    def send(self, data: bytes) -> None:
-        assert data.endswith(b"\r")
-        self.typed.append(data[:-1].decode())
-        if answer := self.guest(self.typed[-1]):
-            self.pending.append((self.clock.now + self.after, answer))
-        self.pending.sort(key=lambda entry: entry[0])
+from tests.unit.tpm_samples import PASSPHRASE, TPM_POLICY
 
 
 @pytest.fixture
@@ -82,10 +42,6 @@ def talk_to(
 ) -> Talk:
     end = console.clock.now + seconds
     return Talk(console, policy, alive, lambda: end - console.clock.now, 1.0)
-
-
-def honest(text: str) -> bytes:
-    return LOGIN if text == PASSPHRASE else REFUSES
 
 
 def test_an_honest_machine(clock: Clock) -> None:
@@ -194,10 +150,6 @@ def test_one_that_asks_again_without_a_word(clock: Clock) -> None:
     tried = talk.guess("blank", "")
     assert tried.answer is Answer.ASKED_AGAIN
     assert tried.seconds >= TPM_POLICY.settle_s
-
-
-def shell_behind(text: str) -> bytes:
-    return b"\r\nosgates-42\r\n# " if text == PROBE_TEXT else b"\r\n# "
 
 
 @pytest.mark.parametrize(
@@ -341,28 +293,6 @@ def test_a_flood_neither_hangs_nor_hides(clock: Clock) -> None:
     talk = talk_to(Flood(clock, b""), seconds=5.0)
     assert talk.outcome()[0] is Outcome.TIMEOUT
     assert talk.lost > 0
-
-
-JOURNAL = b"\r\nTPM2 operation failed, falling back to traditional unlocking\r\nosgates-journal-42\r\n# "
-
-
-def journal_guest(*, password: bytes = b"# ", shown: bytes = JOURNAL, become: bytes = b"") -> Guest:
-    asked = [become]
-
-    def guest(text: str) -> bytes:
-        if text == PASSPHRASE:
-            return LOGIN
-        if text == "tester":
-            return b"\r\nPassword: "
-        if text == "word":
-            return b"\r\n" + (shown if asked[0] == b"done" else password)
-        assert "journalctl --boot" in text
-        if asked[0]:
-            asked[0] = b"done"
-            return text.encode() + b"\r\n[sudo] password for tester: "
-        return text.encode() + shown
-
-    return guest
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.observers import tpm_tamper
-from pytest_osgates.observers.tpm import passphrase, slots
+from pytest_osgates.observers.tpm import passphrase, pin, slots
 from pytest_osgates.observers.tpm_files import change_files
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT
 from pytest_osgates.observers.tpm_tamper import Workshop, with_option
@@ -27,7 +27,7 @@ from pytest_osgates.vm.home import TPM_STATE, Home, kept
 from pytest_osgates.vm.spec import Firmware
 from tests.disk_builders import ESP, fat, gpt, luks2, metadata, newc, slot
 from tests.pe_builders import program, signed
-from tests.unit.tpm_samples import TPM_POLICY
+from tests.unit.tpm_samples import PASSPHRASE, PIN_POLICY, PIN_TEXT, TPM_POLICY
 
 MIB = 1 << 20
 MENU = b"set timeout=1\r\nmenuentry x {\n\tlinux /vmlinuz root=/dev/sda1 quiet\n\tinitrd /initrd.img\n}\nlinuxfoo x\n"
@@ -306,6 +306,49 @@ def test_where_the_passphrase_comes_from(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("OSGATES_PASSPHRASE", bad)
         with pytest.raises(UsageError, match="typed as a wrong one"):
             passphrase(policy)
+
+
+def test_where_the_pin_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pin(TPM_POLICY) == ""
+    assert pin(PIN_POLICY) == PIN_TEXT
+    policy = PIN_POLICY.model_copy(update={"pin": "", "pin_env": "OSGATES_PIN"})
+    monkeypatch.delenv("OSGATES_PIN", raising=False)
+    with pytest.raises(UsageError, match="OSGATES_PIN is not set"):
+        pin(policy)
+    monkeypatch.setenv("OSGATES_PIN", "1234")
+    assert pin(policy) == "1234"
+    for bad in ("000000", PASSPHRASE, PROBE_TEXT, "1\n2"):
+        monkeypatch.setenv("OSGATES_PIN", bad)
+        with pytest.raises(UsageError, match="is a passphrase, or typed as a wrong one"):
+            pin(policy)
+
+
+def test_a_tpm_is_locked_out_for_good(workshop: Workshop, machine: Home) -> None:
+    home = workshop.home
+    assert not tpm.in_lockout(home.tpm, workshop.log)
+    (change,) = workshop.apply(tampers()["pin-lockout"])
+    assert (change.what, change.before != change.after) == ("tpm", True)
+    assert tpm.in_lockout(home.tpm, workshop.log)
+    workshop.undo(tampers()["pin-lockout"])
+    assert home.digests() == machine.digests()
+    assert not tpm.in_lockout(home.tpm, workshop.log)
+
+
+def test_a_lockout_that_the_tpm_denies(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpm, "_LOCKOUT_PARAMETERS", tpm._CLEAR)
+    with pytest.raises(HostError):
+        workshop.apply(tampers()["pin-lockout"])
+    monkeypatch.undo()
+    monkeypatch.setattr(tpm, "in_lockout", lambda *_: False)
+    with pytest.raises(HostError, match="is in none once it is started again"):
+        workshop.apply(tampers()["pin-lockout"])
+
+
+def test_wrong_pins_are_typed(workshop: Workshop, machine: Home) -> None:
+    (change,) = workshop.apply(tampers()["wrong-pin"])
+    assert change.what == "pin"
+    assert change.before != change.after
+    assert workshop.home.digests() == machine.digests()
 
 
 def test_without_virt_firmware(monkeypatch: pytest.MonkeyPatch, workshop: Workshop) -> None:

@@ -77,7 +77,6 @@ def build_demo_disk(
     spec = load_disk_file()
     weak = spec.named(variant) if isinstance(variant, str) else variant
     need(*TOOLS)
-    with_shell = weak is not None and weak.shell
     output = output.absolute()
     with scratch_beside(output) as scratch:
         epoch = image_epoch(iso)
@@ -89,7 +88,11 @@ def build_demo_disk(
         progress("writing the disk", 0.8)
         with open_root(iso) as root:
             members = unlock_members(
-                root, spec.luks.uuid, maker.env, _tpm(spec, weak, pin=pin) if tpm else None, with_shell=with_shell
+                root,
+                spec.luks.uuid,
+                maker.env,
+                _tpm(spec, weak, pin=pin) if tpm else None,
+                way_in="" if weak is None else weak.way_in,
             )
         disk = maker.disk(maker.esp(esp, members), volume)
         if output.suffix == ".qcow2":
@@ -197,6 +200,12 @@ class _Maker:
             if weak.tpm_pcrs is not None:
                 self._add_slot(image, main, known_bytes("tpm"), "pbkdf2")
                 self._add_token(image, tpm_token(weak.tpm_pcrs, slot=weak.recovery + 1 + len(weak.slots)))
+            if not weak.passphrase:
+                self.passphrase = self.spec.recovery_key.encode()
+                self._run(
+                    *("cryptsetup", "luksKillSlot", "--batch-mode", "--key-file", self._secret(self.passphrase)),
+                    *(str(image), "0"),
+                )
         return image
 
     def _add_slot(self, image: Path, main: str, passphrase: bytes, kdf: str) -> None:
@@ -224,7 +233,8 @@ class _Maker:
         with (files / _INITRD).open("ab") as initrd:
             initrd.write(appended_archive(initrd.tell(), added))
         menu = files / _MENU
-        menu.write_text(change_parameters(menu.read_text(encoding="utf-8"), self.spec.parameters), encoding="utf-8")
+        parameters = (*self.spec.parameters, *(() if weak is None else weak.parameters))
+        menu.write_text(change_parameters(menu.read_text(encoding="utf-8"), parameters), encoding="utf-8")
         image = self.scratch / "esp.img"
         self._run(
             *("mkfs.fat", "--invariant", "-F", "32", "-i", _FAT_SERIAL, "-n", "ESP", "-C"),

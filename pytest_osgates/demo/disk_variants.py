@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pytest_osgates.demo.definition import Parameter, RelativePath, Strict, load_toml
 from pytest_osgates.demo.fault import Expectation
+from pytest_osgates.demo.unlock import WayIn
 from pytest_osgates.vm.errors import UsageError
 
 DISK = Path(__file__).resolve().parent / "disk.toml"
@@ -40,7 +41,8 @@ class Variant(Strict):
     `passphrase_in`, `passphrase_on_esp`: the passphrase is the content of this file, in the initrd or on the EFI
     system partition. `crypttab`: of the initrd. `tpm_pcrs`: a token as systemd-cryptenroll(1) writes it, bound to
     these PCRs, with a keyslot of its own; its key is in no TPM. `enrol`: instead, the first boot enrols the TPM,
-    bound to these. `shell`: behind a wrong passphrase there is one.
+    bound to these. `way_in`: what is behind a wrong passphrase. `parameters`: of the kernel, besides the disk's.
+    Without `passphrase`, the recovery key alone opens it.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
@@ -56,7 +58,9 @@ class Variant(Strict):
     crypttab: str = ""
     tpm_pcrs: tuple[int, ...] | None = None
     enrol: tuple[Pcr, ...] | None = None
-    shell: bool = False
+    way_in: WayIn = ""
+    passphrase: bool = True
+    parameters: tuple[Parameter, ...] = ()
     partitions: tuple[ExtraPartition, ...] = ()
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.vm.errors import HostError, ImageError, MissingTool
@@ -104,10 +105,21 @@ _NEW_PIN = """    printf 'The PIN without which the TPM is not to unlock this di
     echo
     export NEWPIN
 """
-# Of a weakened disk.
-_SHELL = """    echo "Here is a shell to repair it with."
+# Of weakened disks: what a wrong passphrase leads to. The second one as sulogin(8) says it where root has
+# no password.
+_WAYS_IN = {
+    "": "",
+    "shell": """    echo "Here is a shell to repair it with."
     /bin/sh
-"""
+""",
+    "emergency": """    echo "You are in emergency mode."
+    printf 'Press Enter for maintenance\n(or press Control-D to continue): '
+    read -r _ && /bin/sh
+""",
+}
+
+
+WayIn = Literal["", "shell", "emergency"]
 
 
 @dataclass(frozen=True)
@@ -120,10 +132,10 @@ class TpmUnlock:
 
 
 def unlock_members(
-    root: RootView, uuid: str, env: Mapping[str, str], tpm: TpmUnlock | None = None, *, with_shell: bool = False
+    root: RootView, uuid: str, env: Mapping[str, str], tpm: TpmUnlock | None = None, *, way_in: WayIn = ""
 ) -> dict[str, tuple[int, bytes]]:
-    """Files for the initrd, by their paths, with their permissions. `uuid` is the LUKS volume's. `with_shell`:
-    weakened, there is one behind a wrong passphrase.
+    """Files for the initrd, by their paths, with their permissions. `uuid` is the LUKS volume's. `way_in`: weakened,
+    what is behind a wrong passphrase.
 
     :raise ImageError: the live root has no such kernel modules.
     :raise HostError: cryptsetup or one of its libraries is missing, or what a TPM takes.
@@ -150,7 +162,7 @@ def unlock_members(
         ("@AFTER@", "" if tpm is None else _ENROL),
         ("@PIN@", _NEW_PIN if with_pin else ""),
         ("@WITH_PIN@", "--tpm2-with-pin=yes " if with_pin else ""),
-        ("@REFUSED@", _SHELL if with_shell else ""),
+        ("@REFUSED@", _WAYS_IN[way_in]),
         ("@ENROL@", ENROL),
         ("@PCRS@", "" if tpm is None else "+".join(map(str, tpm.pcrs))),
         ("@UUID@", uuid),

@@ -127,8 +127,8 @@ def test_each_weakness_is_found(name: str, gates: Gates, demo_iso: Path) -> None
     host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))
     weak = load_disk_file().named(name)
     made = build_demo_machine(demo_iso, gates.directory / "machine", quiet, host, weak)
-    distro = profile(gates, pcrs="[7]" if weak.enrol == (7,) else "[4, 7, 8, 9]")
     row = weak.expects.subject
+    distro = profile(gates, pcrs=json.dumps(weak.enrol or (4, 7, 8, 9)), more=tuple({row} & set(MORE)))
     outcome = gates.run("--iso", demo_iso, "--iso-disk", made.home.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
     assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == "FAIL"
     assert outcome.findings("tpm") == {(weak.expects.rule, row)}

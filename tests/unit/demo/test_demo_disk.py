@@ -16,7 +16,7 @@ from pytest_osgates.cli import main
 from pytest_osgates.demo.disk import build_demo_disk, known_bytes, tpm_token
 from pytest_osgates.demo.disk_variants import load_disk_file, variant_names
 from pytest_osgates.demo.machine import build_demo_machine
-from pytest_osgates.demo.unlock import PLUGIN, SCRIPT, TPM_STACK, TpmUnlock, unlock_members
+from pytest_osgates.demo.unlock import PLUGIN, SCRIPT, TPM_STACK, TpmUnlock, WayIn, unlock_members
 from pytest_osgates.image.diff.cpio import archives, members
 from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.disk.contents import looks_random
@@ -83,8 +83,8 @@ class Root:
 UUID = "05c0de01-0000-4000-8000-000000000002"
 
 
-def initrd_script(tpm: TpmUnlock | None, *, with_shell: bool = False) -> tuple[str, set[str]]:
-    members = unlock_members(cast("RootView", Root()), UUID, dict(os.environ), tpm, with_shell=with_shell)
+def initrd_script(tpm: TpmUnlock | None, *, way_in: WayIn = "") -> tuple[str, set[str]]:
+    members = unlock_members(cast("RootView", Root()), UUID, dict(os.environ), tpm, way_in=way_in)
     text = members[SCRIPT][1].decode()
     assert "@" not in text.replace('"$@"', "")
     subprocess.run(["sh", "-n"], input=text.encode(), check=True)
@@ -97,7 +97,8 @@ def test_the_script_asks_until_the_passphrase_is_right() -> None:
     assert "/bin/sh\n" not in text.removeprefix("#!/bin/sh\n")
     assert {"osgates/cryptsetup", "osgates/xts.ko", "osgates/dm-crypt.ko"} < members
     assert not any("tss2" in name for name in members)
-    assert "    /bin/sh\n" in initrd_script(None, with_shell=True)[0]
+    assert "    /bin/sh\n" in initrd_script(None, way_in="shell")[0]
+    assert "Press Enter for maintenance" in initrd_script(None, way_in="emergency")[0]
 
 
 def test_the_script_asks_the_tpm_first_and_enrols_it_once() -> None:
@@ -123,8 +124,8 @@ def test_the_script_asks_for_the_pin_and_knows_it_not() -> None:
 
 def test_weakened_machines_are_for_the_gate_tpm() -> None:
     names = variant_names("tpm")
-    assert names == ("pcr7-only", "tpm-blank", "tpm-shell")
-    assert {load_disk_file().named(name).expects.subject for name in names} <= set(tampers())
+    assert names[:3] == ("pcr7-only", "tpm-blank", "tpm-shell")
+    assert {load_disk_file().named(name).expects.subject for name in names} <= {*tampers(), "untampered-1"}
 
 
 @pytest.mark.parametrize(

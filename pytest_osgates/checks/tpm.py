@@ -25,6 +25,8 @@ from pytest_osgates.model import Finding, Gate, Severity, State
 
 _UNPROVEN = Severity.UNPROVEN
 _ROUNDING = 0.1
+# Tries that fail before libtpms is in lockout: three, and one of them may be the machine's that was switched off.
+_SURE_PINS = 2
 _OPENED = (Answer.OPENED, Answer.EARLY)
 _PROMPT = "the prompt for the passphrase"
 _WHERE = {"console": "the serial console", "journal": "the journal"}
@@ -318,12 +320,29 @@ def _pins(seen: TpmObservation, boots: list[BootSeen], tamper: Tamper, policy: T
     wanted = policy.pin_guesses() if tamper.pin == "wrong" else (PIN,)
     if odd := sorted({attempt.what for attempt in tries} - set(wanted)):
         yield _finding(seen, "pin-undecided", f"typed: {', '.join(odd)}", ", ".join(wanted), _UNPROVEN)
-    if tamper.pin != "wrong":
+    for boot in boots:
+        # What comes to an emergency may have opened the disk before.
+        if not (boot.bad_pin or boot.lockout or boot.reasons) and any(
+            attempt.answer is Answer.LOCKED for attempt in boot.pins
+        ):
+            what = f"an emergency came, and nobody said that the PIN was refused: {boot.line}"
+            yield _finding(seen, "pin-undecided", what, "a word of refusal", _UNPROVEN)
+    if not tamper.pin:
         return
+    # After so many, or once it says so, it may be the lockout alone that refuses.
+    doubtful = len(wanted) > _SURE_PINS or any(boot.lockout for boot in boots)
     for guess in wanted:
-        if not any(attempt.what == guess and attempt.answer in REFUSALS for attempt in tries):
+        refused = [attempt for attempt in tries if attempt.what == guess and attempt.answer in REFUSALS]
+        if tamper.pin == "right" and any(attempt.answer in _OPENED for attempt in tries):
+            # That is said already.
+            continue
+        if not refused:
             what = f"{guess}: not refused, or never asked for"
             yield _finding(seen, "pin-undecided", what, "typed at the prompt for the PIN, and refused", _UNPROVEN)
+        elif tamper.pin == "wrong" and doubtful and not any("bad-pin" in attempt.why for attempt in refused):
+            what = f"{guess}: refused, and nobody said that it was wrong: the TPM may have been in lockout"
+            hint = "name fewer wrong_pins: libtpms allows three failed tries"
+            yield _finding(seen, "pin-undecided", what, "a word that this PIN was wrong", _UNPROVEN, hint=hint)
 
 
 def _locked_before(boots: list[BootSeen], tamper: Tamper) -> str:

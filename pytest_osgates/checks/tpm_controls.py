@@ -65,8 +65,11 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         made += [
             Control("a wrong PIN opens", _pins("tampered", Answer.OPENED), "wrong-pin-opens", case),
             Control("no wrong PIN was typed", _pins("tampered", typed=False), "pin-undecided", case, UNPROVEN),
+            Control("the lockout alone refused it", _unsaid, "pin-undecided", case, UNPROVEN),
             Control("the TPM was in lockout before", _locked_out, "pin-undecided", case, UNPROVEN),
         ]
+    if tamper.pin == "right":
+        made.append(Control("the PIN was not typed", _pins("tampered", typed=False), "pin-undecided", case, UNPROVEN))
     made.append(Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case))
     made.append(Control("nothing was changed", _with(changes=()), "not-applied", case, UNPROVEN))
     if tamper.undo:
@@ -134,6 +137,16 @@ def _without_reasons(seen: TpmObservation) -> TpmObservation:
 
 def _locked_out(seen: TpmObservation) -> TpmObservation:
     return _boots(seen, lambda boot: boot.model_copy(update={"bad_pin": "", "lockout": "it is in lockout"}))
+
+
+def _unsaid(seen: TpmObservation) -> TpmObservation:
+    """The console speaks of a wrong PIN and of the lockout, and of the PINs that were typed of neither."""
+
+    def change(boot: BootSeen) -> BootSeen:
+        pins = tuple(each.model_copy(update={"why": ()}) for each in boot.pins)
+        return boot.model_copy(update={"pins": pins, "lockout": "it is in lockout", "bad_pin": "it was wrong"})
+
+    return _boots(seen, change)
 
 
 def _pins(role: str, answer: Answer = Answer.REFUSED, *, typed: bool = True) -> Sabotage:

@@ -109,14 +109,15 @@ REFUSALS = frozenset({Answer.REFUSED, Answer.ASKED_AGAIN, Answer.LOCKED})
 
 class Try(Model):
     """A passphrase or a PIN that was typed. `what`: blank, shell probe, wrong N, or right; of PINs: wrong PIN N, PIN.
-    `line`: by which it was decided.
-    `early`: what decided it was there before anything was typed."""
+    `line`: by which it was decided. `early`: what decided it was there before anything was typed. `why`: what was
+    said of a PIN since it was typed, "bad-pin" or "lockout"."""
 
     what: str
     answer: Answer
     line: str = ""
     seconds: float = 0.0
     early: bool = False
+    why: tuple[str, ...] = ()
 
 
 class BootSeen(Model):

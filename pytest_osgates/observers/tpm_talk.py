@@ -23,7 +23,8 @@ _ENDS = ("shell", "login", "locked", "password", "emergency", "stopped")
 _PROMPTS = ("pin", "prompt")
 _FIRST = (*_ENDS, *_PROMPTS)
 _AFTER = (*_ENDS, "refused", *_PROMPTS)
-_PIN_REFUSED = ("bad-pin", "lockout", "reason")
+_PIN_WHY = ("bad-pin", "lockout")
+_PIN_REFUSED = (*_PIN_WHY, "reason")
 # At a prompt for the PIN that does not go away.
 _MOST_PINS = 10
 # Until a line without its newline is looked at (`Dialogue`), and a little more.
@@ -257,7 +258,16 @@ class Talk:
             answer = Answer.SHELL if self._early[0].name == "shell" else Answer.EARLY
             line = self._early[0].line
         seconds = round(time.monotonic() - begun, 1)
-        self._tried.append(Try(what=what, answer=answer, line=line, seconds=seconds, early=bool(self._early)))
+        self._tried.append(
+            Try(
+                what=what,
+                answer=answer,
+                line=line,
+                seconds=seconds,
+                early=bool(self._early),
+                why=tuple(name for name in _PIN_WHY if self._dialogue.heard(name) is not None),
+            )
+        )
         return heard
 
     def _not_asked(self, what: str) -> Try | None:

@@ -63,8 +63,8 @@ def pin_row(case: str, **changes: Any) -> TpmObservation:
     if tamper is None:
         made = row(case, boots=(boot("untampered", Outcome.UNLOCKED, **opened),))
     else:
-        shown = {
-            "wrong": {"pins": (pin(what="wrong PIN 1"),), "bad_pin": "Bad PIN."},
+        shown: dict[str, dict[str, Any]] = {
+            "wrong": {"pins": (pin(what="wrong PIN 1", why=("bad-pin",)),), "bad_pin": "Bad PIN."},
             "right": {"pins": (pin(),), "lockout": "TPM is in dictionary attack lock-out mode."},
         }
         tampered = boot(**shown.get(tamper.pin, {"pins": (pin(),)}))

@@ -176,15 +176,36 @@ def test_each_wrong_pin_of_the_profile_is_typed() -> None:
     assert verdict(pin_row("wrong-pin"), policy) == (Verdict.NOT_PROVEN, {("pin-undecided", "wrong-pin")})
     both = (pin(what="wrong PIN 1"), pin(what="wrong PIN 2"))
     assert verdict(spoiled("wrong-pin", "tampered", pins=both), policy) == (Verdict.PASS, set())
-    # The second one led into the lockout.
-    locked = spoiled("wrong-pin", "tampered", pins=both, lockout="in DA lockout mode")
+    # The second one led into the lockout; or it was the lockout that refused it.
+    said = tuple(each.model_copy(update={"why": ("bad-pin",)}) for each in both)
+    locked = spoiled("wrong-pin", "tampered", pins=said, lockout="in DA lockout mode")
     assert verdict(locked, policy) == (Verdict.PASS, set())
+    late = spoiled("wrong-pin", "tampered", pins=(said[0], both[1]), lockout="in DA lockout mode")
+    assert verdict(late, policy) == (Verdict.NOT_PROVEN, {("pin-undecided", "wrong-pin")})
+    # The console may say nothing of the lockout: after so many, each must have been called wrong.
+    many = PIN_POLICY.model_copy(update={"wrong_pins": ("1", "2", "3")})
+    three = (*both, pin(what="wrong PIN 3"))
+    quiet = spoiled("wrong-pin", "tampered", pins=three)
+    assert verdict(quiet, many) == (Verdict.NOT_PROVEN, {("pin-undecided", "wrong-pin")})
+    told = tuple(each.model_copy(update={"why": ("bad-pin",)}) for each in three)
+    assert verdict(spoiled("wrong-pin", "tampered", pins=told), many) == (Verdict.PASS, set())
 
 
 def test_a_lockout_is_said_by_its_name() -> None:
     assert verdict(spoiled("pin-lockout", "tampered", lockout="")) == (Verdict.FAIL, {("no-reason", "pin-lockout")})
-    # Who asks for no PIN then has nothing to be typed at.
-    assert verdict(spoiled("pin-lockout", "tampered", pins=())) == (Verdict.PASS, set())
+    # Nobody tried whether the right one opens all the same.
+    unasked = verdict(spoiled("pin-lockout", "tampered", pins=()))
+    assert unasked == (Verdict.NOT_PROVEN, {("pin-undecided", "pin-lockout")})
+
+
+def test_an_emergency_after_the_pin_is_no_refusal_by_itself() -> None:
+    """The disk may be open by then."""
+    policy = PIN_POLICY.model_copy(update={"tampers": (*PIN_POLICY.tampers, "initrd-emergency")})
+    came = {"outcome": Outcome.LOCKED, "tries": (), "pins": (pin(Answer.LOCKED),)}
+    silent = spoiled("initrd-emergency", "tampered", **came, reasons=())
+    assert ("pin-undecided", "initrd-emergency") in verdict(silent, policy)[1]
+    told = spoiled("initrd-emergency", "tampered", **came)
+    assert ("pin-undecided", "initrd-emergency") not in verdict(told, policy)[1]
 
 
 @pytest.mark.parametrize("case", required_tampers())

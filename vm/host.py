@@ -12,7 +12,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,10 +24,6 @@ from pytest_osgates.vm.text import one_line
 QEMU = "qemu-system-x86_64"
 OLDEST_QEMU = (7, 2)
 TCG = Accelerator(AccelKind.TCG, "qemu64")
-# Before, one emulated processor may translate code that another one is exchanging (QEMU commit deba78709ae8,
-# "accel/tcg: Always lock pages before translation"): a guest with two of them panics now and then, inside of an
-# instruction.
-PAGES_LOCKED = (8, 1, 0)
 KVM = Accelerator(AccelKind.KVM, "host")
 
 INSTALL_QEMU = "apt-get install qemu-system-x86 (Fedora: dnf install qemu-system-x86-core)"
@@ -306,7 +302,7 @@ def select(wanted: str, cache_directory: Path | None) -> Host:
             remedy="mend it (osgates doctor shows it), or run with --iso-accel tcg, which is slower",
         )
     if wanted == "tcg" or not kvm.usable:
-        return Host(qemu, TCG if qemu.version >= PAGES_LOCKED else replace(TCG, threads="single"), kvm)
+        return Host(qemu, TCG, kvm)
     return Host(qemu, KVM, kvm)
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.network.settings import Settings
@@ -32,17 +32,15 @@ class AccelKind(StrEnum):
 
 @dataclass(frozen=True)
 class Accelerator:
-    """An accelerator and the CPU model that was probed with it. `threads`: of TCG, one for each of the guest's
-    processors, or a single one for all of them."""
+    """An accelerator and the CPU model that was probed with it."""
 
     kind: AccelKind
     cpu: str
-    threads: Literal["multi", "single"] = "multi"
 
     @property
     def argument(self) -> str:
         """The value of ``-accel``."""
-        return f"tcg,thread={self.threads}" if self.kind is AccelKind.TCG else "kvm"
+        return "tcg,thread=multi" if self.kind is AccelKind.TCG else "kvm"
 
 
 @dataclass(frozen=True)

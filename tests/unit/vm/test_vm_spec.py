@@ -69,7 +69,6 @@ def test_secrets_stay_out_of_the_repr() -> None:
 def test_accelerator_arguments() -> None:
     assert Accelerator(AccelKind.KVM, "host").argument == "kvm"
     assert Accelerator(AccelKind.TCG, "qemu64").argument == "tcg,thread=multi"
-    assert Accelerator(AccelKind.TCG, "qemu64", "single").argument == "tcg,thread=single"
 
 
 def test_the_ports_differ() -> None:

@@ -185,7 +185,7 @@ def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterab
         )
     tampered = [boot for boot in seen.boots if boot.role == "tampered"]
     undone = [boot for boot in seen.boots if boot.role == "undone"]
-    if not tampered or len(undone) > 1 or len(tampered) + len(undone) != len(seen.boots):
+    if not tampered or len(undone) > tamper.undo or len(tampered) + len(undone) != len(seen.boots):
         roles = ", ".join(boot.role for boot in seen.boots) or "none"
         yield _finding(
             seen, "no-boot", f"boots: {roles}", "boots of the tampered machine, one once undone", _UNPROVEN

@@ -18,6 +18,7 @@ from pytest_osgates.checks.tpm_model import (
 from pytest_osgates.model import Control, Severity
 
 UNPROVEN = Severity.UNPROVEN
+_VIOLATION = Severity.VIOLATION
 
 Sabotage = Callable[[TpmObservation], TpmObservation]
 
@@ -34,7 +35,9 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         Control("nothing was seen", _outcome(Outcome.TIMEOUT), "timeout", case, UNPROVEN),
         Control("no boot", _with(boots=()), "no-boot", case, UNPROVEN),
         Control("a console too fast to be read", _lossy, "lost-output", case, UNPROVEN),
-        Control("a shell on the screen", _on_the_screen, "screen-shell", case),
+        Control(
+            "a shell on the screen", _on_the_screen, "screen-shell", case, UNPROVEN if tamper is None else _VIOLATION
+        ),
         Control("no slot for a TPM", _with(slots=()), "no-tpm-slot", "disk"),
     ]
     made += [

@@ -68,6 +68,8 @@ if [ -n "$tpm" ]; then
         echo "The disk was unlocked by the TPM."
         exit 0
     fi
+    # The plug-in has no word for that.
+    [ -e /dev/tpm0 ] || said="no TPM device. $said"
     set -f
     # Without quotes: one line.
     echo The TPM did not unlock the disk: $said
@@ -82,6 +84,7 @@ if [ -n "$tpm" ]; then
         echo "The disk was unlocked by the TPM and the PIN."
         exit 0
     fi
+    [ -e /dev/tpm0 ] || echo "No TPM device."
     echo "The TPM did not unlock the disk."
     echo "osgates-demo: the TPM did not unlock the disk." >/dev/kmsg
 fi

@@ -287,7 +287,8 @@ class _Boots:
         with self._machine(role, pins, with_tpm=with_tpm) as (machine, talk, glances):
             outcome, line = talk.outcome()
             glances.end()
-            return self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
+            seen = self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
+            return seen.model_copy(update={"screen": tuple(glances.found)})
 
     def asked(self, guesses: dict[str, str], pins: Pins = (), *, with_tpm: bool, with_rom: bool = False) -> BootSeen:
         """`pins` are typed as long as it asks for one, `guesses` as long as it asks for the passphrase, then that."""

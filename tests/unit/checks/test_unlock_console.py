@@ -51,6 +51,8 @@ REAL = {
         "Enter passphrase for hd0,gpt2 (05c0de01000040008000000000000002): ",
     ],
     "reason": [
+        "The TPM did not unlock the disk: no TPM device.",
+        "No TPM device.",
         "Current policy digest does not match stored policy digest, cancelling TPM2 authentication attempt.",
         "Failed to load HMAC key in TPM: tpm:parameter(1):integrity check failed",
         "Failed to unseal secret using TPM2: No such device or address",
@@ -76,6 +78,9 @@ REAL = {
     ],
 }
 INNOCENT = [
+    # That it did not is no word of why.
+    "The TPM did not unlock the disk.",
+    "The TPM did not unlock the disk:",
     "Last login: Mon Nov 22 00:00:00 on ttyS0",
     "[    1.2] ima: No TPM chip found, activating TPM-bypass!",
     "[    0.5] tpm_crb MSFT0101:00: Disabling hwrng",

@@ -9,9 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_osgates.checks.tpm_model import Answer, Outcome, TpmPolicy
-from pytest_osgates.observers import tpm_talk
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
-from pytest_osgates.vm import dialogue
 from pytest_osgates.vm.errors import GuestFailed, MachineDied
 from tests.unit.talk_samples import (
     ASKS,
@@ -27,14 +25,6 @@ from tests.unit.talk_samples import (
     shell_behind,
 )
 from tests.unit.tpm_samples import PASSPHRASE, TPM_POLICY
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(dialogue, "time", made)
-    monkeypatch.setattr(tpm_talk, "time", made)
-    return made
 
 
 def talk_to(

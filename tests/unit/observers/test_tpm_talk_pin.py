@@ -7,9 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_osgates.checks.tpm_model import PIN, Answer, Outcome, TpmPolicy
-from pytest_osgates.observers import tpm_talk
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
-from pytest_osgates.vm import dialogue
 from tests.unit.talk_samples import (
     LOCKED,
     LOGIN,
@@ -29,14 +27,6 @@ PROMPT = b"\r\nEnter passphrase for /dev/vda2: "
 BAD = b"\r\nBad PIN.\r\n"
 LOCKOUT = b"\r\nTPM2 device is in dictionary attack lockout mode.\r\n"
 PHRASES = Phrases.of(PIN_POLICY, PASSPHRASE, PIN_TEXT)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(dialogue, "time", made)
-    monkeypatch.setattr(tpm_talk, "time", made)
-    return made
 
 
 def talk_to(

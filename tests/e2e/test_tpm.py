@@ -24,7 +24,7 @@ one_worker = pytest.mark.xdist_group("tpm-machine")
 QUICK = ("untampered-1", "fresh")
 QUICK_WEAK = ("tpm-blank",)
 ROWS = loader.load(loader.find("demo-tpm")).gates["tpm"].rows
-MORE = ("initrd-replaced", "db-key-added")
+MORE = ("initrd-replaced", "db-key-added", "grub-console", "sysrq")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ writes. On GRUB's command line nothing is typed where its menu can be seen: PCR 
 
 from __future__ import annotations
 
-import codecs
 import re
 import time
 from collections.abc import Callable, Collection
@@ -39,6 +38,10 @@ _TO_CONSOLE = "terminal_output console"
 _MOST_LINES = 200
 _LINE = 300
 _LONGEST = 4000
+# Firmware writes frames in UTF-8 or, as most do, in bytes of code page 437, which must not be taken for UTF-8: each
+# is one cell. Nothing else here is of any interest but ASCII.
+_FRAMES = re.compile(rb"\xe2[\x80-\xbf]{2}")
+_UNFINISHED = re.compile(rb"(?:\xe2[\x80-\xbf]?)?\Z")
 _LINUX = re.compile(r"^\s*linux(?:16|efi)?\s")
 
 
@@ -81,7 +84,7 @@ class _Keyboard:
         self._patience = patience
         self._keys = load("grub_console")["keys"]
         self._cells = Cells()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = b""
         self._seen = GrubSeen(parameter=parameter)
         # Columns of the editor's text, between its frames.
         self._edges = slice(0, 0)
@@ -108,7 +111,7 @@ class _Keyboard:
         if begun is None:
             raise _Missed("neither the firmware nor GRUB has a word on the serial console")
         deadline = time.monotonic() + min(MENU_SECONDS * self._patience, self._left())
-        for keys in cycle(self._keys["open"]):
+        for keys in cycle(self._keys["open"]) if begun == "starts" else ():
             self._press(keys)
             if self._wait(("menu", "lock"), OPEN_SECONDS, kernel=True) is not None:
                 break
@@ -257,7 +260,10 @@ class _Keyboard:
 
     def _read(self, timeout: float) -> bool:
         data = self._machine.serial.take_unread(_READ, timeout)
-        self._cells.feed(self._decoder.decode(data))
+        text = _FRAMES.sub(b"\xb3", self._rest + data)
+        # The beginning of one, maybe.
+        self._rest = b"" if not data else _UNFINISHED.search(text)[0]  # type: ignore[index]
+        self._cells.feed(text[: len(text) - len(self._rest)].decode("latin-1"))
         return bool(data)
 
     def _still(self) -> None:

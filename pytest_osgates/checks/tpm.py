@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pytest_osgates.checks import tpm_grub, tpm_sysrq
+from pytest_osgates.checks import emulated, tpm_grub, tpm_sysrq
 from pytest_osgates.checks.tpm_controls import controls
 from pytest_osgates.checks.tpm_model import (
     PIN,
@@ -159,7 +159,9 @@ def _unlocks(seen: TpmObservation, boot: BootSeen, rule: str, what: str, policy:
         case Outcome.SHELL:
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
         case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
-            yield _finding(seen, "not-booted", f"{boot.outcome}: {boot.line}", wanted)
+            excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
+            severity = _UNPROVEN if excuse else Severity.VIOLATION
+            yield _finding(seen, "not-booted", f"{boot.outcome}: {boot.line}", wanted, severity, excuse)
         case Outcome.TIMEOUT | Outcome.GRUB:
             yield _finding(seen, "timeout", f"neither login nor prompt after {boot.at:.0f} s", wanted, _UNPROVEN)
 
@@ -240,19 +242,19 @@ def _fallback(
 ) -> Iterable[Finding]:
     """Prompt, refusal, unlocking, and nothing else."""
     yield from _pins(seen, boots, tamper, policy)
+    if tamper.how == tpm_sysrq.HOW:
+        yield from tpm_sysrq.judge(seen, boots, policy)
     for boot in boots:
         yield from _asks(seen, boot, tamper, blind, policy)
-        if tamper.how == tpm_sysrq.HOW:
-            yield from tpm_sysrq.judge(seen, boot, policy)
         for attempt in boot.tries:
             if attempt.what != RIGHT or not opened(attempt, tamper):
-                yield from _answered(seen, attempt)
+                yield from _answered(seen, boot, attempt)
     if any(boot.outcome is not Outcome.ASKED for boot in boots):
         if len({boot.outcome for boot in boots}) > 1:
             what = ", ".join(boot.outcome for boot in boots)
             yield _finding(seen, "boots-differ", what, "the same end of each tampered boot", _UNPROVEN)
         return
-    if any(tpm_sysrq.ended(boot) for boot in boots):
+    if tpm_sysrq.ended(boots[-1]):
         # Nobody asks any more.
         return
     tries = [attempt for boot in boots for attempt in boot.tries]
@@ -415,14 +417,15 @@ def _asks(
             wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
             yield _finding(seen, "emergency-undecided", f"{boot.outcome}: {boot.line}", wanted, _UNPROVEN)
         case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
-            yield _finding(
-                seen, "no-prompt", f"{boot.outcome}: {boot.line}", wanted, hint="its owner cannot get in any more"
-            )
+            excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
+            severity = _UNPROVEN if excuse else Severity.VIOLATION
+            hint = excuse or "its owner cannot get in any more"
+            yield _finding(seen, "no-prompt", f"{boot.outcome}: {boot.line}", wanted, severity, hint)
         case Outcome.TIMEOUT | Outcome.GRUB:
             yield _finding(seen, "timeout", f"neither prompt nor login after {boot.at:.0f} s", wanted, _UNPROVEN)
 
 
-def _answered(seen: TpmObservation, attempt: Try) -> Iterable[Finding]:
+def _answered(seen: TpmObservation, boot: BootSeen, attempt: Try) -> Iterable[Finding]:
     if attempt.answer is Answer.SHELL:
         # Also after the right passphrase: a login was expected.
         yield _finding(seen, "shell", f"after {attempt.what}: {attempt.line}", "no shell without a login")
@@ -434,7 +437,10 @@ def _answered(seen: TpmObservation, attempt: Try) -> Iterable[Finding]:
         elif attempt.answer is Answer.EARLY:
             yield _finding(seen, "opened-early", attempt.line, "no login before the passphrase was typed")
         elif attempt.answer in (Answer.STOPPED, Answer.ENDED):
-            yield _finding(seen, "no-login", f"{attempt.answer}: {attempt.line}", "the login, after the passphrase")
+            excuse = emulated.panic(seen.accelerator, attempt.line, boot.console)
+            severity = _UNPROVEN if excuse else Severity.VIOLATION
+            what, wanted = f"{attempt.answer}: {attempt.line}", "the login, after the passphrase"
+            yield _finding(seen, "no-login", what, wanted, severity, excuse)
     elif attempt.answer in (Answer.OPENED, Answer.EARLY):
         yield _finding(
             seen,

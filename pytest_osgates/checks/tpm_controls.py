@@ -78,13 +78,14 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         made += tpm_grub.controls(seen)
     if tamper.how == tpm_sysrq.HOW:
         made += tpm_sysrq.controls(seen)
+    tampered = [boot for boot in seen.boots if boot.role == "tampered"]
     barred = any(tpm_grub.barred(boot) for boot in seen.boots)
     if not barred:
         made.append(Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case))
     made.append(Control("nothing was changed", _with(changes=()), "not-applied", case, UNPROVEN))
     if tamper.undo:
         made.append(Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case))
-    if barred or any(tpm_sysrq.ended(boot) for boot in seen.boots):
+    if barred or any(tpm_sysrq.ended(boot) and not boot.tries for boot in tampered[-1:]):
         return tuple(made)
     if tamper.locked and any(boot.outcome is Outcome.LOCKED for boot in seen.boots):
         # Nothing was typed: nobody asked.

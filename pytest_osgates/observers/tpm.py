@@ -216,10 +216,14 @@ def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tu
     pins = row.phrases.pins(tamper.pin or "right")
     pending = dict(row.phrases.guesses)
     found: list[BootSeen] = []
-    # Each boot gets on by one guess at least, or is the last one.
-    for _ in range(len(pending) + 1):
-        boot = boots.asked(pending, pins, with_tpm=with_tpm, with_rom=with_rom, how=tamper.how)
+    keys = list(tpm_sysrq.KEYS) if tamper.how == tpm_sysrq.HOW else []
+    # Each boot gets on by one guess or key at least, or is the last one.
+    for _ in range(len(pending) + len(keys) + 1):
+        boot = boots.asked(pending, pins, with_tpm=with_tpm, with_rom=with_rom, how=tamper.how, keys=keys)
         found.append(boot)
+        keys = [key for key in keys if boot.sysrq is None or all(key != entry.key for entry in boot.sysrq.keys)]
+        if tpm_sysrq.ended(boot) and keys and not boot.screen:
+            continue
         if tpm_grub.barred(boot) or (tpm_sysrq.ended(boot) and not boot.screen):
             break
         if tamper.locked and boot.outcome is Outcome.LOCKED and not boot.screen:
@@ -296,10 +300,17 @@ class _Boots:
             return seen.model_copy(update={"screen": tuple(glances.found)})
 
     def asked(
-        self, guesses: dict[str, str], pins: Pins = (), *, with_tpm: bool, with_rom: bool = False, how: str = ""
+        self,
+        guesses: dict[str, str],
+        pins: Pins = (),
+        *,
+        with_tpm: bool,
+        with_rom: bool = False,
+        how: str = "",
+        keys: Sequence[str] = (),
     ) -> BootSeen:
         """`pins` are typed as long as it asks for one, `guesses` as long as it asks for the passphrase, then that.
-        `how`: of the tamper, for what is done to a machine that runs."""
+        `how`: of the tamper, for what is done to a machine that runs; `keys`: for SysRq, at the prompt."""
         with self._machine("tampered", pins, with_tpm=with_tpm, with_rom=with_rom) as (machine, talk, glances):
             grub = self._at_grub(machine) if how == tpm_grub.HOW else None
             if grub is None or (grub.booting and not grub.missed):
@@ -308,9 +319,9 @@ class _Boots:
                 outcome, line = Outcome.GRUB, grub.missed or grub.editor
             at = machine.elapsed
             sysrq = None
-            if outcome is Outcome.ASKED and how == tpm_sysrq.HOW:
+            if outcome is Outcome.ASKED and keys:
                 self._stage = "pressing SysRq"
-                sysrq = talk.press(lambda key: machine.send_keys("alt", "sysrq", key), tpm_sysrq.KEYS)
+                sysrq = talk.press(lambda key: machine.send_keys("alt", "sysrq", key), keys)
             tries: list[Try] = []
             if outcome is Outcome.ASKED and (sysrq is None or sysrq.answer is Answer.ASKED_AGAIN):
                 for what, text in guesses.items():

@@ -126,7 +126,14 @@ def test_a_prompt_that_stands_passes() -> None:
 @pytest.mark.parametrize("answer", [Answer.LOCKED, Answer.STOPPED, Answer.ENDED])
 def test_an_end_without_a_shell_is_a_refusal(answer: Answer) -> None:
     assert pressed(tried=False, answer=answer) == (Verdict.PASS, set())
-    assert pressed(tried=False, answer=answer, keys=PRESSED.keys[:3]) == (Verdict.PASS, set())
+    some, rest = PRESSED.model_copy(update={"answer": answer, "keys": PRESSED.keys[:3]}), PRESSED.keys[3:]
+    assert pressed(tried=False, answer=answer, keys=some.keys) == (Verdict.NOT_PROVEN, {("sysrq-undecided", SYSRQ)})
+    first = boot(sysrq=some, tries=(), reasons=())
+    for tried, more in ((True, Answer.ASKED_AGAIN), (False, answer)):
+        then = boot(
+            sysrq=PRESSED.model_copy(update={"answer": more, "keys": rest}), **({} if tried else {"tries": ()})
+        )
+        assert told(row(SYSRQ, boots=(first, then, UNDONE))) == (Verdict.PASS, set())
     assert pressed(tried=False, answer=answer, keys=silent("f")) == (Verdict.NOT_PROVEN, {("sysrq-silent", SYSRQ)})
 
 
@@ -154,5 +161,5 @@ def test_keys_that_were_not_pressed() -> None:
     verdict, keys = told(row(SYSRQ, boots=(boot(), UNDONE)))
     assert verdict is Verdict.NOT_PROVEN
     assert ("sysrq-undecided", SYSRQ) in keys
-    assert pressed(keys=PRESSED.keys[:2]) == (Verdict.NOT_PROVEN, {("sysrq-silent", SYSRQ)})
+    assert pressed(keys=PRESSED.keys[:2]) == (Verdict.NOT_PROVEN, {("sysrq-undecided", SYSRQ)})
     assert pressed(answer=Answer.TIMEOUT)[0] is Verdict.NOT_PROVEN

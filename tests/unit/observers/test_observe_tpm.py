@@ -14,6 +14,7 @@ from pytest_osgates.checks.tpm import GATE
 from pytest_osgates.checks.tpm_model import (
     Answer,
     GrubSeen,
+    KeySeen,
     Outcome,
     SysrqSeen,
     TpmObservation,
@@ -83,6 +84,7 @@ class Script:
     typed: list[tuple[int, str, str]] = field(default_factory=list)
     grub: GrubSeen = EDITED
     sysrq: SysrqSeen = PRESSED
+    most_keys: int = 9
 
 
 class ScriptedTalk:
@@ -110,7 +112,9 @@ class ScriptedTalk:
 
     def press(self, press: Callable[[str], None], keys: Sequence[str]) -> SysrqSeen:
         self.script.typed.append((self.number, "sysrq", "".join(keys)))
-        return self.script.sysrq
+        return self.script.sysrq.model_copy(
+            update={"keys": tuple(KeySeen(key=key, line="sysrq: x") for key in keys[: self.script.most_keys])}
+        )
 
     def said(self, name: str) -> str:
         return f"it says {name}" if name == self.script.says else ""
@@ -392,6 +396,14 @@ def test_sysrq_is_pressed_before_anything_is_typed(play: Play) -> None:
     assert verdict(seen) is Verdict.PASS
     assert [what for _, what, _ in script.typed] == ["sysrq", "shell probe", "blank", "right"]
     assert script.typed[0][2] == "rkfei"
+
+
+def test_keys_that_are_left_are_pressed_in_the_next_boot(play: Play) -> None:
+    sysrq = PRESSED.model_copy(update={"answer": Answer.LOCKED, "line": "it says so"})
+    script = Script([Outcome.ASKED] * 3 + [Outcome.UNLOCKED], sysrq=sysrq, most_keys=2)
+    seen = play(script, "sysrq")
+    assert [text for _, _, text in script.typed] == ["rkfei", "fei", "i"]
+    assert verdict(seen) is Verdict.PASS
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ AGAIN_SECONDS = 60.0
 _TRIES = 3
 # In which the kernel answers to SysRq: its interrupt is all that it takes.
 SYSRQ_SECONDS = 15.0
+# In which it is seen that somebody was killed.
+KILLED_SECONDS = 5.0
 # In which a shell answers.
 CORNER_SECONDS = 20.0
 
@@ -218,6 +220,8 @@ class Talk:
             heard = self._wait((*_ENDS, "sysrq"), min(self._left(), SYSRQ_SECONDS * self._patience))
             said = self._dialogue.heard("sysrq")
             pressed.append(KeySeen(key=key, line="" if said is None else said.line))
+            if heard is not None and heard.name == "sysrq":
+                heard = self._wait(_ENDS, min(self._left(), KILLED_SECONDS * self._patience))
             if self._gone or (heard is not None and heard.name in _ENDS):
                 break
         if not self._gone and (heard is None or heard.name not in _ENDS):

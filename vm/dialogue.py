@@ -106,6 +106,11 @@ class Dialogue:
 
         :raise OSError: the console is gone.
         """
+        self.turn(forget=forget)
+        self._console.send(text.encode() + b"\r")
+
+    def turn(self, *, forget: bool = False) -> None:
+        """As `say`, for what is typed elsewhere."""
         self._take(0.0)
         # An unfinished line may be a prompt that has just come.
         self._look(self._line)
@@ -116,7 +121,6 @@ class Dialogue:
         self.lines = 0
         self._line = ""
         self._settled = False
-        self._console.send(text.encode() + b"\r")
 
     def wait(self, names: Collection[str], seconds: float) -> Heard | None:
         """The first of `names`, in the order in which the signs were given, that has been shown since something was

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from pydantic import Field, field_validator
 
+from pytest_osgates.checks.emulated import excuses
 from pytest_osgates.data import load
 from pytest_osgates.model import Acceptance, Control, Finding, Gate, Model, Observation, Policy, Severity, State
 from pytest_osgates.vm.watch import Pattern
@@ -211,7 +212,7 @@ def _alarms(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
                 if pattern.name not in lines and pattern.regex.search(line):
                     lines[pattern.name] = (line, source)
     findings = []
-    emulated = _emulators(seen)
+    emulated = excuses(seen.accelerator, seen.console.values())
     for name, (line, source) in sorted(lines.items()):
         entry = accepted.get(name)
         meaning = next((pattern.meaning for pattern in patterns() if pattern.name == name), "")
@@ -242,20 +243,6 @@ def _alarms(seen: BootObservation, policy: BootPolicy) -> list[Finding]:
     for name in sorted(accepted.keys() - lines.keys()):
         findings.append(_unused(name))
     return findings
-
-
-def _emulators(seen: BootObservation) -> dict[str, str]:
-    """Of the alarms that an emulated processor raises by itself, what shows that it did."""
-    if seen.accelerator != "tcg":
-        return {}
-    # A screen breaks long lines.
-    texts = ["".join(lines) for lines in seen.console.values()]
-    return {
-        name: str(entry["meaning"])
-        for entry in load("console_failures")["emulated"]
-        if any(re.search(entry["regex"], text) for text in texts)
-        for name in entry["alarms"]
-    }
 
 
 def _not_ready(seen: BootObservation) -> Finding:

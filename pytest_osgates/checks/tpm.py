@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pytest_osgates.checks import emulated, tpm_grub, tpm_sysrq
 from pytest_osgates.checks.tpm_controls import controls
 from pytest_osgates.checks.tpm_model import (
     PIN,
@@ -158,8 +159,10 @@ def _unlocks(seen: TpmObservation, boot: BootSeen, rule: str, what: str, policy:
         case Outcome.SHELL:
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
         case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
-            yield _finding(seen, "not-booted", f"{boot.outcome}: {boot.line}", wanted)
-        case Outcome.TIMEOUT:
+            excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
+            severity = _UNPROVEN if excuse else Severity.VIOLATION
+            yield _finding(seen, "not-booted", f"{boot.outcome}: {boot.line}", wanted, severity, excuse)
+        case Outcome.TIMEOUT | Outcome.GRUB:
             yield _finding(seen, "timeout", f"neither login nor prompt after {boot.at:.0f} s", wanted, _UNPROVEN)
 
 
@@ -196,7 +199,8 @@ def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterab
             seen, "no-boot", f"boots: {roles}", "boots of the tampered machine, one once undone", _UNPROVEN
         )
         return
-    blind = _blind(seen.slots, tamper)
+    # Where GRUB lets nobody edit, there is nothing that a PCR would have to see.
+    blind = None if all(tpm_grub.barred(boot) for boot in tampered) else _blind(seen.slots, tamper)
     found = list(_fallback(seen, tampered, tamper, policy, blind))
     if blind and not any(finding.rule == "unlocked" for finding in found):
         found.append(_finding(seen, "blind", *blind))
@@ -238,15 +242,20 @@ def _fallback(
 ) -> Iterable[Finding]:
     """Prompt, refusal, unlocking, and nothing else."""
     yield from _pins(seen, boots, tamper, policy)
+    if tamper.how == tpm_sysrq.HOW:
+        yield from tpm_sysrq.judge(seen, boots, policy)
     for boot in boots:
         yield from _asks(seen, boot, tamper, blind, policy)
         for attempt in boot.tries:
             if attempt.what != RIGHT or not opened(attempt, tamper):
-                yield from _answered(seen, attempt)
+                yield from _answered(seen, boot, attempt)
     if any(boot.outcome is not Outcome.ASKED for boot in boots):
         if len({boot.outcome for boot in boots}) > 1:
             what = ", ".join(boot.outcome for boot in boots)
             yield _finding(seen, "boots-differ", what, "the same end of each tampered boot", _UNPROVEN)
+        return
+    if tpm_sysrq.ended(boots[-1]):
+        # Nobody asks any more.
         return
     tries = [attempt for boot in boots for attempt in boot.tries]
     opening = max((attempt.seconds for attempt in tries if attempt.what == RIGHT), default=0.0)
@@ -373,6 +382,11 @@ def _asks(
     seen: TpmObservation, boot: BootSeen, tamper: Tamper, blind: tuple[str, str] | None, policy: TpmPolicy
 ) -> Iterable[Finding]:
     wanted = f"{_PROMPT}: {tamper.title}"
+    if tamper.how == tpm_grub.HOW:
+        for told in tpm_grub.told(boot):
+            yield _finding(seen, told.rule, told.what, told.wanted, _UNPROVEN, told.hint)
+        if not tpm_grub.edited(boot) and boot.outcome not in (Outcome.SHELL, Outcome.TIMEOUT):
+            return
     match boot.outcome:
         case Outcome.ASKED:
             return
@@ -398,19 +412,20 @@ def _asks(
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
         case Outcome.LOCKED if tamper.locked:
             return
-        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED if tamper.locked:
+        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED if tamper.locked or tamper.how == tpm_grub.HOW:
             # It asks for nothing, and gave nobody a shell; but nothing says that it would not.
             wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
             yield _finding(seen, "emergency-undecided", f"{boot.outcome}: {boot.line}", wanted, _UNPROVEN)
         case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
-            yield _finding(
-                seen, "no-prompt", f"{boot.outcome}: {boot.line}", wanted, hint="its owner cannot get in any more"
-            )
-        case Outcome.TIMEOUT:
+            excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
+            severity = _UNPROVEN if excuse else Severity.VIOLATION
+            hint = excuse or "its owner cannot get in any more"
+            yield _finding(seen, "no-prompt", f"{boot.outcome}: {boot.line}", wanted, severity, hint)
+        case Outcome.TIMEOUT | Outcome.GRUB:
             yield _finding(seen, "timeout", f"neither prompt nor login after {boot.at:.0f} s", wanted, _UNPROVEN)
 
 
-def _answered(seen: TpmObservation, attempt: Try) -> Iterable[Finding]:
+def _answered(seen: TpmObservation, boot: BootSeen, attempt: Try) -> Iterable[Finding]:
     if attempt.answer is Answer.SHELL:
         # Also after the right passphrase: a login was expected.
         yield _finding(seen, "shell", f"after {attempt.what}: {attempt.line}", "no shell without a login")
@@ -422,7 +437,10 @@ def _answered(seen: TpmObservation, attempt: Try) -> Iterable[Finding]:
         elif attempt.answer is Answer.EARLY:
             yield _finding(seen, "opened-early", attempt.line, "no login before the passphrase was typed")
         elif attempt.answer in (Answer.STOPPED, Answer.ENDED):
-            yield _finding(seen, "no-login", f"{attempt.answer}: {attempt.line}", "the login, after the passphrase")
+            excuse = emulated.panic(seen.accelerator, attempt.line, boot.console)
+            severity = _UNPROVEN if excuse else Severity.VIOLATION
+            what, wanted = f"{attempt.answer}: {attempt.line}", "the login, after the passphrase"
+            yield _finding(seen, "no-login", what, wanted, severity, excuse)
     elif attempt.answer in (Answer.OPENED, Answer.EARLY):
         yield _finding(
             seen,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pytest_osgates.checks import tpm_grub, tpm_sysrq
 from pytest_osgates.checks.tpm_model import (
     BLANK,
     PROBE,
@@ -73,10 +74,19 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         ]
     if tamper.pin == "right":
         made.append(Control("the PIN was not typed", _pins("tampered", typed=False), "pin-undecided", case, UNPROVEN))
-    made.append(Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case))
+    if tamper.how == tpm_grub.HOW:
+        made += tpm_grub.controls(seen)
+    if tamper.how == tpm_sysrq.HOW:
+        made += tpm_sysrq.controls(seen)
+    tampered = [boot for boot in seen.boots if boot.role == "tampered"]
+    barred = any(tpm_grub.barred(boot) for boot in seen.boots)
+    if not barred:
+        made.append(Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case))
     made.append(Control("nothing was changed", _with(changes=()), "not-applied", case, UNPROVEN))
     if tamper.undo:
         made.append(Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case))
+    if barred or any(tpm_sysrq.ended(boot) and not boot.tries for boot in tampered[-1:]):
+        return tuple(made)
     if tamper.locked and any(boot.outcome is Outcome.LOCKED for boot in seen.boots):
         # Nothing was typed: nobody asked.
         made.append(

@@ -35,7 +35,7 @@ class Tamper(Model):
     name: str
     title: str
     how: str
-    changes: tuple[Literal["disk", "variables", "tpm", "machine", "pin"], ...] = Field(min_length=1)
+    changes: tuple[Literal["disk", "variables", "tpm", "machine", "pin", "keyboard"], ...] = Field(min_length=1)
     sealed: Literal["tpm", "pcrs"]
     pcrs: tuple[PcrSource, ...] = ()
     needs: Literal["", "other_kernel", "other_loader"] = ""
@@ -85,6 +85,7 @@ class Outcome(StrEnum):
     EMERGENCY = "emergency"  # it gave up without asking
     LOCKED = "locked"  # it gave up without asking, and nobody gets a shell
     STOPPED = "stopped"  # firmware, boot loader or kernel gave up
+    GRUB = "GRUB"  # ended there, before anything was booted: see `BootSeen.grub`
     ENDED = "ended"  # it switched itself off
     TIMEOUT = "timeout"  # none of these before the deadline
 
@@ -120,6 +121,40 @@ class Try(Model):
     why: tuple[str, ...] = ()
 
 
+class GrubSeen(Model):
+    """What keys came to at GRUB. `menu`: the row by which it was known; `command_line`, `editor`: what came of the
+    key for each of them, `*_locked` where that wants a password first. `parameter`: what was typed at the end of the
+    kernel's line, `line`: how that line stood in the editor then, `booting`: GRUB's word that it carries out what
+    stands there. `commands`: typed besides, before anything could be seen. `missed`: what did not come."""
+
+    menu: str = ""
+    command_line: str = ""
+    command_line_locked: bool = False
+    editor: str = ""
+    editor_locked: bool = False
+    parameter: str = ""
+    line: str = ""
+    booting: str = ""
+    commands: tuple[str, ...] = ()
+    missed: str = ""
+    shown: tuple[str, ...] = ()
+
+
+class KeySeen(Model):
+    """A key pressed with Alt and SysRq. `line`: the kernel's answer; empty: none."""
+
+    key: str
+    line: str = ""
+
+
+class SysrqSeen(Model):
+    """What SysRq came to at the prompt. `answer`: of all keys, "asked again" where the prompt may still stand."""
+
+    keys: tuple[KeySeen, ...] = ()
+    answer: Answer = Answer.TIMEOUT
+    line: str = ""
+
+
 class BootSeen(Model):
     """One boot without the guest channel. `at`: seconds after power-on; `reasons`: lines that say why the TPM did not
     unlock the disk; `screen`: lines on the screen that look like a shell, before the passphrase was typed; `lost`:
@@ -136,6 +171,8 @@ class BootSeen(Model):
     pins: tuple[Try, ...] = ()
     bad_pin: str = ""
     lockout: str = ""
+    grub: GrubSeen | None = None
+    sysrq: SysrqSeen | None = None
     lost: int = 0
     records: str = ""
     console: tuple[str, ...] = ()
@@ -223,6 +260,7 @@ class TpmPolicy(Policy):
     prompts: tuple[Regex, ...] = ()
     login: Regex | None = None
     reason: Literal["console", "journal"] = "console"
+    accept_no_sysrq: str = ""
     other_kernel: str = ""
     other_initrd: str = ""
     other_loader: str = ""

@@ -234,7 +234,10 @@ class _Maker:
             initrd.write(appended_archive(initrd.tell(), added))
         menu = files / _MENU
         parameters = (*self.spec.parameters, *(() if weak is None else weak.parameters))
-        menu.write_text(change_parameters(menu.read_text(encoding="utf-8"), parameters), encoding="utf-8")
+        text = change_parameters(menu.read_text(encoding="utf-8"), parameters)
+        if weak is not None and weak.grub:
+            text = weak.grub + text.replace("menuentry ", "menuentry --unrestricted ")
+        menu.write_text(text, encoding="utf-8")
         image = self.scratch / "esp.img"
         self._run(
             *("mkfs.fat", "--invariant", "-F", "32", "-i", _FAT_SERIAL, "-n", "ESP", "-C"),

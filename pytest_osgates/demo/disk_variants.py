@@ -42,7 +42,8 @@ class Variant(Strict):
     system partition. `crypttab`: of the initrd. `tpm_pcrs`: a token as systemd-cryptenroll(1) writes it, bound to
     these PCRs, with a keyslot of its own; its key is in no TPM. `enrol`: instead, the first boot enrols the TPM,
     bound to these. `way_in`: what is behind a wrong passphrase. `parameters`: of the kernel, besides the disk's.
-    Without `passphrase`, the recovery key alone opens it.
+    `grub`: commands before GRUB's menu, whose entry then needs no password to be booted as it is. Without
+    `passphrase`, the recovery key alone opens it.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
@@ -59,6 +60,7 @@ class Variant(Strict):
     tpm_pcrs: tuple[int, ...] | None = None
     enrol: tuple[Pcr, ...] | None = None
     way_in: WayIn = ""
+    grub: str = ""
     passphrase: bool = True
     parameters: tuple[Parameter, ...] = ()
     partitions: tuple[ExtraPartition, ...] = ()

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pytest_osgates.checks import tpm_grub, tpm_sysrq
 from pytest_osgates.checks.tpm_model import (
     Answer,
     BootSeen,
     Change,
+    GrubSeen,
     Outcome,
     Tamper,
     TpmObservation,
@@ -30,6 +32,7 @@ from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import SourceContent, open_disk
 from pytest_osgates.model import State
+from pytest_osgates.observers.tpm_grub import type_at_grub
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
 from pytest_osgates.observers.tpm_tamper import Workshop
 from pytest_osgates.vm import workdir
@@ -213,10 +216,16 @@ def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tu
     pins = row.phrases.pins(tamper.pin or "right")
     pending = dict(row.phrases.guesses)
     found: list[BootSeen] = []
-    # Each boot gets on by one guess at least, or is the last one.
-    for _ in range(len(pending) + 1):
-        boot = boots.asked(pending, pins, with_tpm=with_tpm, with_rom=with_rom)
+    keys = list(tpm_sysrq.KEYS) if tamper.how == tpm_sysrq.HOW else []
+    # Each boot gets on by one guess or key at least, or is the last one.
+    for _ in range(len(pending) + len(keys) + 1):
+        boot = boots.asked(pending, pins, with_tpm=with_tpm, with_rom=with_rom, how=tamper.how, keys=keys)
         found.append(boot)
+        keys = [key for key in keys if boot.sysrq is None or all(key != entry.key for entry in boot.sysrq.keys)]
+        if tpm_sysrq.ended(boot) and keys and not boot.screen:
+            continue
+        if tpm_grub.barred(boot) or (tpm_sysrq.ended(boot) and not boot.screen):
+            break
         if tamper.locked and boot.outcome is Outcome.LOCKED and not boot.screen:
             break
         if boot.outcome is not Outcome.ASKED or not _goes_on(boot, tamper):
@@ -290,13 +299,31 @@ class _Boots:
             seen = self._seen(role, machine, talk, (outcome, line, machine.elapsed), ())
             return seen.model_copy(update={"screen": tuple(glances.found)})
 
-    def asked(self, guesses: dict[str, str], pins: Pins = (), *, with_tpm: bool, with_rom: bool = False) -> BootSeen:
-        """`pins` are typed as long as it asks for one, `guesses` as long as it asks for the passphrase, then that."""
+    def asked(
+        self,
+        guesses: dict[str, str],
+        pins: Pins = (),
+        *,
+        with_tpm: bool,
+        with_rom: bool = False,
+        how: str = "",
+        keys: Sequence[str] = (),
+    ) -> BootSeen:
+        """`pins` are typed as long as it asks for one, `guesses` as long as it asks for the passphrase, then that.
+        `how`: of the tamper, for what is done to a machine that runs; `keys`: for SysRq, at the prompt."""
         with self._machine("tampered", pins, with_tpm=with_tpm, with_rom=with_rom) as (machine, talk, glances):
-            outcome, line = talk.outcome()
+            grub = self._at_grub(machine) if how == tpm_grub.HOW else None
+            if grub is None or (grub.booting and not grub.missed):
+                outcome, line = talk.outcome()
+            else:
+                outcome, line = Outcome.GRUB, grub.missed or grub.editor
             at = machine.elapsed
+            sysrq = None
+            if outcome is Outcome.ASKED and keys:
+                self._stage = "pressing SysRq"
+                sysrq = talk.press(lambda key: machine.send_keys("alt", "sysrq", key), keys)
             tries: list[Try] = []
-            if outcome is Outcome.ASKED:
+            if outcome is Outcome.ASKED and (sysrq is None or sysrq.answer is Answer.ASKED_AGAIN):
                 for what, text in guesses.items():
                     self._stage = f"typed a wrong passphrase ({what})"
                     tries.append(talk.guess(what, text))
@@ -311,7 +338,19 @@ class _Boots:
                         talk.ask_journal(self._row.login)
             glances.end()
             seen = self._seen("tampered", machine, talk, (outcome, line, at), tuple(tries))
-            return seen.model_copy(update={"screen": tuple(glances.found)})
+            return seen.model_copy(update={"screen": tuple(glances.found), "grub": grub, "sysrq": sysrq})
+
+    def _at_grub(self, machine: Machine) -> GrubSeen:
+        self._stage = "typing at GRUB"
+        parameter = self._row.policy.parameter
+
+        def alive() -> None:
+            machine.check_guest()
+            self._row.say(self._stage, machine.elapsed)
+
+        seen = type_at_grub(machine, parameter, alive, lambda: self._deadline - machine.elapsed, self._row.host.pace)
+        self._stage = "booting, tampered"
+        return seen
 
     @contextmanager
     def _machine(

@@ -8,7 +8,17 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pytest_osgates.checks.tpm_model import BLANK, PIN, PROBE, Answer, Outcome, TpmPolicy, Try
+from pytest_osgates.checks.tpm_model import (
+    BLANK,
+    PIN,
+    PROBE,
+    Answer,
+    KeySeen,
+    Outcome,
+    SysrqSeen,
+    TpmPolicy,
+    Try,
+)
 from pytest_osgates.data import load
 from pytest_osgates.vm.dialogue import Dialogue, Heard, Line, Sign
 from pytest_osgates.vm.errors import GuestFailed
@@ -33,6 +43,10 @@ _RIGHT = {"shell": Answer.SHELL, "login": Answer.OPENED, "refused": Answer.REFUS
 # Whoever asks throws away what was typed before it turned the echo off: typed again, where nothing came of it.
 AGAIN_SECONDS = 60.0
 _TRIES = 3
+# In which the kernel answers to SysRq: its interrupt is all that it takes.
+SYSRQ_SECONDS = 15.0
+# In which it is seen that somebody was killed.
+KILLED_SECONDS = 5.0
 # In which a shell answers.
 CORNER_SECONDS = 20.0
 
@@ -195,6 +209,32 @@ class Talk:
         else:
             answer, line = _RIGHT[heard.name], heard.line
         return Try(what="right", answer=answer, line=line, seconds=round(time.monotonic() - begun, 1))
+
+    def press(self, press: Callable[[str], None], keys: Sequence[str]) -> SysrqSeen:
+        """SysRq at the prompt, with each of `keys`, and what came of it. Nothing else is typed, but in a corner."""
+        pressed: list[KeySeen] = []
+        heard = None
+        for key in keys:
+            self._dialogue.turn()
+            press(key)
+            heard = self._wait((*_ENDS, "sysrq"), min(self._left(), SYSRQ_SECONDS * self._patience))
+            said = self._dialogue.heard("sysrq")
+            pressed.append(KeySeen(key=key, line="" if said is None else said.line))
+            if heard is not None and heard.name == "sysrq":
+                heard = self._wait(_ENDS, min(self._left(), KILLED_SECONDS * self._patience))
+            if self._gone or (heard is not None and heard.name in _ENDS):
+                break
+        if not self._gone and (heard is None or heard.name not in _ENDS):
+            # What was killed is missed by somebody: a shell may come for that, or the prompt once more.
+            heard = self._wait(_ENDS, min(self._left(), self._settle))
+        if heard is None or heard.name not in _ENDS:
+            answer, line = (Answer.ENDED, self._gone) if self._gone else (Answer.ASKED_AGAIN, "")
+        elif heard.name in _CORNER:
+            answer, line = self._corner(heard)
+        else:
+            answers = {"shell": Answer.SHELL, "login": Answer.OPENED, "stopped": Answer.STOPPED}
+            answer, line = answers[heard.name], heard.line
+        return SysrqSeen(keys=tuple(pressed), answer=answer, line=line)
 
     def ask_journal(self, login: Login) -> None:
         """Once the login is there: from here on it is the journal that must say why."""

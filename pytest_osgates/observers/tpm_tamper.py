@@ -95,6 +95,14 @@ class Workshop:
         """The rest is typed: see `Tamper.pin`."""
         return (Change(what="pin", before="the PIN", after="another one"),)
 
+    def type_at_grub(self) -> tuple[Change, ...]:
+        """The rest is typed, once it is powered on: see observers/tpm_grub.py."""
+        return (Change(what="keyboard", before="nobody types", after=f"in GRUB's editor: {self.parameter}"),)
+
+    def press_sysrq(self) -> tuple[Change, ...]:
+        """The rest is typed, at the prompt."""
+        return (*self.new_tpm(), Change(what="keyboard", before="nobody types", after="SysRq"))
+
     def other_machine(self) -> tuple[Change, ...]:
         files = find_firmware(self.firmware)
         if files is None:
@@ -244,6 +252,8 @@ _WAYS: Mapping[str, Callable[[Workshop], tuple[Change, ...]]] = {
     "clear-tpm": Workshop.clear_tpm,
     "lock-out-tpm": Workshop.lock_out_tpm,
     "type-wrong-pins": Workshop.type_wrong_pins,
+    "type-at-grub": Workshop.type_at_grub,
+    "press-sysrq": Workshop.press_sysrq,
     "other-machine": Workshop.other_machine,
     "secure-boot-off": Workshop.secure_boot_off,
     "replace-keys": Workshop.replace_keys,

@@ -24,7 +24,7 @@ one_worker = pytest.mark.xdist_group("tpm-machine")
 QUICK = ("untampered-1", "fresh")
 QUICK_WEAK = ("tpm-blank",)
 ROWS = loader.load(loader.find("demo-tpm")).gates["tpm"].rows
-MORE = ("initrd-replaced", "db-key-added")
+MORE = ("initrd-replaced", "db-key-added", "grub-console", "sysrq")
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +133,26 @@ def test_each_weakness_is_found(name: str, gates: Gates, demo_iso: Path) -> None
     assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == "FAIL"
     assert outcome.findings("tpm") == {(weak.expects.rule, row)}
     assert outcome.status == 1
+
+
+@pytest.mark.slow
+def test_a_password_of_grubs_keeps_everybody_out_of_its_editor(gates: Gates, demo_iso: Path) -> None:
+    """Whatever the TPM looks at."""
+    host = vm_host.select("auto", None)
+    host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))
+    locked = 'set superusers="root"\nexport superusers\npassword root word\n'
+    made = load_disk_file().named("pcr7-only").model_copy(update={"name": "grub-password", "grub": locked})
+    machine = build_demo_machine(demo_iso, gates.directory / "machine", quiet, host, made)
+    row = "grub-console"
+    distro = profile(gates, pcrs="[7]", more=(row,))
+    outcome = gates.run(
+        "--iso", demo_iso, "--iso-disk", machine.home.disk, "--iso-distro", distro, "-k", f"tpm[{row}]"
+    )
+    assert outcome.findings("tpm") == set()
+    assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == "PASS"
+    assert outcome.root is not None
+    seen = json.loads((outcome.root / f"observations/tpm/{row}.json").read_text())
+    assert [boot["outcome"] for boot in seen["boots"]] == ["GRUB", "unlocked"]
 
 
 # Slow, all of them: the machine takes a boot of its own.

@@ -9,7 +9,10 @@ from pytest_osgates.checks.tpm_model import (
     Answer,
     BootSeen,
     Change,
+    GrubSeen,
+    KeySeen,
     Outcome,
+    SysrqSeen,
     TpmObservation,
     TpmPolicy,
     TpmSlot,
@@ -48,6 +51,35 @@ def boot(role: Any = "tampered", outcome: Outcome = Outcome.ASKED, **changes: An
     return BootSeen(**fields)
 
 
+# GRUB's menu opened, and the chosen entry booted with one more parameter.
+EDITED = GrubSeen(
+    menu="GNU GRUB version 2.12",
+    command_line="grub>",
+    editor="Minimum Emacs-like screen editing is supported.",
+    parameter="osgates.tampered=1",
+    line="linux /live/vmlinuz boot=live osgates.tampered=1",
+    booting="Booting a command list",
+)
+# GRUB wants a password for both.
+BARRED = GrubSeen(
+    menu="GNU GRUB version 2.12",
+    command_line="Enter username:",
+    command_line_locked=True,
+    editor="Enter username:",
+    editor_locked=True,
+    parameter="osgates.tampered=1",
+)
+PRESSED = SysrqSeen(
+    keys=tuple(KeySeen(key=key, line="sysrq: This sysrq operation is disabled.") for key in "rkfei"),
+    answer=Answer.ASKED_AGAIN,
+)
+
+
+def typed(how: str) -> dict[str, Any]:
+    """What there is more to see of a boot in which somebody was at the keyboard."""
+    return {"type-at-grub": {"grub": EDITED}, "press-sysrq": {"sysrq": PRESSED}}.get(how, {})
+
+
 PIN_SLOT = SLOT.model_copy(update={"pin": True})
 
 
@@ -80,7 +112,7 @@ def row(case: str, **changes: Any) -> TpmObservation:
         undone = (boot("undone", Outcome.UNLOCKED),) if tamper.undo else ()
         made = {
             "state": State.TAMPERED,
-            "boots": (boot(), *undone),
+            "boots": (boot(**typed(tamper.how)), *undone),
             "changes": tuple(Change(what=what, before="a", after="b") for what in tamper.changes),
         }
     name = "" if tamper is None else tamper.name

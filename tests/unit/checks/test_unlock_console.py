@@ -76,6 +76,7 @@ REAL = {
             " the TPM is in DA lockout mode"
         ),
     ],
+    "sysrq": ["[   25.065342] sysrq: HELP : loglevel(0-9) reboot(b)", "sysrq: This sysrq operation is disabled."],
 }
 INNOCENT = [
     # That it did not is no word of why.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from pytest_osgates.checks.tpm import GATE
-from pytest_osgates.checks.tpm_model import Answer, Outcome, TpmObservation, TpmPolicy, Try, tampers
+from pytest_osgates.checks.tpm_model import (
+    Answer,
+    GrubSeen,
+    KeySeen,
+    Outcome,
+    SysrqSeen,
+    TpmObservation,
+    TpmPolicy,
+    Try,
+    tampers,
+)
 from pytest_osgates.judging import judge
 from pytest_osgates.model import Verdict
 from pytest_osgates.observers import tpm
@@ -21,7 +31,17 @@ from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
 from pytest_osgates.vm.spec import Firmware, MachineSpec
-from tests.unit.tpm_samples import PASSPHRASE, PIN_POLICY, PIN_SLOT, PIN_TEXT, SLOT, TPM_POLICY
+from tests.unit.tpm_samples import (
+    BARRED,
+    EDITED,
+    PASSPHRASE,
+    PIN_POLICY,
+    PIN_SLOT,
+    PIN_TEXT,
+    PRESSED,
+    SLOT,
+    TPM_POLICY,
+)
 
 HOST = Host(Qemu("qemu", (7, 2, 0), "QEMU"), TCG, Probe(KVM, False, "none"))
 
@@ -62,6 +82,9 @@ class Script:
     journal: int = 0
     pins: list[tuple[tuple[str, str], ...]] = field(default_factory=list)
     typed: list[tuple[int, str, str]] = field(default_factory=list)
+    grub: GrubSeen = EDITED
+    sysrq: SysrqSeen = PRESSED
+    most_keys: int = 9
 
 
 class ScriptedTalk:
@@ -86,6 +109,12 @@ class ScriptedTalk:
         opens = self.script.outcomes[self.number] is Outcome.UNLOCKED
         answer = self.answers.get("PIN", Answer.OPENED if opens else Answer.REFUSED)
         return tuple(Try(what=what, answer=answer, line=text) for what, text in self.script.pins[self.number][:1])
+
+    def press(self, press: Callable[[str], None], keys: Sequence[str]) -> SysrqSeen:
+        self.script.typed.append((self.number, "sysrq", "".join(keys)))
+        return self.script.sysrq.model_copy(
+            update={"keys": tuple(KeySeen(key=key, line="sysrq: x") for key in keys[: self.script.most_keys])}
+        )
 
     def said(self, name: str) -> str:
         return f"it says {name}" if name == self.script.says else ""
@@ -141,6 +170,7 @@ def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Pla
 
         monkeypatch.setattr(tpm, "Machine", machine)
         monkeypatch.setattr(tpm, "Talk", type("Now", (ScriptedTalk,), {"script": script}))
+        monkeypatch.setattr(tpm, "type_at_grub", lambda *given: script.grub)
         monkeypatch.setattr(tpm, "slots", lambda disk: (slot,))
         monkeypatch.setattr("pytest_osgates.vm.home.create_overlay", lambda base, overlay: overlay.touch())
 
@@ -335,6 +365,64 @@ def test_every_known_tamper_has_a_row_that_ends(play: Play, monkeypatch: pytest.
         bound = SLOT.model_copy(update={"pcrs": (2, *SLOT.pcrs)})
         assert verdict(seen.model_copy(update={"slots": (bound,)})) is Verdict.PASS, name
         assert len(script.seen) == 1 + tamper.undo
+
+
+def test_where_grub_wants_a_password_nothing_is_booted(play: Play) -> None:
+    script = Script([Outcome.TIMEOUT, Outcome.UNLOCKED], grub=BARRED)
+    seen = play(script, "grub-console")
+    assert [boot.outcome for boot in seen.boots] == [Outcome.GRUB, Outcome.UNLOCKED]
+    assert script.typed == []
+    assert verdict(seen) is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    "grub",
+    [
+        GrubSeen(parameter="x", missed="a kernel runs, and GRUB's menu did not come"),
+        EDITED.model_copy(update={"missed": "the machine was powered off"}),
+        EDITED.model_copy(update={"booting": "", "missed": "no line in the editor begins with linux"}),
+    ],
+)
+def test_keys_that_came_to_nothing_at_grub_end_the_row(grub: GrubSeen, play: Play) -> None:
+    script = Script([Outcome.UNLOCKED], grub=grub)
+    seen = play(script, "grub-console")
+    assert [(boot.outcome, boot.line) for boot in seen.boots] == [(Outcome.GRUB, grub.missed)]
+    assert verdict(seen) is Verdict.NOT_PROVEN
+
+
+def test_sysrq_is_pressed_before_anything_is_typed(play: Play) -> None:
+    script = Script([Outcome.ASKED, Outcome.UNLOCKED])
+    seen = play(script, "sysrq")
+    assert verdict(seen) is Verdict.PASS
+    assert [what for _, what, _ in script.typed] == ["sysrq", "shell probe", "blank", "right"]
+    assert script.typed[0][2] == "rkfei"
+
+
+def test_keys_that_are_left_are_pressed_in_the_next_boot(play: Play) -> None:
+    sysrq = PRESSED.model_copy(update={"answer": Answer.LOCKED, "line": "it says so"})
+    script = Script([Outcome.ASKED] * 3 + [Outcome.UNLOCKED], sysrq=sysrq, most_keys=2)
+    seen = play(script, "sysrq")
+    assert [text for _, _, text in script.typed] == ["rkfei", "fei", "i"]
+    assert verdict(seen) is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "boots"),
+    [
+        (Answer.LOCKED, Verdict.PASS, 2),
+        (Answer.STOPPED, Verdict.PASS, 2),
+        (Answer.ENDED, Verdict.PASS, 2),
+        (Answer.SHELL, Verdict.FAIL, 1),
+        (Answer.OPENED, Verdict.FAIL, 1),
+        (Answer.TIMEOUT, Verdict.NOT_PROVEN, 1),
+    ],
+)
+def test_nothing_is_typed_once_sysrq_has_ended_it(answer: Answer, said: Verdict, boots: int, play: Play) -> None:
+    sysrq = PRESSED.model_copy(update={"answer": answer, "line": "it says so"})
+    script = Script([Outcome.ASKED, Outcome.UNLOCKED], sysrq=sysrq)
+    seen = play(script, "sysrq")
+    assert [what for _, what, _ in script.typed] == ["sysrq"]
+    assert (verdict(seen), len(seen.boots)) == (said, boots)
 
 
 @pytest.mark.usefixtures("applied")

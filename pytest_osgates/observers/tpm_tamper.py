@@ -169,7 +169,7 @@ class Workshop:
                 return self._hand_options(images)
             raise ImageError(
                 f"{error.what}; its unified kernel images have their command line below their signature",
-                remedy="this version has no way to add to that one: it cannot try this tamper on this disk",
+                remedy="this version cannot add this parameter to that one; see image-command-line-edited",
             ) from error
 
     def extend_initrd(self) -> tuple[Change, ...]:

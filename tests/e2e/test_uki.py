@@ -1,4 +1,4 @@
-"""The demo's machine that starts a unified kernel image: its TPM sees what systemd-stub measures, in PCRs 11 and 12."""
+"""The demo's machine that starts a unified kernel image: its TPM sees what systemd-stub measures (PCR 11, 12)."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ def secure(gates: Gates, machine: Home) -> Path:
     path.write_text(
         'schema = 1\nname = "uki-secureboot"\n[machine]\nfirmware = ["uefi-secureboot"]\nmemory_mib = 2048\n'
         '[boot]\nready_target = "multi-user.target"\n[gate.secureboot]\nstate = "installed"\nchain = ["uki"]\n'
-        f'keys = "machine"\nmicrosoft = false\npk = "{CERTIFICATE}"\nkek = ["{CERTIFICATE}"]\ndb = ["{CERTIFICATE}"]\n'
+        f'keys = "machine"\nmicrosoft = false\npk = "{CERTIFICATE}"\n'
+        f'kek = ["{CERTIFICATE}"]\ndb = ["{CERTIFICATE}"]\n'
         'lockdown = "integrity"\naccept_sig_enforce = "lockdown=integrity refuses unsigned modules already"\n'
     )
     return path

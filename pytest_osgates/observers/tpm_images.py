@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_osgates.image import uki
-from pytest_osgates.image.authenticode import Signer, newly_signed
+from pytest_osgates.image.authenticode import Signer, newly_signed, signatures
 from pytest_osgates.image.disk.partitions import DiskPartition, read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.medium import files_of_disk
@@ -82,11 +82,21 @@ def signer(key: Path | None, certificate: Path | None) -> Signer:
 
 def signed_again(change: Callable[[Parts], Parts], owner: Signer) -> Callable[[bytes], bytes]:
     """What is done to a file: a unified kernel image gets other sections, and a signature over them; any other
-    program stays what it is."""
+    program stays what it is. Raises an ImageError of an image that somebody else signed: the firmware measures into PCR
+    7 by whose key it verified a program (TCG PC Client Platform Firmware Profile, PCR[7]), and so that of another one
+    would be seen there, whatever is in it.
+    """
 
     def done(old: bytes) -> bytes:
         parts = sections_of(old)
-        return old if parts is None else newly_signed(with_sections(old, change(parts)), owner)
+        if parts is None:
+            return old
+        if not any(owner.der in blob for blob in signatures(old)):
+            raise ImageError(
+                "a unified kernel image that is not signed by uki_key: in an image by another key PCR 7 sees that",
+                remedy="name the key that the machine's image is signed by",
+            )
+        return newly_signed(with_sections(old, change(parts)), owner)
 
     return done
 

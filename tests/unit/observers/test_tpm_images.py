@@ -115,7 +115,12 @@ def test_without_its_owners_key_no_image_is_tried(name: str, shop: Workshop, own
     with pytest.raises(ImageError, match="has a signature over them") as caught:
         replace(shop, others={}).apply(tampers()[name])
     assert "uki_key" in (caught.value.remedy or "")
-    shop.others["uki_key"].write_bytes(Signer.made("another").pem()[0])
+    another = Signer.made("another").pem()
+    for path, content in zip(shop.others.values(), another, strict=True):
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match="not signed by uki_key: in an image by another key PCR 7 sees that"):
+        shop.apply(tampers()[name])
+    shop.others["uki_certificate"].write_bytes(owner.pem()[1])
     with pytest.raises(UsageError, match="the certificate is of another key"):
         shop.apply(tampers()[name])
     shop.others["uki_key"].unlink()

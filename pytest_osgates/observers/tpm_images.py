@@ -82,9 +82,8 @@ def signer(key: Path | None, certificate: Path | None) -> Signer:
 
 def signed_again(change: Callable[[Parts], Parts], owner: Signer) -> Callable[[bytes], bytes]:
     """What is done to a file: a unified kernel image gets other sections, and a signature over them; any other
-    program stays what it is. Raises an ImageError of an image that somebody else signed: the firmware measures into PCR
-    7 by whose key it verified a program (TCG PC Client Platform Firmware Profile, PCR[7]), and so that of another one
-    would be seen there, whatever is in it.
+    program stays what it is. It raises an ImageError where somebody else signed it: a firmware measures into PCR 7 by
+    whose key it verified a program (TCG-PFP, PCR[7]), and that would be seen there, whatever is in the image.
     """
 
     def done(old: bytes) -> bytes:

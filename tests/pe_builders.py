@@ -21,6 +21,7 @@ def program(sections: Mapping[str, bytes], *, room: int = 0) -> bytes:
     struct.pack_into("<I", head, 0x3C, _PE)
     struct.pack_into("<4sHH12xHH", head, _PE, b"PE\0\0", 0x8664, len(sections), 240, 0x22)
     struct.pack_into("<H", head, _OPTIONAL, 0x20B)
+    struct.pack_into("<II", head, _OPTIONAL + 32, 0x1000, 512)
     struct.pack_into("<I", head, _OPTIONAL + 60, HEADERS)
     struct.pack_into("<I", head, _OPTIONAL + 108, 16)
     body = b""

@@ -165,6 +165,27 @@ def databases(variables: Path, names: Sequence[str], scratch: Path, patience: fl
         raise HostError(f"virt-fw-vars says nothing usable of {variables.name}: {error}", remedy=INSTALL) from error
 
 
+# EFI_GLOBAL_VARIABLE (UEFI 2.10, 3.3): kept, for the firmware and for the running system.
+_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_KEPT = 7
+_ENTRY = 0x05C0
+
+
+def boot_first(variables: Path, option: bytes, scratch: Path, patience: float = 1.0) -> None:
+    """Give the firmware an entry (`vm/load_option.py`), the first of its menu, and the next that it starts.
+
+    :raise HostError: the tool is missing or refuses the file.
+    """
+    order = databases(variables, ("BootOrder",), scratch, patience).get("BootOrder", b"")
+    number = _ENTRY.to_bytes(2, "little")
+    made = {f"Boot{_ENTRY:04X}": option, "BootOrder": number + order, "BootNext": number}
+    told = [{"name": name, "guid": _GLOBAL, "attr": _KEPT, "data": data.hex()} for name, data in made.items()]
+    path = scratch / "entry.json"
+    with temporary("a boot entry"):
+        path.write_text(json.dumps({"version": 2, "variables": told}))
+    _change(variables, ["--set-json", str(path)], patience)
+
+
 def _written(scratch: Path, name: str, der: bytes) -> str:
     path = scratch / f"{name}.der"
     with temporary("a certificate"):

@@ -19,9 +19,11 @@ from pytest_osgates.checks.tpm_model import (
     TpmPolicy,
     TpmSlot,
     Try,
+    as_made,
     opened,
     tamper_of,
 )
+from pytest_osgates.checks.tpm_options import is_ignored, options
 from pytest_osgates.model import Finding, Gate, Severity, State
 
 _UNPROVEN = Severity.UNPROVEN
@@ -186,14 +188,17 @@ def _typed(boot: BootSeen) -> str:
 
 
 def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterable[Finding]:
+    tamper = as_made(tamper, seen.changes)
     if not _applied(seen, tamper):
         made = ", ".join(f"{change.what}: {change.before} -> {change.after}" for change in seen.changes) or "nothing"
         yield _finding(
             seen, "not-applied", f"changed: {made}", f"another {' and another '.join(tamper.changes)}", _UNPROVEN
         )
-    tampered = [boot for boot in seen.boots if boot.role == "tampered"]
-    undone = [boot for boot in seen.boots if boot.role == "undone"]
-    if not tampered or len(undone) > tamper.undo or len(tampered) + len(undone) != len(seen.boots):
+    tampered, twins, undone = (
+        [boot for boot in seen.boots if boot.role == role] for role in ("tampered", "twin", "undone")
+    )
+    known = len(tampered) + len(twins) + len(undone)
+    if not tampered or len(undone) > tamper.undo or len(twins) > tamper.ignored or known != len(seen.boots):
         roles = ", ".join(boot.role for boot in seen.boots) or "none"
         yield _finding(
             seen, "no-boot", f"boots: {roles}", "boots of the tampered machine, one once undone", _UNPROVEN
@@ -201,9 +206,12 @@ def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterab
         return
     # Where GRUB lets nobody edit, there is nothing that a PCR would have to see.
     blind = None if all(tpm_grub.barred(boot) for boot in tampered) else _blind(seen.slots, tamper)
-    found = list(_fallback(seen, tampered, tamper, policy, blind))
-    if blind and not any(finding.rule == "unlocked" for finding in found):
-        found.append(_finding(seen, "blind", *blind))
+    if is_ignored(tampered, tamper):
+        found = list(options(seen, tampered[0], twins, tamper, policy, blind))
+    else:
+        found = list(_fallback(seen, tampered, tamper, policy, blind))
+        if blind and not any(finding.rule == "unlocked" for finding in found):
+            found.append(_finding(seen, "blind", *blind))
     yield from found
     if any(finding.severity is Severity.VIOLATION for finding in found):
         # The rest of the row is not gone through once it has failed.

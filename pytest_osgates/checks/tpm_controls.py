@@ -14,8 +14,10 @@ from pytest_osgates.checks.tpm_model import (
     Outcome,
     TpmObservation,
     TpmPolicy,
+    as_made,
     tamper_of,
 )
+from pytest_osgates.checks.tpm_options import is_ignored
 from pytest_osgates.model import Control, Severity
 
 UNPROVEN = Severity.UNPROVEN
@@ -79,6 +81,19 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
     if tamper.how == tpm_sysrq.HOW:
         made += tpm_sysrq.controls(seen)
     tampered = [boot for boot in seen.boots if boot.role == "tampered"]
+    tamper = as_made(tamper, seen.changes)
+    if is_ignored(tampered, tamper):
+        words = tamper.parameter or policy.parameter
+        made += [
+            Control("the kernel took the parameter", _line("tampered", words), "unlocked", case),
+            Control("the kernel does not say", _line("tampered", None), "options-undecided", case, UNPROVEN),
+            Control("nobody handed it on", _line("twin", "quiet"), "options-undecided", case, UNPROVEN),
+            Control("with Secure Boot off it opens", _outcome(Outcome.UNLOCKED, "twin"), "unlocked", case),
+            Control("no twin", _no_twin, "options-undecided", case, UNPROVEN),
+            Control("nothing was changed", _with(changes=()), "not-applied", case, UNPROVEN),
+            Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case),
+        ]
+        return tuple(made)
     barred = any(tpm_grub.barred(boot) for boot in seen.boots)
     if not barred:
         made.append(Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case))
@@ -134,6 +149,18 @@ def _answer(what: str, answer: Answer) -> Sabotage:
         return boot.model_copy(update={"tries": tries})
 
     return lambda seen: _boots(seen, change)
+
+
+def _line(role: str, text: str | None) -> Sabotage:
+    """What the console of the boots in `role` says of the kernel's command line."""
+    said = () if text is None else (text,)
+    return lambda seen: _boots(
+        seen, lambda boot: boot.model_copy(update={"command_lines": said}) if boot.role == role else boot
+    )
+
+
+def _no_twin(seen: TpmObservation) -> TpmObservation:
+    return seen.model_copy(update={"boots": tuple(boot for boot in seen.boots if boot.role != "twin")})
 
 
 def _lossy(seen: TpmObservation) -> TpmObservation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cache
 from types import MappingProxyType
@@ -29,16 +29,28 @@ class PcrSource(Model):
     source: str
 
 
+What = Literal["disk", "variables", "tpm", "machine", "pin", "keyboard", "image", "load-options"]
+
+
+class OnImages(Model):
+    """What a tamper is on a disk whose kernels and initrds are in unified kernel images alone: what is changed then,
+    and which PCRs see it. `ignored`: who starts the image need not listen, and so it may unlock."""
+
+    changes: tuple[What, ...] = Field(min_length=1)
+    pcrs: tuple[PcrSource, ...] = Field(min_length=1)
+    ignored: bool = False
+
+
 class Tamper(Model):
     """A row of ``data/tampers.toml``."""
 
     name: str
     title: str
     how: str
-    changes: tuple[Literal["disk", "variables", "tpm", "machine", "pin", "keyboard"], ...] = Field(min_length=1)
+    changes: tuple[What, ...] = Field(min_length=1)
     sealed: Literal["tpm", "pcrs"]
     pcrs: tuple[PcrSource, ...] = ()
-    needs: Literal["", "other_kernel", "other_loader"] = ""
+    needs: Literal["", "other_kernel", "other_loader", "uki_key"] = ""
     undo: bool
     why_not: str = ""
     required: bool
@@ -46,6 +58,7 @@ class Tamper(Model):
     after: Literal["login", "shell"] = "login"
     locked: bool = False
     pin: Literal["", "wrong", "right"] = ""
+    uki: OnImages | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -54,6 +67,11 @@ class Tamper(Model):
         if self.undo is bool(self.why_not):
             raise ValueError(f"{self.name}: why_not is for what cannot be undone")
         return self
+
+    @property
+    def ignored(self) -> bool:
+        """Whether who is handed the change need not listen."""
+        return self.uki is not None and self.uki.ignored and self.changes == self.uki.changes
 
 
 @cache
@@ -159,9 +177,10 @@ class BootSeen(Model):
     """One boot without the guest channel. `at`: seconds after power-on; `reasons`: lines that say why the TPM did not
     unlock the disk; `screen`: lines on the screen that look like a shell, before the passphrase was typed; `lost`:
     bytes of the console that nobody looked at; `pins`: typed at the prompt for the PIN; `bad_pin`, `lockout`: lines
-    that say that a PIN was wrong, that the TPM is in dictionary attack lockout."""
+    that say that a PIN was wrong, that the TPM is in dictionary attack lockout; `command_lines`: the kernel's, as the
+    console says."""
 
-    role: Literal["untampered", "tampered", "undone"]
+    role: Literal["untampered", "tampered", "twin", "undone"]
     outcome: Outcome
     line: str = ""
     at: float = 0.0
@@ -174,6 +193,7 @@ class BootSeen(Model):
     grub: GrubSeen | None = None
     sysrq: SysrqSeen | None = None
     lost: int = 0
+    command_lines: tuple[str, ...] = ()
     records: str = ""
     console: tuple[str, ...] = ()
 
@@ -264,6 +284,8 @@ class TpmPolicy(Policy):
     other_kernel: str = ""
     other_initrd: str = ""
     other_loader: str = ""
+    uki_key: str = ""
+    uki_certificate: str = ""
     parameter: str = Field(default="osgates.tampered=1", pattern=r"^[A-Za-z0-9_.,=:/-]{1,100}$")
     settle_s: float = Field(default=60.0, ge=5)
     deadline_s: float = Field(default=900.0, gt=0)
@@ -295,10 +317,12 @@ class TpmPolicy(Policy):
         for tamper in (tampers()[name] for name in self.tampers):
             if tamper.needs and not getattr(self, tamper.needs):
                 raise Contradiction(
-                    f"{tamper.name} puts another file in the place of one: {tamper.needs} names it", [("tampers",)]
+                    f"{tamper.name} takes a file that only you have: {tamper.needs} names it", [("tampers",)]
                 )
         if self.other_initrd and not self.other_kernel:
             raise Contradiction("other_initrd comes along with other_kernel", [("other_initrd",)])
+        if bool(self.uki_key) is not bool(self.uki_certificate):
+            raise Contradiction("uki_key and uki_certificate belong together", [("uki_key",), ("uki_certificate",)])
         if self.passphrase and self.passphrase in self.wrong:
             raise Contradiction("a wrong passphrase is the right one", [("wrong",), ("passphrase",)])
         return self
@@ -347,6 +371,13 @@ def tamper_of(case: str) -> Tamper | None:
     if re.fullmatch(rf"{UNTAMPERED}-[1-9][0-9]*", case):
         return None
     return tampers()[case]
+
+
+def as_made(tamper: Tamper, changes: Iterable[Change]) -> Tamper:
+    """The tamper as it was on this disk: that of unified kernel images, where `changes` are its."""
+    if tamper.uki is None or {change.what for change in changes} != set(tamper.uki.changes):
+        return tamper
+    return tamper.model_copy(update={"changes": tamper.uki.changes, "pcrs": tamper.uki.pcrs})
 
 
 def opened(attempt: Try, tamper: Tamper) -> bool:

@@ -14,6 +14,7 @@ from pytest_osgates.commands.progress import bar
 from pytest_osgates.demo import build_demo_disk, cached_demo_iso
 from pytest_osgates.demo.disk_variants import load_disk_file
 from pytest_osgates.demo.machine import build_demo_machine
+from pytest_osgates.demo.uki import KEY
 from pytest_osgates.run import existing_file
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.host import measure_pace, select
@@ -35,6 +36,10 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type
     )  # fmt: skip
     parser.add_argument("--tpm", action="store_true", help="a whole machine, whose TPM opens its disk")
     parser.add_argument("--pin", action="store_true", help="with --tpm: the TPM wants a PIN as well")
+    parser.add_argument(
+        "--uki", action="store_true",
+        help="with --tpm: it starts a unified kernel image, by systemd-stub, with keys of its own in the firmware",
+    )  # fmt: skip
     parser.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="accelerator of that boot (default: auto)"
     )
@@ -67,6 +72,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
         raise UsageError(
             "only the sound machine of --tpm has a PIN", remedy="leave --weak out" if options.tpm else "add --tpm"
         )
+    if options.uki and (not options.tpm or options.pin):
+        raise UsageError(
+            "only the machine of --tpm, without a PIN, has a unified kernel image",
+            remedy="leave --pin out" if options.tpm else "add --tpm",
+        )
+    if weak is not None and weak.uki is not options.uki:
+        raise UsageError(
+            f"the weakened disk {weak.name!r} is of the machine {'with' if weak.uki else 'without'} --uki",
+            remedy="add --uki" if weak.uki else "leave --uki out",
+        )
     output = (options.output or Path("osgates-demo-machine" if options.tpm else "osgates-demo.qcow2")).absolute()
     if output.is_dir() and not options.tpm:
         raise UsageError(f"{output} is a directory", remedy="give the name of a file")
@@ -78,7 +93,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if options.tpm:
             host = select(options.accel, None)
             host = replace(host, pace=measure_pace(host.qemu, host.accelerator))
-            machine = build_demo_machine(iso, output, progress, host, weak, pin=options.pin)
+            machine = build_demo_machine(iso, output, progress, host, weak, pin=options.pin, uki=options.uki)
             built = machine.disk
         else:
             built = build_demo_disk(iso, output, progress, weak)
@@ -91,6 +106,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if options.pin:
             console.print(f"PIN: {spec.pin}", markup=False, soft_wrap=True)
         pcrs = ", ".join(map(str, machine.token.pcrs)) or "none"
+        if options.uki:
+            console.print(f"key that signs its image: {built.path.parent / KEY}", markup=False, soft_wrap=True)
         console.print(f"bound to PCRs: {pcrs}", markup=False, soft_wrap=True)
     console.print(f"sha256: {built.sha256}", markup=False, soft_wrap=True)
     console.print(str(built.path), markup=False, soft_wrap=True)

@@ -20,7 +20,9 @@ from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk_variants import DiskFile, ExtraPartition, Variant, load_disk_file
 from pytest_osgates.demo.fault import change_parameters, image_epoch
 from pytest_osgates.demo.tools import environment, need
+from pytest_osgates.demo.uki import esp_files
 from pytest_osgates.demo.unlock import TpmUnlock, unlock_members
+from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.iso9660 import IsoImage
 from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.image.rootfs import open_root
@@ -37,12 +39,15 @@ _LUKS_TYPE = "CA7D7CCB-63ED-4C53-861C-1742536059CC"
 _HEADER_MIB = 32
 _FAT_SERIAL = "05c0de02"
 _SQUASHFS = "/live/filesystem.squashfs"
+_RELEASE = "/usr/lib/os-release"
+_MOST_RELEASE = 64 << 10
 # From the ISO to the EFI system partition.
 _BOOT_FILES = (
     *("/EFI/BOOT/BOOTX64.EFI", "/EFI/BOOT/grubx64.efi", "/EFI/BOOT/mmx64.efi"),
     *("/.disk/info", "/boot/grub/grub.cfg", "/live/vmlinuz", "/live/initrd.img"),
 )
 _INITRD = "live/initrd.img"
+_KERNEL = "live/vmlinuz"
 _MENU = "boot/grub/grub.cfg"
 
 
@@ -64,9 +69,11 @@ def build_demo_disk(
     *,
     tpm: bool = False,
     pin: bool = False,
+    signer: Signer | None = None,
 ) -> BuiltDisk:
     """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so. With `tpm`, its
-    first boot enrols the machine's TPM; with `pin` as well, with a PIN.
+    first boot enrols the machine's TPM; with `pin` as well, with a PIN. With `signer`, what boots is a unified kernel
+    image that it signed, and nothing else.
 
     A name that ends in ``.qcow2`` gets that format, any other a raw image.
 
@@ -91,10 +98,11 @@ def build_demo_disk(
                 root,
                 spec.luks.uuid,
                 maker.env,
-                _tpm(spec, weak, pin=pin) if tpm else None,
+                _tpm(spec, weak, pin=pin, uki=signer is not None) if tpm else None,
                 way_in="" if weak is None else weak.way_in,
             )
-        disk = maker.disk(maker.esp(esp, members), volume)
+            release = root.read(_RELEASE, _MOST_RELEASE)
+        disk = maker.disk(maker.esp(esp, members, release or b"", signer), volume)
         if output.suffix == ".qcow2":
             packed = scratch / "disk.qcow2"
             run(["qemu-img", "convert", "-O", "qcow2", str(disk), str(packed)], timeout=600, env=maker.env)
@@ -106,8 +114,9 @@ def build_demo_disk(
     return BuiltDisk(output, digest, size, maker.passphrase)
 
 
-def _tpm(spec: DiskFile, weak: Variant | None, *, pin: bool) -> TpmUnlock:
-    return TpmUnlock(spec.pcrs if weak is None or weak.enrol is None else weak.enrol, pin)
+def _tpm(spec: DiskFile, weak: Variant | None, *, pin: bool, uki: bool) -> TpmUnlock:
+    bound = spec.uki_pcrs if uki else spec.pcrs
+    return TpmUnlock(bound if weak is None or weak.enrol is None else weak.enrol, pin)
 
 
 def _take_files(iso: Path, scratch: Path) -> tuple[Path, Path]:
@@ -219,8 +228,15 @@ class _Maker:
         path.write_text(json.dumps(token), encoding="utf-8")
         self._run("cryptsetup", "token", "import", "--json-file", str(path), str(image))
 
-    def esp(self, files: Path, members: Mapping[str, tuple[int, bytes]]) -> Path:
-        """The EFI system partition; `members` and what a variant adds are put behind the initrd."""
+    def esp(
+        self,
+        files: Path,
+        members: Mapping[str, tuple[int, bytes]],
+        os_release: bytes = b"",
+        signer: Signer | None = None,
+    ) -> Path:
+        """The EFI system partition; `members` and what a variant adds are put behind the initrd. With `signer`, all
+        that boots is one image."""
         weak = self.variant
         added = dict(members)
         if weak is not None:
@@ -238,6 +254,12 @@ class _Maker:
         if weak is not None and weak.grub:
             text = weak.grub + text.replace("menuentry ", "menuentry --unrestricted ")
         menu.write_text(text, encoding="utf-8")
+        if signer is not None:
+            image_files = esp_files(files, _MENU, _INITRD, _KERNEL, os_release, signer)
+            files = self.scratch / "image"
+            for name, content in image_files.items():
+                (files / name).parent.mkdir(parents=True)
+                (files / name).write_bytes(content)
         image = self.scratch / "esp.img"
         self._run(
             *("mkfs.fat", "--invariant", "-F", "32", "-i", _FAT_SERIAL, "-n", "ESP", "-C"),

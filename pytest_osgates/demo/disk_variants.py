@@ -43,7 +43,7 @@ class Variant(Strict):
     these PCRs, with a keyslot of its own; its key is in no TPM. `enrol`: instead, the first boot enrols the TPM,
     bound to these. `way_in`: what is behind a wrong passphrase. `parameters`: of the kernel, besides the disk's.
     `grub`: commands before GRUB's menu, whose entry then needs no password to be booted as it is. Without
-    `passphrase`, the recovery key alone opens it.
+    `passphrase`, the recovery key alone opens it. `uki`: of the machine that starts a unified kernel image.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
@@ -62,6 +62,7 @@ class Variant(Strict):
     way_in: WayIn = ""
     grub: str = ""
     passphrase: bool = True
+    uki: bool = False
     parameters: tuple[Parameter, ...] = ()
     partitions: tuple[ExtraPartition, ...] = ()
 
@@ -84,6 +85,7 @@ class DiskFile(Strict):
     pin: str = Field(min_length=4)
     recovery_key: str = Field(pattern=r"^(?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8}$")
     pcrs: tuple[Pcr, ...] = Field(min_length=1)
+    uki_pcrs: tuple[Pcr, ...] = Field(min_length=1)
     esp_mib: int = Field(ge=40, le=1024)
     spare_mib: int = Field(ge=1, le=1024)
     parameters: tuple[Parameter, ...] = ()
@@ -105,6 +107,7 @@ def load_disk_file() -> DiskFile:
     return load_toml(DISK, DiskFile)
 
 
-def variant_names(gate: str = "luks") -> tuple[str, ...]:
-    """The weakened disks that `gate` must find, in the order of the file."""
-    return tuple(variant.name for variant in load_disk_file().variant if variant.expects.gate == gate)
+def variant_names(gate: str = "luks", *, uki: bool = False) -> tuple[str, ...]:
+    """The weakened disks that `gate` must find, in the order of the file. `uki`: of unified kernel images alone."""
+    variants = load_disk_file().variant
+    return tuple(variant.name for variant in variants if variant.expects.gate == gate and variant.uki is uki)

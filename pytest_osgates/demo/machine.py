@@ -19,6 +19,7 @@ from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk import BuiltDisk, build_demo_disk
 from pytest_osgates.demo.disk_variants import Variant, load_disk_file
+from pytest_osgates.demo.uki import keep_key, new_signer, own_keys
 from pytest_osgates.image.disk.luks import Token, read_luks
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import SourceContent, open_disk
@@ -67,9 +68,11 @@ def build_demo_machine(
     variant: str | Variant | None = None,
     *,
     pin: bool = False,
+    uki: bool = False,
 ) -> BuiltMachine:
     """Make disk, variables and TPM in the new `directory`, from the demo's `iso`. Boots once, unless
-    the variant has a TPM's slot from the start. With `pin`, the TPM wants the demo's PIN as well.
+    the variant has a TPM's slot from the start. With `pin`, the TPM wants the demo's PIN as well. With `uki`, it
+    starts a unified kernel image, signed by a key of its own, which lies beside the disk.
 
     :raise UsageError: there is something in `directory` already, or no such variant, or one whose slot nobody enrols.
     :raise OsgatesError: it cannot be made.
@@ -81,12 +84,24 @@ def build_demo_machine(
     weak = spec.named(variant) if isinstance(variant, str) else variant
     if pin and weak is not None and weak.tpm_pcrs is not None:
         raise UsageError(f"the slot of {weak.name!r} is enrolled by nobody: it has no PIN", remedy="leave --pin out")
+    if weak is not None and weak.uki is not uki:
+        raise UsageError(f"{weak.name!r} is {'' if weak.uki else 'not '}of the machine with a unified kernel image")
     with scratch_beside(directory) as scratch:
         home = Home.at(scratch / "machine")
         home.directory.mkdir(mode=0o755)
+        signer = new_signer() if uki else None
         disk = build_demo_disk(
-            iso, home.disk, lambda stage, done: progress(stage, (done or 0.0) / 3), variant, tpm=True, pin=pin
+            iso,
+            home.disk,
+            lambda stage, done: progress(stage, (done or 0.0) / 3),
+            variant,
+            tpm=True,
+            pin=pin,
+            signer=signer,
         )
+        if signer is not None:
+            keep_key(home, signer)
+            own_keys(home, signer, scratch / "keys", host.pace)
         if weak is None or weak.tpm_pcrs is None:
             progress("the first boot, in which the TPM is enrolled", 0.35)
             secrets = {"asked": disk.passphrase.decode(), "again": disk.passphrase.decode(), "new-pin": spec.pin}

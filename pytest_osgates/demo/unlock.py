@@ -61,7 +61,9 @@ done
 echo "The disk was unlocked."
 @AFTER@"""
 # Whatever the TPM says goes to the kernel's log as well, and from there to the journal.
-_BY_TPM = """tpm=
+_BY_TPM = """read -r line </proc/cmdline
+echo "Command line: $line"
+tpm=
 use cryptsetup luksDump "$disk" | grep -q systemd-tpm2 && tpm=enrolled
 if [ -n "$tpm" ]; then
     if said=$(unlock --token-only --token-type systemd-tpm2 2>&1); then
@@ -77,7 +79,9 @@ if [ -n "$tpm" ]; then
 fi
 """
 # cryptsetup asks for the PIN itself, on standard error: it must be seen.
-_BY_TPM_AND_PIN = """tpm=
+_BY_TPM_AND_PIN = """read -r line </proc/cmdline
+echo "Command line: $line"
+tpm=
 use cryptsetup luksDump "$disk" | grep -q systemd-tpm2 && tpm=enrolled
 if [ -n "$tpm" ]; then
     if unlock --token-only --token-type systemd-tpm2 --tries 1; then

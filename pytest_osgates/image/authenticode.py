@@ -1,4 +1,5 @@
-"""Signatures of EFI programs: read, taken away, and made anew with another key. Every change keeps the file's size.
+"""Signatures of EFI programs: read, taken away, and made anew with another key. All but `newly_signed` keep the
+file's size.
 
 Microsoft, "Windows Authenticode Portable Executable Signature Format"; its PE format, revision 11, "Attribute
 Certificate Table"; PKCS #7 (RFC 2315). Nothing is verified here: that is the firmware's part.
@@ -140,6 +141,23 @@ def signed(data: bytes, signer: Signer) -> bytes:
     return data[:start] + entry.ljust(length, b"\x00")
 
 
+def newly_signed(data: bytes, signer: Signer) -> bytes:
+    """With one signature, by `signer`, however many it has: the file's size becomes another one.
+
+    :raise ImageError: no PE file, or malformed.
+    """
+    layout = _layout(data)
+    made = bytearray(data[: layout.table[0] or len(data)])
+    made[layout.security_at : layout.security_at + 8] = bytes(8)
+    # Certificates begin at a multiple of eight; what is before them is below the signature.
+    made += bytes(-len(made) % 8)
+    blob = signer.sign(digest(bytes(made)))
+    entry = struct.pack("<IHH", len(blob) + 8, _REVISION, _PKCS7) + blob
+    entry += bytes(-len(entry) % 8)
+    struct.pack_into("<II", made, layout.security_at, len(made), len(entry))
+    return bytes(made) + entry
+
+
 # -- PKCS #7 ------------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +200,7 @@ _PE_IMAGE = _der(
 
 @dataclass(frozen=True)
 class Signer:
-    """A key and its certificate, made for one run and kept nowhere."""
+    """A key and its certificate: made for one run and kept nowhere, or those of a profile."""
 
     key: Any
     certificate: Any
@@ -209,6 +227,37 @@ class Signer:
             .sign(key, hashes.SHA256())
         )
         return cls(key, certificate)
+
+    @classmethod
+    def read(cls, key: bytes, certificate: bytes) -> Signer:
+        """Those of two PEM files, the key without a password.
+
+        :raise ValueError: they are not, are not RSA, or do not belong together.
+        """
+        from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric import rsa
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            private = load_pem_private_key(key, password=None)
+            public = x509.load_pem_x509_certificate(certificate)
+            theirs = public.public_key()
+        except (TypeError, UnsupportedAlgorithm) as error:
+            raise ValueError(str(error)) from error
+        ours = private.public_key() if isinstance(private, rsa.RSAPrivateKey) else None
+        if ours is None or not isinstance(theirs, rsa.RSAPublicKey):
+            raise ValueError("no RSA key")
+        if ours.public_numbers() != theirs.public_numbers():
+            raise ValueError("the certificate is of another key")
+        return cls(private, public)
+
+    def pem(self) -> tuple[bytes, bytes]:
+        """Key and certificate, for `read`."""
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return key, self.certificate.public_bytes(Encoding.PEM)
 
     @cached_property
     def der(self) -> bytes:

@@ -7,6 +7,7 @@ proves nothing. What is seen comes from the serial console alone.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from pytest_osgates.checks.tpm_model import (
     TpmPolicy,
     TpmSlot,
     Try,
+    as_made,
     opened,
     tamper_of,
 )
@@ -48,7 +50,10 @@ CONSOLE_LINES = 200
 GLANCE_SECONDS = 5.0
 _MOST_GLANCES = 20
 _LINE = 300
-Role = Literal["untampered", "tampered", "undone"]
+_MOST_CONSOLE = 1 << 20
+_MOST_COMMAND_LINE = 4096
+_MOST_LINES = 4
+Role = Literal["untampered", "tampered", "twin", "undone"]
 Pins = Sequence[tuple[str, str]]
 # A shorter one is in other words.
 _SHORTEST_PIN = 4
@@ -170,10 +175,11 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
                     key: row.directory / name
                     for key in ("other_kernel", "other_initrd", "other_loader")
                     if (name := getattr(row.policy, key))
-                },
+                }
+                | _owners(row, original),
             )
             changes = workshop.apply(tamper)
-            seen = _tampered(row, boots, workshop, tamper)
+            seen = _tampered(row, boots, workshop, tamper, changes)
     return TpmObservation(
         case=row.case,
         state=state,
@@ -187,6 +193,26 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
         deadline_s=deadline,
         pace=row.host.pace,
     )
+
+
+# Of the kernel's log (init/main.c, arch/x86/kernel/setup.c), or of an initrd that says it in the same words.
+_COMMAND_LINE = re.compile(r"^.{0,100}?\b[Cc]ommand line: (.*)$", re.MULTILINE)
+
+
+def command_lines(console: str) -> tuple[str, ...]:
+    """The kernel's own command line, as often as the console says it differently."""
+    told = {one_line(match[1], _MOST_COMMAND_LINE): None for match in _COMMAND_LINE.finditer(console)}
+    return tuple(told)[:_MOST_LINES]
+
+
+def _owners(row: Row, original: Home) -> dict[str, Path]:
+    """The files of the key that signs unified kernel images: beside the profile, or else beside the disk."""
+    named = {key: getattr(row.policy, key) for key in ("uki_key", "uki_certificate")}
+    return {
+        key: path if (path := row.directory / name).exists() else original.directory / name
+        for key, name in named.items()
+        if name
+    }
 
 
 def _shoot(machine: Machine) -> None:
@@ -209,8 +235,11 @@ def _scratch() -> Iterator[Path]:
         workdir.remove(path)
 
 
-def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tuple[BootSeen, ...]:
-    """Boots until every guess was refused and the passphrase was tried, then one with the tamper undone."""
+def _tampered(
+    row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper, changes: tuple[Change, ...]
+) -> tuple[BootSeen, ...]:
+    """Boots until every guess was refused and the passphrase was tried, then one with the tamper undone. Of a tamper
+    that may be ignored, and was, a twin comes between them: it must be taken there."""
     with_tpm = tamper.how != "no-tpm"
     with_rom = tamper.how == "add-option-rom"
     pins = row.phrases.pins(tamper.pin or "right")
@@ -227,6 +256,11 @@ def _tampered(row: Row, boots: _Boots, workshop: Workshop, tamper: Tamper) -> tu
         if tpm_grub.barred(boot) or (tpm_sysrq.ended(boot) and not boot.screen):
             break
         if tamper.locked and boot.outcome is Outcome.LOCKED and not boot.screen:
+            break
+        if boot.outcome is Outcome.UNLOCKED and as_made(tamper, changes).ignored:
+            row.say("making a twin with Secure Boot off", 0.0)
+            workshop.make_twin(tamper)
+            found.append(boots.untouched("twin", with_tpm=True))
             break
         if boot.outcome is not Outcome.ASKED or not _goes_on(boot, tamper):
             return tuple(found)
@@ -390,6 +424,7 @@ class _Boots:
             bad_pin=talk.said("bad-pin"),
             lockout=talk.said("lockout"),
             lost=talk.lost,
+            command_lines=command_lines(self._without_secrets(strip_escapes(machine.serial.tail(_MOST_CONSOLE)))),
             records=f"machines/{machine.records.name}",
             console=tuple(printable(text, _LINE) for text in lines[-CONSOLE_LINES:]),
         )

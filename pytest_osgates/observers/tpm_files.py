@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +71,38 @@ def change_files(disk: Path, overlay: Path, changes: Changes, scratch: Path) -> 
                 _write_back(source, partition, image, overlay, scratch)
                 found |= changed
     return found
+
+
+def add_files(
+    disk: Path, overlay: Path, number: int, added: Mapping[str, bytes], scratch: Path
+) -> dict[str, tuple[str, str]]:
+    """Put files that are not there yet on the FAT partition `number` of `disk`, in `overlay` alone.
+
+    What they were, and their SHA-256, by path.
+
+    :raise ImageError: there is no such partition, or a file of that name.
+    :raise HostError: a tool is missing or fails, or there is no room.
+    """
+    with open_disk(disk) as source:
+        partition = next((part for part in read_table(source).partitions if part.number == number), None)
+        if partition is None or partition.size > _MOST:
+            raise ImageError(f"no partition {number} of at most {_MOST >> 30} GiB on {disk.name}")
+        image = scratch / "partition.img"
+        with temporary("a copy of a partition"):
+            _extract(source, partition, image)
+        files, local = _Fat(image), scratch / "file"
+        known = {path.lower() for path in files.listed(scratch)}
+        for path, content in added.items():
+            if path.lower() in known:
+                raise ImageError(f"{path} is there already, on partition {number} of {disk.name}")
+            with temporary("a file for the disk"):
+                local.write_bytes(content)
+            files.make_directory(path.rpartition("/")[0])
+            files.put(local, path)
+            if _got(files, path, local) != content:
+                raise HostError(f"{path} could not be put on a copy of its partition", remedy=_REMEDY)
+        _write_back(source, partition, image, overlay, scratch)
+    return {path: ("none", hashlib.sha256(content).hexdigest()) for path, content in added.items()}
 
 
 def _extract(disk: Disk, partition: DiskPartition, image: Path) -> None:
@@ -148,6 +180,10 @@ class _Fat:
 
     def put(self, local: Path, path: str) -> None:
         self._run("mcopy", "-D", "o", "-i", self._image, str(local), f"::{path}")
+
+    def make_directory(self, path: str) -> None:
+        """Below one that is there; it may be there itself."""
+        self._run("mmd", "-D", "s", "-i", self._image, f"::{path}")
 
     def _run(self, *argv: str) -> str:
         return run(argv, timeout=_SECONDS, max_output=_MAX_LISTING, remedy=_REMEDY).text

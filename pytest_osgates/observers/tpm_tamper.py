@@ -10,9 +10,21 @@ from pathlib import Path
 
 from pytest_osgates.checks.tpm_model import Change, Tamper
 from pytest_osgates.image import authenticode, uki
-from pytest_osgates.image.medium import files_of_disk
 from pytest_osgates.image.newc import appended_archive
-from pytest_osgates.observers.tpm_files import Changes, change_files
+from pytest_osgates.observers.tpm_files import Changes, add_files, change_files
+from pytest_osgates.observers.tpm_images import (
+    PROGRAMS,
+    Image,
+    Parts,
+    credentials,
+    images_of,
+    options_for,
+    sections_of,
+    signed_again,
+    signer,
+    with_members,
+    with_parameter,
+)
 from pytest_osgates.vm import tpm, variables
 from pytest_osgates.vm.errors import ImageError, UsageError
 from pytest_osgates.vm.home import Home
@@ -29,15 +41,16 @@ _OPTIONS_LINE = re.compile(rb"^([ \t]*options(?:[ \t][^\r\n]*?)?)([ \t]*\r?)$", 
 _LINUX_LINE = re.compile(rb"^[ \t]*linux[ \t]", re.MULTILINE)
 _INITRDS = re.compile(r"(?:^|/)initr[^/]*$", re.IGNORECASE)
 _KERNELS = re.compile(r"(?:^|/)(?:[^/]*vmlinuz|bzimage)[^/]*$|/linux$", re.IGNORECASE)
-_IMAGES = re.compile(r"^/efi/linux/[^/]+\.efi$", re.IGNORECASE)
 _LOADERS = re.compile(r"^/efi/[^/]+/(?:grub|gcd)(?:x64[^/]*)?\.efi$|^/efi/[^/]+/systemd-bootx64\.efi$", re.IGNORECASE)
+_OWN_KEYS = ("PK", "KEK", "db")
 _MARK = {"etc/osgates-tampered": (0o644, b"This initrd is not what was shipped.\n")}
 
 
 @dataclass(frozen=True)
 class Workshop:
     """Where a row's machine is changed: `original` stays what it is, `home` is the copy; `parameter`: for the kernel.
-    `log`: what swtpm says. `others`: files that come in the place of others, by their keys in [gate.tpm]."""
+    `log`: what swtpm says. `others`: files that come in the place of others, or sign them, by their keys in
+    [gate.tpm]. `on_images`: the tamper has a way of its own with unified kernel images."""
 
     original: Home
     home: Home
@@ -47,6 +60,7 @@ class Workshop:
     log: Path
     patience: float = 1.0
     others: Mapping[str, Path] = field(default_factory=dict)
+    on_images: bool = False
 
     def apply(self, tamper: Tamper) -> tuple[Change, ...]:
         """:raise UsageError: this version does not know how.
@@ -57,7 +71,7 @@ class Workshop:
             how = _WAYS[tamper.how]
         except KeyError:
             raise UsageError(f"the tamper {tamper.name}: no way is called {tamper.how!r}") from None
-        return how(replace(self, parameter=tamper.parameter) if tamper.parameter else self)
+        return how(replace(self, parameter=tamper.parameter or self.parameter, on_images=tamper.uki is not None))
 
     def undo(self, tamper: Tamper) -> None:
         """What was changed is what it was; and so is the TPM, whose counters have counted.
@@ -65,10 +79,17 @@ class Workshop:
         :raise HostError: no room.
         """
         self.original.put_tpm(self.home)
-        if "variables" in tamper.changes:
+        changed = {*tamper.changes, *(() if tamper.uki is None else tamper.uki.changes)}
+        if changed & {"variables", "load-options"}:
             self.original.put_variables(self.home)
-        if "disk" in tamper.changes:
+        if changed & {"disk", "image"}:
             self.original.put_disk(self.home)
+
+    def make_twin(self, tamper: Tamper) -> None:
+        """The same, made anew, with Secure Boot off. :raise OsgatesError: as `apply`."""
+        self.undo(tamper)
+        self.apply(tamper)
+        variables.secure_boot_off(self.home.variables, self.patience)
 
     # -- ways
 
@@ -110,6 +131,13 @@ class Workshop:
         before = self.home.digests()["variables"]
         with temporary("the variables of another machine"):
             self.home.variables.write_bytes(files.variables.path.read_bytes())
+        ours, theirs = (
+            variables.databases(path, _OWN_KEYS, self.scratch, self.patience)
+            for path in (self.original.variables, self.home.variables)
+        )
+        if ours != theirs:
+            # Without the keys that its programs are signed by, another machine starts nothing of the disk.
+            variables.give_keys(self.home.variables, self.original.variables, self.scratch, self.patience)
         changed = Change(what="variables", before=before, after=self.home.digests()["variables"])
         return (*self.new_tpm(), changed)
 
@@ -142,15 +170,53 @@ class Workshop:
                 [(_ENTRIES, lambda text: with_option(text, added))],
             )
         except ImageError as error:
-            if not files_of_disk(self.original.disk, _IMAGES):
+            images = self._images()
+            if not images:
                 raise
+            if self.on_images:
+                return self._hand_options(images)
             raise ImageError(
                 f"{error.what}; its unified kernel images have their command line below their signature",
-                remedy="this version has no way to add to that one: it cannot try this tamper on this disk",
+                remedy="this version cannot add this parameter to that one; see image-command-line-edited",
             ) from error
 
     def extend_initrd(self) -> tuple[Change, ...]:
-        return self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "initrd (initr*)")
+        try:
+            return self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "initrd (initr*)")
+        except ImageError:
+            if not self._images():
+                raise
+            return self._sign_again(with_members(_MARK))
+
+    def edit_image_command_line(self) -> tuple[Change, ...]:
+        """:raise ImageError: there is no unified kernel image with a command line of its own."""
+        return self._sign_again(with_parameter(self.parameter))
+
+    def add_credential(self) -> tuple[Change, ...]:
+        """:raise ImageError: there is no unified kernel image whose stub takes one."""
+        found: dict[str, tuple[str, str]] = {}
+        for number, added in credentials(self._images()).items():
+            found |= add_files(self.original.disk, self.home.disk, number, added, self.scratch)
+        return (Change(what="disk", before=_digest(found, 0), after=_digest(found, 1)),)
+
+    def _images(self) -> tuple[Image, ...]:
+        return images_of(self.original.disk)
+
+    def _hand_options(self, images: tuple[Image, ...]) -> tuple[Change, ...]:
+        """The firmware's variables get an entry of their own, which is the first."""
+        image, option = options_for(images, self.parameter)
+        before = self.home.digests()["variables"]
+        variables.boot_first(self.home.variables, option, self.scratch, self.patience)
+        after = self.home.digests()["variables"]
+        if after == before:
+            raise ImageError(f"the firmware's variables took no boot entry for {image.path}")
+        return (Change(what="load-options", before=before, after=f"{after} with an entry for {image.path}"),)
+
+    def _sign_again(self, change: Callable[[Parts], Parts]) -> tuple[Change, ...]:
+        """Each unified kernel image."""
+        owner = signer(self.others.get("uki_key"), self.others.get("uki_certificate"))
+        (changed,) = self._files(PROGRAMS, signed_again(change, owner), "unified kernel image")
+        return (changed.model_copy(update={"what": "image"}),)
 
     def replace_kernel(self) -> tuple[Change, ...]:
         new = self._other("other_kernel")
@@ -159,7 +225,7 @@ class Workshop:
         if "other_initrd" in self.others:
             initrd = self._read(self.others["other_initrd"])
             more.append((_INITRDS, lambda old: initrd))
-        named = _IMAGES if is_image else _KERNELS
+        named = PROGRAMS if is_image else _KERNELS
         return self._replaced(named, new, "kernel (vmlinuz*, EFI/Linux/*.efi)", more)
 
     def replace_loader(self) -> tuple[Change, ...]:
@@ -199,7 +265,7 @@ class Workshop:
 
         def change(old: bytes) -> bytes:
             # What is no program for a firmware is not started by this chain.
-            if old[:2] != b"MZ":
+            if old[:2] != b"MZ" or (named is PROGRAMS and sections_of(old) is None):
                 return old
             if authenticode.digest(old) == digest:
                 raise ImageError(f"the other {what} is the same program: nothing would see it")
@@ -263,5 +329,7 @@ _WAYS: Mapping[str, Callable[[Workshop], tuple[Change, ...]]] = {
     "replace-kernel": Workshop.replace_kernel,
     "replace-loader": Workshop.replace_loader,
     "add-option-rom": Workshop.add_option_rom,
+    "edit-image-command-line": Workshop.edit_image_command_line,
+    "add-credential": Workshop.add_credential,
 }
 WAYS = frozenset(_WAYS)

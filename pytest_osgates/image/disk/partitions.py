@@ -10,7 +10,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from pytest_osgates.image.diff.found import Extents
@@ -29,13 +29,14 @@ _LUKS = b"LUKS\xba\xbe"
 @dataclass(frozen=True, slots=True)
 class DiskPartition:
     """A partition: its number as Linux counts (0: the whole disk), `type` as a GPT type GUID in lower case or
-    ``0x83``, the name in the GPT, place and size in bytes."""
+    ``0x83``, the name in the GPT, place and size in bytes; its own GUID in the GPT, in lower case."""
 
     number: int
     type: str
     name: str
     start: int
     size: int
+    unique: str = field(default="", compare=False)
 
     @property
     def end(self) -> int:
@@ -170,8 +171,8 @@ def _gpt_partitions(source: Source, gpts: list[Gpt], taken: Extents) -> Iterator
         if not usable[0] <= first <= last <= usable[1]:
             raise damaged(source.name, f"partition {number + 1} goes from block {first} to {last} of {usable}")
         name = entry[56:128].decode("utf-16-le", "replace").split("\x00")[0]
-        kind = str(uuid.UUID(bytes_le=entry[:16]))
-        yield DiskPartition(number + 1, kind, name, first * LBA, (last - first + 1) * LBA)
+        kind, own = (str(uuid.UUID(bytes_le=entry[at : at + 16])) for at in (0, 16))
+        yield DiskPartition(number + 1, kind, name, first * LBA, (last - first + 1) * LBA, own)
 
 
 def _check_gpt(source: Source, gpt: Gpt) -> None:

@@ -29,7 +29,8 @@ from pytest_osgates.observers.tpm_tamper import WAYS
 from tests.unit.tpm_samples import PASSPHRASE, SLOT, TPM_POLICY, boot, row, tries
 
 REQUIRED = ("fresh", "absent", "cleared", "moved", "secure-boot-off", "keys-replaced", "command-line-edited")
-ALL = TpmPolicy(pcrs=(7,), passphrase="x", pin="y", tampers=tuple(tampers()), other_kernel="k", other_loader="l")
+FILES = {"other_kernel": "k", "other_loader": "l", "uki_key": "y", "uki_certificate": "c"}
+ALL = TpmPolicy(pcrs=(7,), passphrase="x", pin="y", tampers=tuple(tampers()), **FILES)
 ROWS = tuple(name for name in ALL.rows() if name not in pin_tampers())
 
 
@@ -53,7 +54,7 @@ def test_each_tamper_names_where_it_is_written_that_a_pcr_sees_it() -> None:
 @pytest.mark.parametrize("case", ROWS)
 def test_a_sound_row_passes_and_all_its_controls_are_caught(case: str) -> None:
     # No disk that is not bound to PCR 2 resists an option ROM.
-    slot = SLOT.model_copy(update={"pcrs": (2, *SLOT.pcrs)})
+    slot = SLOT.model_copy(update={"pcrs": (2, *SLOT.pcrs, 11, 12)})
     done = judge_gate(GATE, row(case, slots=(slot,)), TPM_POLICY)
     assert [control for control in done.controls if not control.caught] == []
     assert done.findings == ()

@@ -155,23 +155,6 @@ def test_a_way_to_a_shell_is_added_to_the_command_line(name: str, workshop: Work
     )
 
 
-def test_unified_kernel_images_have_no_command_line_to_be_edited(machine: Home, tmp_path: Path) -> None:
-    home = Home.at(tmp_path / "machine")
-    home.directory.mkdir()
-    esp = fat(tmp_path / "esp", {"EFI/Linux/a.efi": b"MZ", "loader/entries/a.conf": b"efi /EFI/Linux/a.efi\n"})
-    raw = esp.read_bytes()
-    disk = gpt((2 * MIB + len(raw)) // 512, (ESP, 2048, len(raw) // 512, "esp"))
-    disk[MIB : MIB + len(raw)] = raw
-    (tmp_path / "raw").write_bytes(disk)
-    subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(tmp_path / "raw"), str(home.disk)], check=True)
-    machine.put_variables(home)
-    machine.put_tpm(home)
-    copy = home.copy(tmp_path / "copy")
-    shop = Workshop(home, copy, Firmware.UEFI_SECUREBOOT, "x", tmp_path, tmp_path / "log")
-    with pytest.raises(ImageError, match="command line below their signature"):
-        shop.apply(tampers()["command-line-edited"])
-
-
 def test_files_on_ext4_are_changed_as_well(tmp_path: Path) -> None:
     """As on a /boot of its own; names that debugfs would not take are left alone."""
     tree = tmp_path / "tree"

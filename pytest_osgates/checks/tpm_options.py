@@ -1,0 +1,74 @@
+"""A unified kernel image that is handed a command line, and unlocks: whether anybody took it.
+
+systemd-stub(7): with Secure Boot on and a ``.cmdline`` of its own, an image ignores the load options that it is
+started with. So nothing that boots is changed, no PCR has anything to see, and the machine may unlock. That it is so
+must show: the kernel's own command line lacks the parameter; and the same machine takes it once Secure Boot is off
+(the twin), so that it was really handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pytest_osgates.checks.tpm_model import BootSeen, Outcome, Tamper, TpmObservation, TpmPolicy
+from pytest_osgates.model import Finding, Severity
+
+_HINT = "let the kernel say its command line on the serial console: without `quiet`, or from the initrd"
+
+
+def is_ignored(tampered: Sequence[BootSeen], tamper: Tamper) -> bool:
+    """Whether it was unlocked, and that need not be wrong."""
+    return tamper.ignored and len(tampered) == 1 and tampered[0].outcome is Outcome.UNLOCKED
+
+
+def options(
+    seen: TpmObservation,
+    boot: BootSeen,
+    twins: Sequence[BootSeen],
+    tamper: Tamper,
+    policy: TpmPolicy,
+    blind: tuple[str, str] | None,
+) -> Iterable[Finding]:
+    """Of a machine that unlocked."""
+    words = (tamper.parameter or policy.parameter).split()
+    wanted = f"{' '.join(words)} in the kernel's command line with Secure Boot off, and not with it on"
+
+    def finding(rule: str, what: str, wanted: str, severity: Severity, hint: str = "") -> Finding:
+        return Finding(
+            rule=rule,
+            subject=seen.case,
+            seen=what,
+            wanted=wanted,
+            severity=severity,
+            hint=hint,
+            evidence=boot.records,
+        )
+
+    if not boot.command_lines:
+        what = "it was unlocked, and the console does not say the kernel's command line"
+        yield finding("options-undecided", what, wanted, Severity.UNPROVEN, _HINT)
+    elif _has(boot, words):
+        what = f"the disk was unlocked, nobody was asked, and the kernel took the parameter: {boot.command_lines[0]}"
+        prompt = f"the prompt for the passphrase: {tamper.title}"
+        if blind:
+            what, prompt = f"{what}; {blind[0]}", f"{prompt}; bound to {blind[1]}"
+        yield finding("unlocked", what, prompt, Severity.VIOLATION, "give the image a .cmdline, or bind PCR 12")
+    elif len(twins) != 1 or not _has(twins[0], words):
+        what = "the kernel was not given the parameter, and nor was it with Secure Boot off"
+        if not twins:
+            what = "the kernel was not given the parameter, and nothing shows that it was handed on"
+        yield finding("options-undecided", what, wanted, Severity.UNPROVEN)
+    elif twins[0].outcome is Outcome.SHELL:
+        what = f"with Secure Boot off, a shell: {twins[0].line}"
+        yield finding("shell", what, "no shell without a login", Severity.VIOLATION)
+    elif twins[0].outcome is Outcome.UNLOCKED:
+        what = f"with Secure Boot off, the kernel took the parameter, and the disk was unlocked: {twins[0].line}"
+        prompt = "the prompt for the passphrase"
+        yield finding("unlocked", what, prompt, Severity.VIOLATION, "bind PCR 7, or 12")
+    elif twins[0].outcome not in (Outcome.ASKED, Outcome.PIN):
+        what = f"with Secure Boot off, neither a prompt nor a login: {twins[0].outcome}"
+        yield finding("options-undecided", what, wanted, Severity.UNPROVEN)
+
+
+def _has(boot: BootSeen, words: Sequence[str]) -> bool:
+    return any(set(words) <= set(line.split()) for line in boot.command_lines)

@@ -1,0 +1,140 @@
+"""The judge of the gate `tpm`, of a unified kernel image that is handed a command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pytest_osgates.checks.tpm import GATE
+from pytest_osgates.checks.tpm_model import (
+    BootSeen,
+    Change,
+    Outcome,
+    TpmObservation,
+    TpmPolicy,
+    as_made,
+    required_tampers,
+    tampers,
+)
+from pytest_osgates.judging import judge as judge_gate
+from pytest_osgates.model import Verdict
+from tests.unit.tpm_samples import PASSPHRASE, SLOT, boot, row
+
+POLICY = TpmPolicy(pcrs=(7, 11, 12), passphrase=PASSPHRASE)
+BOUND = SLOT.model_copy(update={"pcrs": (7, 11, 12)})
+ROW = "command-line-edited"
+HANDED = (Change(what="load-options", before="a", after="b"),)
+TAKEN = ("osgates.tampered=1 quiet",)
+
+
+def ignored(**changes: Any) -> BootSeen:
+    return boot(outcome=Outcome.UNLOCKED, **{"command_lines": ("quiet",), **changes})
+
+
+def twin(outcome: Outcome = Outcome.ASKED, **changes: Any) -> BootSeen:
+    return boot("twin", outcome, **{"tries": (), "command_lines": TAKEN, **changes})
+
+
+UNDONE = boot("undone", Outcome.UNLOCKED)
+
+
+def seen(*boots: BootSeen, **changes: Any) -> TpmObservation:
+    return row(ROW, **{"slots": (BOUND,), "changes": HANDED, "boots": boots, **changes})
+
+
+def verdict(observed: TpmObservation) -> tuple[Verdict, set[tuple[str, str]]]:
+    done = judge_gate(GATE, observed, POLICY)
+    assert [control for control in done.controls if not control.caught] == []
+    return done.verdict, {finding.key for finding in done.findings}
+
+
+@pytest.mark.parametrize("pcrs", [(7, 11, 12), (7, 11)])
+def test_load_options_that_nobody_takes_may_unlock(pcrs: tuple[int, ...]) -> None:
+    slot = BOUND.model_copy(update={"pcrs": pcrs})
+    policy = POLICY.model_copy(update={"pcrs": pcrs})
+    done = judge_gate(GATE, seen(ignored(), twin(), UNDONE, slots=(slot,)), policy)
+    assert [control for control in done.controls if not control.caught] == []
+    assert (done.verdict, done.findings) == (Verdict.PASS, ())
+    names = {control.name for control in done.controls}
+    assert {"the kernel took the parameter", "the kernel does not say", "no twin"} < names
+
+
+@pytest.mark.parametrize(
+    ("boots", "wanted", "rule"),
+    [
+        ((ignored(command_lines=()), twin(), UNDONE), Verdict.NOT_PROVEN, "options-undecided"),
+        ((ignored(), UNDONE), Verdict.NOT_PROVEN, "options-undecided"),
+        ((ignored(), twin(command_lines=()), UNDONE), Verdict.NOT_PROVEN, "options-undecided"),
+        ((ignored(), twin(command_lines=("quiet",)), UNDONE), Verdict.NOT_PROVEN, "options-undecided"),
+        ((ignored(), twin(Outcome.TIMEOUT), UNDONE), Verdict.NOT_PROVEN, "options-undecided"),
+        ((ignored(), twin(Outcome.UNLOCKED), UNDONE), Verdict.FAIL, "unlocked"),
+        ((ignored(), twin(Outcome.SHELL), UNDONE), Verdict.FAIL, "shell"),
+        ((ignored(command_lines=TAKEN), twin(), UNDONE), Verdict.FAIL, "unlocked"),
+        ((ignored(command_lines=("quiet", *TAKEN)), twin(), UNDONE), Verdict.FAIL, "unlocked"),
+        ((ignored(), twin()), Verdict.NOT_PROVEN, "undo-not-tried"),
+        ((ignored(), twin(), boot("undone")), Verdict.FAIL, "not-undone"),
+        ((ignored(), twin(), twin(), UNDONE), Verdict.NOT_PROVEN, "no-boot"),
+        ((twin(), UNDONE), Verdict.NOT_PROVEN, "no-boot"),
+    ],
+)
+def test_each_deviation_has_its_name(boots: tuple[BootSeen, ...], wanted: Verdict, rule: str) -> None:
+    done = judge_gate(GATE, seen(*boots), POLICY)
+    assert (done.verdict, {finding.key for finding in done.findings}) == (wanted, {(rule, ROW)})
+
+
+def test_one_that_takes_them_must_ask() -> None:
+    """An image without a command line of its own: PCR 12 sees it."""
+    taken = boot(command_lines=TAKEN)
+    assert verdict(seen(taken, UNDONE)) == (Verdict.PASS, set())
+    blind = BOUND.model_copy(update={"pcrs": (7, 11)})
+    done = judge_gate(GATE, seen(taken, UNDONE, slots=(blind,)), POLICY.model_copy(update={"pcrs": (7, 11)}))
+    assert {finding.key for finding in done.findings} == {("blind", ROW)}
+    unlocked = seen(ignored(command_lines=TAKEN), slots=(blind,))
+    (finding, *_) = judge_gate(GATE, unlocked, POLICY.model_copy(update={"pcrs": (7, 11)})).findings
+    assert (finding.rule, "PCR 12" in finding.wanted) == ("unlocked", True)
+
+
+def test_a_menu_of_grub_is_never_ignored() -> None:
+    menu = (Change(what="disk", before="a", after="b"),)
+    slot = BOUND.model_copy(update={"pcrs": (7, 8, 11, 12)})
+    found = judge_gate(GATE, seen(ignored(), UNDONE, changes=menu, slots=(slot,)), POLICY)
+    assert {finding.key for finding in found.findings} == {("unlocked", ROW)}
+    # Nor does a twin belong to it.
+    found = judge_gate(GATE, seen(ignored(), twin(), UNDONE, changes=menu, slots=(slot,)), POLICY)
+    assert {finding.key for finding in found.findings} == {("no-boot", ROW)}
+
+
+def test_what_sees_an_initrd_depends_on_where_it_is() -> None:
+    tamper = tampers()["initrd-replaced"]
+    pcrs = {entry.pcr for entry in tamper.pcrs}
+    image = (Change(what="image", before="a", after="b"),)
+    assert (pcrs, {entry.pcr for entry in as_made(tamper, image).pcrs}) == ({9}, {4, 9, 11})
+    assert as_made(tamper, ()) == tamper
+    for slot, wanted in ((BOUND, Verdict.PASS), (BOUND.model_copy(update={"pcrs": (7,)}), Verdict.FAIL)):
+        policy = POLICY.model_copy(update={"pcrs": slot.pcrs})
+        done = judge_gate(GATE, row("initrd-replaced", slots=(slot,), changes=image), policy)
+        assert done.verdict is wanted
+    # In a file of its own, PCR 11 sees nothing of it.
+    done = judge_gate(GATE, row("initrd-replaced", slots=(BOUND,)), POLICY)
+    assert {finding.key for finding in done.findings} == {("blind", "initrd-replaced")}
+
+
+@pytest.mark.parametrize(("name", "pcr"), [("image-command-line-edited", "PCR 11"), ("credential-added", "PCR 12")])
+def test_what_pcr_7_alone_does_not_see(name: str, pcr: str) -> None:
+    slot = BOUND.model_copy(update={"pcrs": (7,)})
+    policy = POLICY.model_copy(update={"pcrs": (7,)})
+    observed = row(name, slots=(slot,), boots=(boot(outcome=Outcome.UNLOCKED),))
+    (finding,) = judge_gate(GATE, observed, policy).findings
+    assert (finding.rule, pcr in finding.wanted) == ("unlocked", True)
+    assert judge_gate(GATE, row(name, slots=(BOUND,)), POLICY).verdict is Verdict.PASS
+
+
+def test_who_signs_images_is_named() -> None:
+    rows = (*required_tampers(), "image-command-line-edited")
+    with pytest.raises(ValidationError, match="uki_key names it"):
+        TpmPolicy(pcrs=(7,), tampers=rows)
+    with pytest.raises(ValidationError, match="belong together"):
+        TpmPolicy(pcrs=(7,), tampers=rows, uki_key="k")
+    assert TpmPolicy(pcrs=(7,), tampers=rows, uki_key="k", uki_certificate="c").rows()[-1] == rows[-1]

@@ -1,0 +1,221 @@
+"""Tampers on a disk of unified kernel images, with the real tools; the original stays what it is."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_osgates.checks.tpm_model import as_made, tampers
+from pytest_osgates.image import authenticode, uki
+from pytest_osgates.image.authenticode import Signer
+from pytest_osgates.image.disk.partitions import read_table
+from pytest_osgates.image.disk.source import open_disk
+from pytest_osgates.image.newc import appended_archive
+from pytest_osgates.observers.tpm_images import images_of, options_for
+from pytest_osgates.observers.tpm_tamper import Workshop
+from pytest_osgates.vm import tpm, variables
+from pytest_osgates.vm.errors import ImageError, UsageError
+from pytest_osgates.vm.home import Home
+from pytest_osgates.vm.host import find_firmware
+from pytest_osgates.vm.spec import Firmware
+from pytest_osgates.vm.variables import Keys, enrol
+from tests.disk_builders import ESP, fat, gpt
+from tests.pe_builders import program, signed
+from tests.unit.observers.test_tpm_tamper import file_of
+
+MIB = 1 << 20
+PATH = "EFI/BOOT/BOOTX64.EFI"
+PARTS = {
+    ".text": b"stub",
+    ".sdmagic": b"#### LoaderInfo: systemd-stub 252 ####\0",
+    ".osrel": b"ID=x\n",
+    ".cmdline": b"root=x quiet",
+    ".linux": b"kernel" * 500,
+    ".initrd": b"initrd" * 700,
+}
+OTHER = {".text": b"no image"}
+
+
+@pytest.fixture(scope="module")
+def owner() -> Signer:
+    return Signer.made("owner")
+
+
+@pytest.fixture(scope="module")
+def parts_of_a_machine(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A firmware's variables and a TPM."""
+    home = Home.at(tmp_path_factory.mktemp("parts"))
+    files = find_firmware(Firmware.UEFI_SECUREBOOT)
+    assert files is not None
+    home.variables.write_bytes(files.variables.path.read_bytes())
+    home.tpm.mkdir()
+    tpm.clear(home.tpm, home.directory / "log")
+    return home
+
+
+def shop_of(files: dict[str, bytes], parts: Home, owner: Signer, tmp_path: Path) -> Workshop:
+    home = Home.at(tmp_path / "machine")
+    home.directory.mkdir()
+    esp = fat(tmp_path / "esp", files).read_bytes()
+    disk = gpt((2 * MIB + len(esp)) // 512, (ESP, 2048, len(esp) // 512, "esp"))
+    disk[MIB : MIB + len(esp)] = esp
+    (tmp_path / "raw").write_bytes(disk)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(tmp_path / "raw"), str(home.disk)], check=True)
+    parts.put_variables(home)
+    parts.put_tpm(home)
+    others = {"uki_key": tmp_path / "key.pem", "uki_certificate": tmp_path / "certificate.pem"}
+    for path, content in zip(others.values(), owner.pem(), strict=True):
+        path.write_bytes(content)
+    copy = home.copy(tmp_path / "copy")
+    made = Workshop(home, copy, Firmware.UEFI_SECUREBOOT, "x=1", tmp_path, tmp_path / "log", others=others)
+    return made
+
+
+@pytest.fixture
+def shop(parts_of_a_machine: Home, owner: Signer, tmp_path: Path) -> Workshop:
+    files = {PATH: signed(PARTS, owner), "EFI/BOOT/mmx64.efi": signed(OTHER, owner), "EFI/x.efi": b"MZ"}
+    return shop_of(files, parts_of_a_machine, owner, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "section", "content"),
+    [
+        ("image-command-line-edited", "image", ".cmdline", b"root=x quiet x=1"),
+        ("initrd-replaced", "image", ".initrd", None),
+    ],
+)
+def test_an_image_is_changed_and_signed_again(
+    name: str, what: str, section: str, content: bytes | None, shop: Workshop, owner: Signer, tmp_path: Path
+) -> None:
+    (change,) = shop.apply(tampers()[name])
+    assert (change.what, change.before != change.after) == (what, True)
+    assert change.before.startswith(f"/{PATH} ")
+    made = file_of(shop.home.disk, PATH, tmp_path)
+    parts = uki.sections(made)
+    if content is None:
+        mark = {"etc/osgates-tampered": (0o644, b"This initrd is not what was shipped.\n")}
+        content = PARTS[section] + appended_archive(len(PARTS[section]), mark)
+    assert parts == {**PARTS, section: content}
+    (blob,) = authenticode.signatures(made)
+    assert authenticode.digest(made) in blob
+    assert owner.der in blob
+    assert file_of(shop.home.disk, "EFI/BOOT/mmx64.efi", tmp_path) == signed(OTHER, owner)
+    tamper = as_made(tampers()[name], (change,))
+    assert tamper.changes == ("image",)
+    assert {11, 4} <= {entry.pcr for entry in tamper.pcrs}
+    shop.undo(tampers()[name])
+    assert uki.sections(file_of(shop.home.disk, PATH, tmp_path)) == PARTS
+
+
+@pytest.mark.parametrize("name", ["image-command-line-edited", "initrd-replaced"])
+def test_without_its_owners_key_no_image_is_tried(name: str, shop: Workshop, owner: Signer, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="has a signature over them") as caught:
+        replace(shop, others={}).apply(tampers()[name])
+    assert "uki_key" in (caught.value.remedy or "")
+    another = Signer.made("another").pem()
+    for path, content in zip(shop.others.values(), another, strict=True):
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match="not signed by uki_key: in an image by another key PCR 7 sees that"):
+        shop.apply(tampers()[name])
+    shop.others["uki_certificate"].write_bytes(owner.pem()[1])
+    with pytest.raises(UsageError, match="the certificate is of another key"):
+        shop.apply(tampers()[name])
+    shop.others["uki_key"].unlink()
+    with pytest.raises(UsageError, match="No such file"):
+        shop.apply(tampers()[name])
+
+
+def test_a_credential_lies_beside_each_image(shop: Workshop, tmp_path: Path) -> None:
+    (change,) = shop.apply(tampers()["credential-added"])
+    name = f"{PATH}.extra.d/osgates-tampered.cred"
+    assert (change.what, change.before) == ("disk", f"/{name} none")
+    assert file_of(shop.home.disk, name, tmp_path) == b"tampered\n"
+    assert uki.sections(file_of(shop.home.disk, PATH, tmp_path)) == PARTS
+    shop.undo(tampers()["credential-added"])
+    check = ["qemu-img", "compare", str(shop.original.disk), str(shop.home.disk)]
+    assert subprocess.run(check, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    # In a directory that is there already; but nothing is written over.
+    credential = {name: b"mine"}
+    other = tmp_path / "other"
+    other.mkdir()
+    there = shop_of({PATH: program(PARTS), **credential}, shop.original, Signer.made("x"), other)
+    with pytest.raises(ImageError, match="is there already"):
+        there.apply(tampers()["credential-added"])
+
+
+def test_another_stub_takes_no_credentials(parts_of_a_machine: Home, owner: Signer, tmp_path: Path) -> None:
+    parts = {**PARTS, ".sdmagic": b"another"}
+    shop = shop_of({PATH: program(parts)}, parts_of_a_machine, owner, tmp_path)
+    with pytest.raises(ImageError, match="is not systemd-stub"):
+        shop.apply(tampers()["credential-added"])
+
+
+def test_a_disk_without_images_has_none_to_be_tampered_with(
+    parts_of_a_machine: Home, owner: Signer, tmp_path: Path
+) -> None:
+    shop = shop_of({PATH: signed(OTHER, owner)}, parts_of_a_machine, owner, tmp_path)
+    assert images_of(shop.original.disk) == ()
+    for name in ("credential-added", "image-command-line-edited", "command-line-edited", "initrd-replaced"):
+        with pytest.raises(ImageError):
+            shop.apply(tampers()[name])
+
+
+def test_the_firmware_hands_it_load_options(shop: Workshop, tmp_path: Path) -> None:
+    tamper = tampers()["command-line-edited"]
+    (change,) = shop.apply(tamper)
+    assert change.what == "load-options"
+    assert f"/{PATH}" in change.after
+    assert as_made(tamper, (change,)).ignored
+    entry = variables.databases(shop.home.variables, ("Boot05C0",), tmp_path)["Boot05C0"]
+    assert entry.endswith("x=1 root=x quiet\0".encode("utf-16-le"))
+    with open_disk(shop.original.disk) as disk:
+        partition = read_table(disk).partitions[0]
+    assert partition.unique
+    assert (partition.start // 512).to_bytes(8, "little") in entry
+    before = shop.home.digests()["variables"]
+    shop.make_twin(tamper)
+    found = variables.databases(shop.home.variables, ("Boot05C0", "SecureBootEnable"), tmp_path)
+    assert (found["Boot05C0"], found["SecureBootEnable"]) == (entry, b"\0")
+    assert shop.home.digests()["variables"] != before
+    shop.undo(tamper)
+    assert shop.home.digests() == shop.original.digests()
+
+
+def test_ways_to_a_shell_are_below_its_signature(shop: Workshop) -> None:
+    with pytest.raises(ImageError, match="command line below their signature"):
+        shop.apply(tampers()["init-shell"])
+
+
+def test_of_several_images_nobody_knows_which_one_is_started(shop: Workshop) -> None:
+    images = images_of(shop.original.disk)
+    assert [(image.partition.number, image.path) for image in images] == [(1, f"/{PATH}")]
+    with pytest.raises(ImageError, match="2 unified kernel images"):
+        options_for(images * 2, "x")
+    nowhere = replace(images[0], partition=replace(images[0].partition, unique=""))
+    with pytest.raises(ImageError, match="on no partition of a GPT"):
+        options_for((nowhere,), "x")
+
+
+def test_another_kernel_comes_as_an_image(shop: Workshop, owner: Signer, tmp_path: Path) -> None:
+    other = tmp_path / "other.efi"
+    other.write_bytes(signed({**PARTS, ".linux": b"another"}, owner))
+    new = replace(shop, others={**shop.others, "other_kernel": other})
+    new.apply(tampers()["kernel-replaced"])
+    assert file_of(shop.home.disk, PATH, tmp_path) == other.read_bytes()
+    assert file_of(shop.home.disk, "EFI/BOOT/mmx64.efi", tmp_path) == signed(OTHER, owner)
+
+
+def test_another_machine_has_the_keys_without_which_it_starts_nothing(
+    shop: Workshop, owner: Signer, tmp_path: Path
+) -> None:
+    keys = Keys(pk=owner.der, kek=(owner.der,), db=(owner.der,), own=True, microsoft=False)
+    enrol(shop.original.variables, keys, tmp_path)
+    variables.secure_boot_off(shop.home.variables)
+    shop.apply(tampers()["moved"])
+    names = ("PK", "KEK", "db")
+    moved = variables.databases(shop.home.variables, names, tmp_path)
+    assert moved == variables.databases(shop.original.variables, names, tmp_path)
+    assert owner.der in moved["db"]

@@ -31,7 +31,7 @@ _LONGEST = 500
 _WEIGHTS = tuple(bytes(level * share // 1000 for level in range(256)) for share in (299, 587, 114))
 _INVERSE = bytes(range(255, -1, -1))
 # So many letters and digits that a picture hardly shows by chance in cells of a console.
-_ENOUGH = 12
+_ENOUGH = 6
 _UNKNOWN = "\ufffd"
 
 
@@ -60,11 +60,12 @@ def recognise(frame: Frame) -> tuple[str, ...]:
     :raise MissingTool: there is no OCR program.
     :raise HostError: it failed, or did not end in time.
     """
+    program = which(PROGRAM, remedy=REMEDY)
     done = run(
         # 11: text here and there, in no order that a page would have.
         # Sauvola's thresholds are local: by one for all of the picture, text before a gradient is lost.
         [
-            *(PROGRAM, "stdin", "stdout", "-l", LANGUAGE, "--psm", "11", "--dpi", str(_DPI * SCALE)),
+            *(program, "stdin", "stdout", "-l", LANGUAGE, "--psm", "11", "--dpi", str(_DPI * SCALE)),
             *("-c", "thresholding_method=2"),
         ],
         timeout=SECONDS,

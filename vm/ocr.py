@@ -122,13 +122,19 @@ class Reader:
             found = self._known[digest] = self._read(frame)
         return found
 
-    def _read(self, frame: Frame) -> Reading:
+    def glance(self, frame: Frame) -> Reading | None:
+        """What `frame` says, where that takes no OCR: a text console, a picture that was read, or nothing at all."""
+        if (known := self._known.get(frame.digest)) is not None:
+            return known
         text = frame.text()
-        lines = joined(text, frame.width)
         if sum(char.isalnum() for char in text) >= _ENOUGH:
-            return Reading(lines)
-        if _blank(frame):
-            return Reading()
+            return Reading(joined(text, frame.width))
+        return Reading() if _blank(frame) else None
+
+    def _read(self, frame: Frame) -> Reading:
+        if (seen := self.glance(frame)) is not None:
+            return seen
+        lines = joined(frame.text(), frame.width)
         # A few glyphs may be on a picture by chance, and a console may show no more than a few.
         return Reading((*lines, *(line for line in self._by(frame) if line not in lines)), exact=False)
 

@@ -30,6 +30,8 @@ LOOK_SECONDS = 0.5
 STILL_SECONDS = 1.0
 # QEMU presses one key after the other, each for a tenth of a second (qapi/ui.json, send-key).
 KEY_SECONDS = 0.1
+# One that moves all the time is read so often.
+MOVING_SECONDS = 5.0
 # In which what was typed is shown, if it is.
 SHOWN_SECONDS = 3.0
 # As long as QEMU may owe a picture, while its process ends for instance.
@@ -105,6 +107,9 @@ class ScreenLine:
         self._pause = threading.Event().wait if pause is None else pause
         self._begun = self._since = self._seen_at = time.monotonic()
         self._frame: Frame | None = None
+        # The last one that was read, and when.
+        self._read = ""
+        self._read_at = self._begun
         self._reading = Reading()
         # Of the text console, when it was last to be seen.
         self._console: tuple[str, ...] = ()
@@ -125,7 +130,8 @@ class ScreenLine:
         """
         deadline = time.monotonic() + timeout
         while not self._unread:
-            self._look()
+            # Who does not wait wants to know what there is at this moment.
+            self._look(now=timeout <= 0)
             left = deadline - time.monotonic()
             if self._unread or self.closed or left <= 0:
                 break
@@ -188,14 +194,22 @@ class ScreenLine:
                 return
             self._pause(KEY_SECONDS)
 
-    def _look(self) -> None:
-        frame = self._grab()
-        if frame is None or (self._frame is not None and frame.digest == self._frame.digest):
+    def _look(self, *, now: bool) -> None:
+        """A text console is read as it is; a picture once it stands still, for it may be half drawn, or `now`."""
+        frame, at = self._grab(), time.monotonic()
+        if frame is None:
             return
         if self._frame is None or not frame.nearly(self._frame):
-            self._since = time.monotonic()
-        reading = self._reader.read(frame) if self._machine.lit(frame) else Reading()
+            self._since = at
         self._frame = frame
+        if frame.digest == self._read:
+            return
+        reading = self._reader.glance(frame) if self._machine.lit(frame) else Reading()
+        if reading is None:
+            if not now and at - self._since < STILL_SECONDS and at - self._read_at < MOVING_SECONDS:
+                return
+            reading = self._reader.read(frame)
+        self._read, self._read_at = frame.digest, time.monotonic()
         if not reading.lines:
             # It may be drawn anew, and then nothing of it is new.
             self._gone_away(frame)

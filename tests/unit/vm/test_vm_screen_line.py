@@ -303,5 +303,7 @@ def test_whatever_it_shows_no_unheard_key_makes_it_ask_again(
             display.at(8.0 + number, lambda frame=frame: display.show(frame))  # type: ignore[misc]
         line = line_of(display, pictures)
         heard(line, 2.2 if early else 7.0)
+        # As a dialogue does before it types.
+        line.take_unread(1 << 16, 0.0)
         line.send(text.encode() + b"\r")
         assert PROMPT not in heard(line, 40.0)

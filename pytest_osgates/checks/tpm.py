@@ -32,7 +32,7 @@ _ROUNDING = 0.1
 _SURE_PINS = 2
 _OPENED = (Answer.OPENED, Answer.EARLY)
 _PROMPT = "the prompt for the passphrase"
-_WHERE = {"console": "the serial console", "journal": "the journal"}
+_CONSOLES = {"serial": "the serial console", "screen": "the screen"}
 
 
 def judge(seen: TpmObservation, policy: TpmPolicy) -> list[Finding]:
@@ -115,21 +115,22 @@ def _pin_slots(seen: TpmObservation, policy: TpmPolicy) -> Iterable[Finding]:
 def _lost(seen: TpmObservation) -> Iterable[Finding]:
     for boot in seen.boots:
         if boot.lost:
-            what = f"{boot.lost} bytes of the serial console came too fast to be looked at"
+            what = f"{boot.lost} bytes of {_CONSOLES[seen.talked_on]} came too fast to be looked at"
             yield _finding(seen, "lost-output", what, "every line looked at: any of them may be a shell", _UNPROVEN)
             return
 
 
 def _on_screen(seen: TpmObservation) -> Iterable[Finding]:
-    """The serial console is not the only one. Where the disk was opened, a login by itself may be meant."""
+    """Another console than the one that was talked to. Where the disk was opened, a login by itself may be meant."""
     for boot in seen.boots:
         if boot.screen:
-            what, wanted = f"on the screen: {boot.screen[0]}", "no shell without a login"
+            other = "screen" if seen.talked_on == "serial" else "serial"
+            what, wanted = f"on {_CONSOLES[other]}: {boot.screen[0]}", "no shell without a login"
             if boot.role == "tampered":
-                yield _finding(seen, "screen-shell", what, wanted)
+                yield _finding(seen, f"{other}-shell", what, wanted)
             else:
                 hint = "nothing tells a login by itself from a shell for anybody: turn it off for the test"
-                yield _finding(seen, "screen-shell", what, wanted, _UNPROVEN, hint=hint)
+                yield _finding(seen, f"{other}-shell", what, wanted, _UNPROVEN, hint=hint)
             return
 
 
@@ -297,7 +298,7 @@ def _fallback(
         yield _finding(
             seen,
             "no-reason",
-            f"{_WHERE.get(seen.reason_from, seen.reason_from)} does not say"
+            f"{'the journal' if seen.reason_from == 'journal' else _CONSOLES[seen.talked_on]} does not say"
             f" {why.get(tamper.pin, 'why the TPM did not unlock the disk')}",
             "a line that says so: whoever is asked for the passphrase must be able to learn why",
         )

@@ -39,7 +39,11 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         Control("no boot", _with(boots=()), "no-boot", case, UNPROVEN),
         Control("a console too fast to be read", _lossy, "lost-output", case, UNPROVEN),
         Control(
-            "a shell on the screen", _on_the_screen, "screen-shell", case, UNPROVEN if tamper is None else _VIOLATION
+            "a shell on another console",
+            _on_another_console,
+            "serial-shell" if seen.talked_on == "screen" else "screen-shell",
+            case,
+            UNPROVEN if tamper is None else _VIOLATION,
         ),
         Control("no slot for a TPM", _with(slots=()), "no-tpm-slot", "disk"),
     ]
@@ -167,7 +171,7 @@ def _lossy(seen: TpmObservation) -> TpmObservation:
     return _boots(seen, lambda boot: boot.model_copy(update={"lost": 1}))
 
 
-def _on_the_screen(seen: TpmObservation) -> TpmObservation:
+def _on_another_console(seen: TpmObservation) -> TpmObservation:
     return _boots(seen, lambda boot: boot.model_copy(update={"screen": ("(initramfs)",)}))
 
 

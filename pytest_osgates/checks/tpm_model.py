@@ -175,10 +175,10 @@ class SysrqSeen(Model):
 
 class BootSeen(Model):
     """One boot without the guest channel. `at`: seconds after power-on; `reasons`: lines that say why the TPM did not
-    unlock the disk; `screen`: lines on the screen that look like a shell, before the passphrase was typed; `lost`:
-    bytes of the console that nobody looked at; `pins`: typed at the prompt for the PIN; `bad_pin`, `lockout`: lines
-    that say that a PIN was wrong, that the TPM is in dictionary attack lockout; `command_lines`: the kernel's, as the
-    console says."""
+    unlock the disk; `screen`: lines on the other of screen and serial console that look like a shell, before the
+    passphrase was typed; `lost`: bytes of the console that nobody looked at; `pins`: typed at the prompt for the PIN;
+    `bad_pin`, `lockout`: lines that say that a PIN was wrong, that the TPM is in dictionary attack lockout;
+    `command_lines`: the kernel's, as the console says."""
 
     role: Literal["untampered", "tampered", "twin", "undone"]
     outcome: Outcome
@@ -222,8 +222,9 @@ class TpmSlot(Model):
 
 
 class TpmObservation(Observation):
-    """One row: copies of disk, variables and TPM, changed while off, and what their boots showed. `reason_from`:
-    where the reasons were looked for. `error`: why the tamper could not be made or undone."""
+    """One row: copies of disk, variables and TPM, changed while off, and what their boots showed. `talked_on`: where
+    it was looked at, and typed. `reason_from`: where the reasons were looked for. `error`: why the tamper could not
+    be made or undone."""
 
     case: str
     state: State
@@ -232,6 +233,7 @@ class TpmObservation(Observation):
     slots: tuple[TpmSlot, ...] = ()
     boots: tuple[BootSeen, ...] = ()
     digests: dict[str, str] = Field(default_factory=dict)
+    talked_on: Literal["serial", "screen"] = "serial"
     reason_from: str = "console"
     accelerator: str = ""
     deadline_s: float = 0.0
@@ -279,6 +281,7 @@ class TpmPolicy(Policy):
     pin_prompts: tuple[Regex, ...] = ()
     prompts: tuple[Regex, ...] = ()
     login: Regex | None = None
+    console: Literal["serial", "screen"] = "serial"
     reason: Literal["console", "journal"] = "console"
     accept_no_sysrq: str = ""
     other_kernel: str = ""

@@ -36,6 +36,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type
     )  # fmt: skip
     parser.add_argument("--tpm", action="store_true", help="a whole machine, whose TPM opens its disk")
     parser.add_argument("--pin", action="store_true", help="with --tpm: the TPM wants a PIN as well")
+    parser.add_argument("--screen", action="store_true", help="it asks on its screen, not on the serial console")
     parser.add_argument(
         "--uki", action="store_true",
         help="with --tpm: it starts a unified kernel image, by systemd-stub, with keys of its own in the firmware",
@@ -93,10 +94,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if options.tpm:
             host = select(options.accel, None)
             host = replace(host, pace=measure_pace(host.qemu, host.accelerator))
-            machine = build_demo_machine(iso, output, progress, host, weak, pin=options.pin, uki=options.uki)
+            machine = build_demo_machine(
+                iso, output, progress, host, weak, pin=options.pin, uki=options.uki, screen=options.screen
+            )
             built = machine.disk
         else:
-            built = build_demo_disk(iso, output, progress, weak)
+            built = build_demo_disk(iso, output, progress, weak, screen=options.screen)
     try:
         shown = built.passphrase.decode("ascii")
     except UnicodeDecodeError:

@@ -16,7 +16,7 @@ from rich.text import Text
 from pytest_osgates import tools
 from pytest_osgates.paths import cache_dir
 from pytest_osgates.run import free_bytes
-from pytest_osgates.vm import host, variables
+from pytest_osgates.vm import host, ocr, variables
 from pytest_osgates.vm.errors import OsgatesError
 from pytest_osgates.vm.process import which
 from pytest_osgates.vm.spec import Firmware
@@ -95,6 +95,7 @@ def examine(*, fetch: bool) -> Iterator[Line]:
             lambda name=name, package=package: which(name, remedy=f"apt-get install {package}"),  # type: ignore[misc]
             needed=False,
         )
+    yield _tried("tesseract (for what is on a screen)", _ocr, needed=False)
     for name, pin in tools.pins().items():
         yield _tried(f"{name} {pin.version}", lambda name=name: tools.find(name, {}, fetch=fetch).source)  # type: ignore[misc]
     memory = host.memory_available_mib()
@@ -119,6 +120,11 @@ def _tried(what: str, attempt: Callable[[], str], *, needed: bool = True) -> Lin
         return Line(what, True, attempt(), needed=needed)
     except OsgatesError as error:
         return Line(what, False, error.what, error.remedy or "", needed)
+
+
+def _ocr() -> str:
+    ocr.need()
+    return which(ocr.PROGRAM)
 
 
 def _room(what: str, where: Callable[[], Path]) -> Line:

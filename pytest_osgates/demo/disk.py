@@ -70,10 +70,11 @@ def build_demo_disk(
     tpm: bool = False,
     pin: bool = False,
     signer: Signer | None = None,
+    screen: bool = False,
 ) -> BuiltDisk:
     """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so. With `tpm`, its
     first boot enrols the machine's TPM; with `pin` as well, with a PIN. With `signer`, what boots is a unified kernel
-    image that it signed, and nothing else.
+    image that it signed, and nothing else. With `screen`, it asks on the screen.
 
     A name that ends in ``.qcow2`` gets that format, any other a raw image.
 
@@ -87,7 +88,7 @@ def build_demo_disk(
     output = output.absolute()
     with scratch_beside(output) as scratch:
         epoch = image_epoch(iso)
-        maker = _Maker(scratch, spec, weak, environment(epoch, scratch))
+        maker = _Maker(scratch, spec, weak, environment(epoch, scratch), screen=screen)
         progress("reading the ISO", 0.0)
         esp, medium = _take_files(iso, scratch)
         progress("encrypting the root", 0.2)
@@ -143,11 +144,14 @@ def _take_files(iso: Path, scratch: Path) -> tuple[Path, Path]:
 class _Maker:
     """Makes the parts of one disk in `scratch`."""
 
-    def __init__(self, scratch: Path, spec: DiskFile, variant: Variant | None, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, scratch: Path, spec: DiskFile, variant: Variant | None, env: Mapping[str, str], *, screen: bool = False
+    ) -> None:
         self.scratch = scratch
         self.spec = spec
         self.variant = variant
         self.env = env
+        self.screen = screen
         key_file = None if variant is None else variant.passphrase_in or variant.passphrase_on_esp
         self.passphrase = known_bytes(key_file) if key_file else spec.passphrase.encode()
         self._secrets = 0
@@ -249,7 +253,8 @@ class _Maker:
         with (files / _INITRD).open("ab") as initrd:
             initrd.write(appended_archive(initrd.tell(), added))
         menu = files / _MENU
-        parameters = (*self.spec.parameters, *(() if weak is None else weak.parameters))
+        given = on_screen(self.spec.parameters) if self.screen else self.spec.parameters
+        parameters = (*given, *(() if weak is None else weak.parameters))
         text = change_parameters(menu.read_text(encoding="utf-8"), parameters)
         if weak is not None and weak.grub:
             text = weak.grub + text.replace("menuentry ", "menuentry --unrestricted ")
@@ -303,6 +308,12 @@ class _Maker:
         else:
             self._run("mke2fs", "-q", "-t", "ext4", "-F", str(image))
         return image
+
+
+def on_screen(parameters: tuple[str, ...]) -> tuple[str, ...]:
+    """The other way round for consoles: the last one that is named is where the kernel's first process speaks."""
+    consoles = [text for text in parameters if text.startswith("console=")]
+    return (*(text for text in parameters if text not in consoles), *reversed(consoles))
 
 
 def known_bytes(name: str, size: int = 64) -> bytes:

@@ -1,9 +1,9 @@
 """The demo's installed machine: its disk, its firmware's variables, and a TPM that opens the disk.
 
 The TPM is enrolled by the first boot, as on a machine that somebody installs: the disk's own initrd does it, once the
-passphrase was typed on the serial console. So that boot differs in nothing from those that are judged later, and any
-PCR can be bound. Over the guest channel it could not: its OEM strings are measured into PCR 1, and the demo's live
-root has no systemd-cryptenroll.
+passphrase was typed on the serial console, or by keys at the screen. So that boot differs in nothing from those that
+are judged later, and any PCR can be bound. Over the guest channel it could not: its OEM strings are measured into
+PCR 1, and the demo's live root has no systemd-cryptenroll.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from pytest_osgates.demo.uki import keep_key, new_signer, own_keys
 from pytest_osgates.image.disk.luks import Token, read_luks
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import SourceContent, open_disk
+from pytest_osgates.vm.console import Console
 from pytest_osgates.vm.dialogue import Dialogue, Sign
 from pytest_osgates.vm.errors import GuestError, GuestFailed, GuestTimeout, HostError, UsageError
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import Host, find_firmware
 from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.ocr import Reader
+from pytest_osgates.vm.screen_line import ScreenLine
 from pytest_osgates.vm.spec import Firmware, MachineSpec
 from pytest_osgates.vm.text import one_line
 from pytest_osgates.vm.tpm import clear
@@ -69,10 +72,12 @@ def build_demo_machine(
     *,
     pin: bool = False,
     uki: bool = False,
+    screen: bool = False,
 ) -> BuiltMachine:
     """Make disk, variables and TPM in the new `directory`, from the demo's `iso`. Boots once, unless
     the variant has a TPM's slot from the start. With `pin`, the TPM wants the demo's PIN as well. With `uki`, it
-    starts a unified kernel image, signed by a key of its own, which lies beside the disk.
+    starts a unified kernel image, signed by a key of its own, which lies beside the disk. With `screen`, the
+    machine asks on its screen, not on the serial console.
 
     :raise UsageError: there is something in `directory` already, or no such variant, or one whose slot nobody enrols.
     :raise OsgatesError: it cannot be made.
@@ -98,6 +103,7 @@ def build_demo_machine(
             tpm=True,
             pin=pin,
             signer=signer,
+            screen=screen,
         )
         if signer is not None:
             keep_key(home, signer)
@@ -105,7 +111,7 @@ def build_demo_machine(
         if weak is None or weak.tpm_pcrs is None:
             progress("the first boot, in which the TPM is enrolled", 0.35)
             secrets = {"asked": disk.passphrase.decode(), "again": disk.passphrase.decode(), "new-pin": spec.pin}
-            _enrol(home, host, secrets, scratch / "records")
+            _enrol(home, host, secrets, scratch / "records", screen=screen)
         else:
             _never_booted(home, scratch / "swtpm.log")
         token = tpm_token(home.disk)
@@ -145,7 +151,7 @@ def tpm_token(disk: Path) -> Token:
     raise GuestFailed("the first boot said that it enrolled the TPM, and the disk has no token for one")
 
 
-def _enrol(home: Home, host: Host, secrets: Mapping[str, str], records: Path) -> None:
+def _enrol(home: Home, host: Host, secrets: Mapping[str, str], records: Path, *, screen: bool) -> None:
     """`secrets`: what is typed, by what is asked for.
 
     :raise GuestTimeout: it does not get there.
@@ -153,36 +159,44 @@ def _enrol(home: Home, host: Host, secrets: Mapping[str, str], records: Path) ->
     :raise HostError: QEMU or swtpm died, or a tool is missing.
     """
     spec = MachineSpec("first-boot", Firmware.UEFI_SECUREBOOT, cpus=1, home=home)
-    with Machine(spec, host, records) as machine, _with_last_words(machine):
-        talk = Dialogue(machine.serial, _SIGNS, machine.check)
-        deadline = _SECONDS * host.pace
-        heard = talk.wait(("failed", "asked"), deadline)
-        prompts = ("failed", "enrolled", "again", "new-pin", "asked")
-        wanted = "asked"
-        for _ in range(_TRIES):
-            if heard is None or heard.name == "failed":
-                break
-            if heard.name == "enrolled":
-                return
-            wanted = heard.name
+    with Machine(spec, host, records) as machine:
+        console: Console | ScreenLine = machine.serial
+        if screen:
+            asking = [sign.regex for sign in _SIGNS if sign.name in secrets]
+            console = ScreenLine(machine, Reader(), asking, patience=host.pace)
+        with _with_last_words(console):
+            _enrol_by(Dialogue(console, _SIGNS, machine.check), machine, _SECONDS * host.pace, secrets)
+
+
+def _enrol_by(talk: Dialogue, machine: Machine, deadline: float, secrets: Mapping[str, str]) -> None:
+    pace = machine.host.pace
+    heard = talk.wait(("failed", "asked"), deadline)
+    prompts = ("failed", "enrolled", "again", "new-pin", "asked")
+    wanted = "asked"
+    for _ in range(_TRIES):
+        if heard is None or heard.name == "failed":
+            break
+        if heard.name == "enrolled":
+            return
+        wanted = heard.name
+        talk.say(secrets[wanted])
+        heard = talk.wait(prompts, _AGAIN_SECONDS * pace)
+        while heard is None and machine.elapsed < deadline:
+            # Typed before anybody listened.
             talk.say(secrets[wanted])
-            heard = talk.wait(prompts, _AGAIN_SECONDS * host.pace)
-            while heard is None and machine.elapsed < deadline:
-                # Typed before anybody listened.
-                talk.say(secrets[wanted])
-                heard = talk.wait(prompts, _AGAIN_SECONDS * host.pace)
-        if heard is None:
-            raise GuestTimeout(f"the first boot stood still (last seen: {wanted})")
-        raise GuestFailed(f"the first boot did not enrol the TPM: {heard.line}")
+            heard = talk.wait(prompts, _AGAIN_SECONDS * pace)
+    if heard is None:
+        raise GuestTimeout(f"the first boot stood still (last seen: {wanted})")
+    raise GuestFailed(f"the first boot did not enrol the TPM: {heard.line}")
 
 
 @contextmanager
-def _with_last_words(machine: Machine) -> Iterator[None]:
+def _with_last_words(console: Console | ScreenLine) -> Iterator[None]:
     """Its records go with it: what it said last is in the message."""
     try:
         yield
     except GuestError as error:
-        said = one_line(machine.serial.tail(1500), 1200)
-        raise type(error)(f"{error.what}; its serial console ends: {said}", remedy="run: osgates doctor") from error
+        said = one_line(console.tail(1500), 1200)
+        raise type(error)(f"{error.what}; its console ends: {said}", remedy="run: osgates doctor") from error
     except OSError as error:
-        raise HostError(f"the serial console went away: {error}", remedy="run: osgates doctor") from error
+        raise HostError(f"the console went away: {error}", remedy="run: osgates doctor") from error

@@ -33,7 +33,9 @@ from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import Host
 from pytest_osgates.vm.keyboard import keys_of
 from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.ocr import Reader, need
 from pytest_osgates.vm.process import run, which
+from pytest_osgates.vm.screen import Frame
 from pytest_osgates.vm.spec import AccelKind, Firmware, MachineSpec
 from pytest_osgates.vm.text import one_line, printable, strip_escapes
 from pytest_osgates.vm.workdir import temporary
@@ -384,12 +386,20 @@ def _ended_is_over(before: Callable[[], None]) -> Iterator[None]:
 
 
 class _Talk(_Worker):
-    """A dialogue on the serial console, or with the keyboard at what the screen shows."""
+    """A dialogue on the serial console, or with the keyboard at what the screen shows.
+
+    :raise MissingTool: the screen is to be read, and there is no OCR program.
+    """
 
     def __init__(self, site: Site, records: Path) -> None:
         super().__init__(site, records, len(site.section.dialogue))
         self._screen = ""
         self._digest = ""
+        # A graphical installer: by OCR, once its picture is one that has to be read.
+        self._reader: Reader | None = None
+        if site.section.done_on_screen or any(step.screen for step in site.section.dialogue):
+            need()
+            self._reader = Reader()
 
     def work(self, home: Home) -> None:
         site, section = self.site, self.site.section
@@ -464,10 +474,16 @@ class _Talk(_Worker):
         frame = machine.screen.grab()
         if frame.digest != self._digest:
             self._digest = frame.digest
-            self._screen = frame.text() if machine.lit(frame) else ""
+            self._screen = self._text(frame) if machine.lit(frame) else ""
         self.said = strip_escapes(machine.serial.tail(_PIECE))
         self.failing(self._screen)
         self.alive(machine, machine.serial.spoken, self._digest)
+
+    def _text(self, frame: Frame) -> str:
+        if self._reader is None:
+            return frame.text()
+        reading = self._reader.read(frame)
+        return frame.text() if reading.exact else "\n".join(reading.lines)
 
     def _answer(self, machine: Machine, talk: Dialogue, step: InstallStep) -> None:
         if step.send is not None and not step.screen:

@@ -1,14 +1,14 @@
 """The gate `tpm`, one row: copies of disk, variables and TPM, changed while the machine is off, then booted.
 
 No boot that is judged has the guest channel: its OEM strings are measured into PCR 1, and whoever is let in by it
-proves nothing. What is seen comes from the serial console alone.
+proves nothing. What is seen comes from the serial console alone, or from the screen, where keys are pressed then.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,10 @@ from pytest_osgates.vm import workdir
 from pytest_osgates.vm.errors import MORE_ROOM, GuestFailed, HostError, QmpFailed, UsageError
 from pytest_osgates.vm.home import Home, kept
 from pytest_osgates.vm.host import Host
+from pytest_osgates.vm.keyboard import keys_of
 from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.ocr import Reader, need
+from pytest_osgates.vm.screen_line import ScreenLine
 from pytest_osgates.vm.spec import MachineSpec
 from pytest_osgates.vm.text import one_line, printable, strip_escapes
 
@@ -151,6 +154,8 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
     :raise OsgatesError: it could not be observed: copies, tamper, or a machine of ours failed.
     """
     tamper = tamper_of(row.case)
+    if row.policy.console == "screen":
+        _check_screen(row)
     state = State.INSTALLED if tamper is None else State.TAMPERED
     deadline = row.policy.deadline_s * row.host.pace
     known = {"disk": disk_sha256, **original.digests()}
@@ -188,6 +193,7 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
         slots=found,
         boots=seen,
         digests=known,
+        talked_on=row.policy.console,
         reason_from=row.policy.reason,
         accelerator=str(row.host.accelerator.kind),
         deadline_s=deadline,
@@ -215,11 +221,24 @@ def _owners(row: Row, original: Home) -> dict[str, Path]:
     }
 
 
-def _shoot(machine: Machine) -> None:
-    """The screen as it is at the end; a machine that is gone has none."""
+def _check_screen(row: Row) -> None:
+    """That pictures can be read, and all words be typed by keys, before anything is booted.
+
+    :raise MissingTool: there is no OCR program.
+    :raise UsageError: the US layout lacks a character.
+    """
+    need()
+    words = row.phrases
+    login = () if row.login is None else (row.login.user, row.login.password, row.login.become)
+    for text in (words.right, words.pin, *words.guesses.values(), *(pin for _, pin in words.wrong_pins), *login):
+        keys_of(text)
+
+
+def _shoot(machine: Machine, name: str = "last") -> None:
+    """The screen as it is, at the end for instance; a machine that is gone has none."""
     with suppress(QmpFailed, GuestFailed):
         picture = machine.screen.grab().png()
-        path = machine.records / "screen-last.png"
+        path = machine.records / f"screen-{name}.png"
         try:
             path.write_bytes(picture)
         except OSError as error:
@@ -285,10 +304,12 @@ def _goes_on(boot: BootSeen, tamper: Tamper) -> bool:
 
 
 class _Glances:
-    """At the screen, now and then: a shell may be on another console than the one that is talked to."""
+    """At the screen, now and then, or at the serial console where the screen is talked to: a shell may be on another
+    console."""
 
     def __init__(self, machine: Machine, policy: TpmPolicy) -> None:
         self._machine = machine
+        self._talked_on = policy.console
         self._shells = tuple(sign.regex for sign in signs(policy) if sign.name == "shell")
         self._at = 0.0
         self._digest = ""
@@ -300,14 +321,20 @@ class _Glances:
         if not self._on or (self._machine.elapsed - self._at < GLANCE_SECONDS and not now):
             return
         self._at = self._machine.elapsed
+        if self._talked_on == "screen":
+            self._search(re.split(r"[\r\n]+", strip_escapes(self._machine.serial.tail(1 << 16))))
+            return
         with suppress(QmpFailed, GuestFailed):
             frame = self._machine.screen.grab()
             if frame.digest == self._digest or not self._machine.lit(frame):
                 return
             self._digest = frame.digest
-            for line in frame.text().splitlines():
-                if len(self.found) < _MOST_GLANCES and any(regex.search(line.strip()) for regex in self._shells):
-                    self.found[one_line(line, _LINE)] = None
+            self._search(line.strip() for line in frame.text().splitlines())
+
+    def _search(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if len(self.found) < _MOST_GLANCES and any(regex.search(line) for regex in self._shells):
+                self.found[one_line(line, _LINE)] = None
 
     def end(self) -> None:
         """From now on there may be shells: whoever knows the passphrase is in."""
@@ -323,6 +350,7 @@ class _Boots:
         self._home = home
         self._deadline = deadline
         self._stage = ""
+        self._line: ScreenLine | None = None
 
     def untouched(self, role: Role, *, with_tpm: bool) -> BootSeen:
         """Nothing is typed but the PIN, once."""
@@ -352,6 +380,7 @@ class _Boots:
             else:
                 outcome, line = Outcome.GRUB, grub.missed or grub.editor
             at = machine.elapsed
+            self._picture(machine, "asked")
             sysrq = None
             if outcome is Outcome.ASKED and keys:
                 self._stage = "pressing SysRq"
@@ -361,6 +390,7 @@ class _Boots:
                 for what, text in guesses.items():
                     self._stage = f"typed a wrong passphrase ({what})"
                     tries.append(talk.guess(what, text))
+                    self._picture(machine, f"typed-{len(tries)}")
                     if tries[-1].answer not in _STILL_ASKED:
                         break
                 else:
@@ -405,14 +435,27 @@ class _Boots:
             def left() -> float:
                 return self._deadline - machine.elapsed
 
-            yield machine, Talk(machine.serial, row.policy, alive, left, row.host.pace, pins), glances
+            self._line = self._screen_line(machine) if row.policy.console == "screen" else None
+            line = self._line or machine.serial
+            yield machine, Talk(line, row.policy, alive, left, row.host.pace, pins), glances
+
+    def _screen_line(self, machine: Machine) -> ScreenLine:
+        prompts = tuple(sign.regex for sign in signs(self._row.policy) if sign.name in ("pin", "prompt"))
+        transcript = machine.records / "screen.log"
+        return ScreenLine(machine, Reader(), prompts, patience=self._row.host.pace, transcript=transcript)
+
+    def _picture(self, machine: Machine, name: str) -> None:
+        """Where the screen is what is judged."""
+        if self._line is not None:
+            _shoot(machine, name)
 
     def _seen(
         self, role: Role, machine: Machine, talk: Talk, came_to: tuple[Outcome, str, float], tries: tuple[Try, ...]
     ) -> BootSeen:
         outcome, line, at = came_to
         _shoot(machine)
-        lines = self._without_secrets(strip_escapes(machine.serial.tail(1 << 16))).splitlines()
+        shown = self._line or machine.serial
+        lines = self._without_secrets(strip_escapes(shown.tail(1 << 16))).splitlines()
         return BootSeen(
             role=role,
             outcome=outcome,

@@ -1,4 +1,4 @@
-"""One boot at its serial console: what it shows, what is typed, what comes of it. Nothing else is asked."""
+"""One boot at its console, serial or screen: what it shows, what is typed, what comes of it, and nothing else."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ CORNER_SECONDS = 20.0
 
 
 # What the journal is asked, and how its end is told from the echo of the command.
-_JOURNAL = "journalctl --boot --no-pager --output=cat | grep -i -e tpm -e unseal -e lockout -e pin\\. | tail -n 200"
+_JOURNAL = "journalctl --boot --no-pager --output=cat | grep -i -e tpm -e unseal -e lockout -e pin\\. | tail -n {}"
+# So many lines of it: a screen has no more, and what has left it is not seen.
+_JOURNAL_LINES = {"serial": 200, "screen": 12}
 _JOURNAL_END = "echo osgates-journal-$((6*7))"
 _LOGIN_SIGNS = (
     Sign("end", re.compile(r"^osgates-journal-42$")),
@@ -95,8 +97,12 @@ class Phrases:
 
 
 def signs(policy: TpmPolicy) -> tuple[Sign, ...]:
-    """``data/unlock_console.toml``, and what the profile adds. The most telling first."""
-    rows = [Sign(str(row["sign"]), re.compile(row["regex"])) for row in load("unlock_console")["line"]]
+    """``data/unlock_console.toml``, for the screen ``data/unlock_screen.toml`` as well, and what the profile adds.
+    The most telling first."""
+    names = ["unlock_console", *(["unlock_screen"] if policy.console == "screen" else [])]
+    rows = [Sign(str(row["sign"]), re.compile(row["regex"])) for name in names for row in load(name)["line"]]
+    order = list(dict.fromkeys(sign.name for sign in rows))
+    rows.sort(key=lambda sign: order.index(sign.name))
     if policy.login is not None:
         rows = [sign for sign in rows if sign.name != "login"]
         place = next(number for number, sign in enumerate(rows) if sign.name != "shell")
@@ -127,6 +133,7 @@ class Talk:
         self._left = left
         self._patience = patience
         self._settle = policy.settle_s * patience
+        self._asking_journal = _JOURNAL.format(_JOURNAL_LINES[policy.console])
         # Whenever it comes, before the passphrase was typed: it is a way in.
         self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))
         self._gone = ""
@@ -246,7 +253,7 @@ class Talk:
             heard = self._wait(("incorrect", "secret", "shell"), self._settle)
         if heard is None or heard.name != "shell":
             return
-        if not self._say(f"{login.become or 'sh'} -c '{_JOURNAL}'; {_JOURNAL_END}", forget=True):
+        if not self._say(f"{login.become or 'sh'} -c '{self._asking_journal}'; {_JOURNAL_END}", forget=True):
             return
         heard = self._wait(("end", "incorrect", "secret"), self._settle)
         if heard is not None and heard.name == "secret" and self._say(login.password):

@@ -13,7 +13,7 @@ import pytest
 from pytest_osgates.checks.registry import GATES
 from pytest_osgates.checks.tpm_model import tampers
 from pytest_osgates.cli import main
-from pytest_osgates.demo.disk import build_demo_disk, known_bytes, tpm_token
+from pytest_osgates.demo.disk import build_demo_disk, known_bytes, on_screen, tpm_token
 from pytest_osgates.demo.disk_variants import load_disk_file, variant_names
 from pytest_osgates.demo.machine import build_demo_machine
 from pytest_osgates.demo.unlock import PLUGIN, SCRIPT, TPM_STACK, TpmUnlock, WayIn, unlock_members
@@ -158,3 +158,9 @@ def test_the_profile_of_the_machine_knows_its_secrets() -> None:
     policy = loader.load(loader.find("demo-tpm-pin")).policy("tpm")
     assert (policy.pin, policy.passphrase, policy.pcrs) == (spec.pin, spec.passphrase, spec.pcrs)
     assert {"wrong-pin", "pin-lockout"} < set(policy.rows())
+
+
+def test_a_machine_that_asks_on_its_screen_names_it_last() -> None:
+    given = ("live-media=/dev/mapper/root", "console=tty0", "console=ttyS0,115200")
+    assert load_disk_file().parameters == given
+    assert on_screen(given) == ("live-media=/dev/mapper/root", "console=ttyS0,115200", "console=tty0")

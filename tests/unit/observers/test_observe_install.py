@@ -21,7 +21,7 @@ from pytest_osgates.observers.install import Site
 from pytest_osgates.profiles.schema import BootSection, InstallSection, InstallStep
 from pytest_osgates.vm import dialogue as dialogue_module
 from pytest_osgates.vm import workdir
-from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
+from pytest_osgates.vm.errors import GuestFailed, MachineDied, MissingTool, UsageError
 from pytest_osgates.vm.guest.channel import ShellResult
 from pytest_osgates.vm.home import Home
 
@@ -415,13 +415,41 @@ def test_what_the_disk_comes_to(
     assert "kernel-panic" in {pattern.name for pattern in given_patterns if pattern.fatal}
 
 
-def test_a_dialogue_with_the_screen(site: Any) -> None:
-    step = InstallStep(expect="Install now", screen=True, send="Ab", keys=("tab", "alt-f4"))
+@pytest.fixture
+def no_ocr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of these tests are text."""
+
+    class Reader:
+        def read(self, frame: Any) -> Any:
+            drawn = frame.text().startswith("drawn: ")
+            return SimpleNamespace(exact=not drawn, lines=(frame.text().removeprefix("drawn: "),))
+
+    monkeypatch.setattr(install, "need", lambda: None)
+    monkeypatch.setattr(install, "Reader", Reader)
+
+
+@pytest.mark.usefixtures("no_ocr")
+@pytest.mark.parametrize("picture", ["Install now?", "drawn: Install now?"])
+def test_a_dialogue_with_the_screen(picture: str, site: Any) -> None:
+    step = InstallStep(expect="^Install now", screen=True, send="Ab", keys=("tab", "alt-f4"))
     machine = FakeMachine(ends="guest-shutdown", ends_at=30.0)
-    machine.picture = "Install now?"
+    machine.picture = picture
     seen = done(site, InstallSection(dialogue=(step,), stall_s=60), machine)
     assert seen.outcome is InstallOutcome.DONE
     assert machine.pressed == [("shift", "a"), ("b",), ("tab",), ("alt", "f4")]
+
+
+def test_a_screen_that_nothing_here_can_read(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is booted."""
+
+    def lacking() -> None:
+        raise MissingTool("tesseract is not installed")
+
+    monkeypatch.setattr(install, "need", lacking)
+    place, home = site(InstallSection(dialogue=STEPS, done="Done", done_on_screen=True, ends="text"), FakeMachine())
+    monkeypatch.setattr(install, "Machine", None)
+    with pytest.raises(MissingTool):
+        install.install(place, home)
 
 
 @pytest.mark.parametrize(

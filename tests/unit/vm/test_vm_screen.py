@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import tomllib
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from hypothesis import strategies as st
 from pytest_osgates.vm import screen
 from pytest_osgates.vm.errors import HostError, QmpFailed
 from pytest_osgates.vm.screen import Frame, Screen, parse_ppm
+from tests.unit.screen_samples import FONTS, decode_png, draw
 
 BLACK, GREY, BLUE = b"\0\0\0", b"\xaa\xaa\xaa", b"\0\0\xaa"
 
@@ -89,32 +87,6 @@ def test_what_is_no_picture(data: bytes) -> None:
         parse_ppm(data)
 
 
-def decode_png(data: bytes) -> Frame:
-    """An independent reader of 8 bit RGB pictures without interlacing, of all five filters (W3C PNG, section 9)."""
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    at, kinds, packed, size = 8, [], b"", (0, 0)
-    while at < len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
-        assert struct.unpack_from(">I", data, at + 8 + length) == (zlib.crc32(kind + body),)
-        kinds.append(kind)
-        if kind == b"IHDR":
-            *size, depth, colour, compression, filtering, interlace = struct.unpack(">IIBBBBB", body)  # type: ignore[assignment]
-            assert (depth, colour, compression, filtering, interlace) == (8, 2, 0, 0, 0)
-        elif kind == b"IDAT":
-            packed += body
-        at += 12 + length
-    assert (kinds[0], kinds[-1]) == (b"IHDR", b"IEND")
-    raw, stride = zlib.decompress(packed), size[0] * 3
-    assert len(raw) == size[1] * (stride + 1)
-    rows: list[bytearray] = [bytearray(stride)]
-    for number in range(size[1]):
-        kind_of_filter, line = raw[number * (stride + 1)], bytearray(raw[number * (stride + 1) + 1 :][:stride])
-        assert kind_of_filter == 0, "only what this project writes"
-        rows.append(line)
-    return Frame(size[0], size[1], b"".join(rows[1:]))
-
-
 @given(FRAMES)
 def test_png(frame: Frame) -> None:
     assert decode_png(frame.png()) == frame
@@ -128,32 +100,6 @@ def test_digests_tell_pictures_apart() -> None:
 
 
 # -- text
-
-FONTS: list[dict[str, Any]] = tomllib.loads((Path(screen.__file__).parent / "console_fonts.toml").read_text())["font"]
-
-
-def draw(
-    lines: list[str],
-    glyphs: dict[str, str],
-    *,
-    cell: int = 8,
-    columns: int = 80,
-    rows: int = 25,
-    ink: bytes = GREY,
-    paper: bytes = BLACK,
-    margin: int = 0,
-) -> Frame:
-    """A text console of `columns` x `rows` cells with `lines` from the top left, and `margin` pixels below."""
-    width = columns * cell
-    pixels = bytearray(paper * width * (rows * 16 + margin))
-    for row, line in enumerate(lines):
-        for column, char in enumerate(line):
-            bitmap = bytes.fromhex(glyphs[char])
-            for y, x in ((y, x) for y in range(16) for x in range(8)):
-                if bitmap[y] >> (7 - x) & 1:
-                    at = ((row * 16 + y) * width + column * cell + x) * 3
-                    pixels[at : at + 3] = ink
-    return Frame(width, rows * 16 + margin, bytes(pixels))
 
 
 @pytest.mark.parametrize("font", FONTS, ids=lambda font: font["name"])

@@ -1,0 +1,339 @@
+"""The screen and the keyboard as a console for `Dialogue`: what is new on each picture, and text typed by keys.
+
+A text console is read glyph by glyph, and what was added to it is what a serial console would have said. Any other
+picture is read by OCR, which misreads: a line counts as new only if it is unlike all that was there, and a prompt
+that was there already counts again only if the picture proves that what was typed arrived, and was taken.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Protocol
+
+from pytest_osgates.vm.errors import MORE_ROOM, GuestFailed, HostError, QmpFailed
+from pytest_osgates.vm.keyboard import keys_of
+from pytest_osgates.vm.ocr import Reader, Reading
+from pytest_osgates.vm.screen import Frame
+from pytest_osgates.vm.text import printable
+
+# Between two looks.
+LOOK_SECONDS = 0.5
+# A picture that has not changed for so long, but for a cursor, stands still.
+STILL_SECONDS = 1.0
+# QEMU presses one key after the other, each for a tenth of a second (qapi/ui.json, send-key).
+KEY_SECONDS = 0.1
+# One that moves all the time is read so often.
+MOVING_SECONDS = 5.0
+# In which what was typed is shown, if it is.
+SHOWN_SECONDS = 3.0
+# As long as QEMU may owe a picture, while its process ends for instance.
+_BLIND_SECONDS = 30.0
+_ALIKE = 0.8
+# Of fewer letters and digits, nothing is alike but the same.
+_SHORT = 4
+_READINGS = 3
+_MOST_SAID = 1 << 16
+_TRANSCRIPT_LIMIT = 8 << 20
+
+
+class Grabs(Protocol):
+    """What shows a picture."""
+
+    def grab(self) -> Frame:
+        """The picture now. :raise QmpFailed: there is none. :raise GuestFailed: the machine is off."""
+        ...
+
+
+class Pictured(Protocol):
+    """What is needed of a machine."""
+
+    @property
+    def screen(self) -> Grabs:
+        """The display."""
+        ...
+
+    def lit(self, frame: Frame) -> bool:
+        """Whether the guest drew anything."""
+        ...
+
+    def send_keys(self, *keys: str) -> None:
+        """Press keys together."""
+        ...
+
+
+@dataclass
+class _Typed:
+    """Something was typed at the picture `before`, which said `known`. `still`: it stood still. `after`: the picture
+    with what was typed on it, None where that is not shown. `away`: the prompt has gone since."""
+
+    before: Frame
+    known: tuple[str, ...]
+    still: bool
+    after: Frame | None = None
+    away: bool = False
+
+
+class ScreenLine:
+    """`Line` over a machine's screen. `prompts`: what asks for what is typed; `patience`: how much longer everything
+    takes here; `transcript`: receives all that was new; `pause`: waits so many seconds."""
+
+    # A picture is there to be looked at, and nothing is put aside.
+    dropped = 0
+
+    def __init__(
+        self,
+        machine: Pictured,
+        reader: Reader,
+        prompts: Sequence[re.Pattern[str]] = (),
+        *,
+        patience: float = 1.0,
+        transcript: Path | None = None,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        self._machine = machine
+        self._reader = reader
+        self._prompts = tuple(prompts)
+        self._patience = patience
+        self._transcript = transcript
+        self._written = 0
+        self._pause = threading.Event().wait if pause is None else pause
+        self._begun = self._since = self._seen_at = time.monotonic()
+        self._frame: Frame | None = None
+        # The last one that was read, and when.
+        self._read = ""
+        self._read_at = self._begun
+        self._reading = Reading()
+        # Of the text console, when it was last to be seen.
+        self._console: tuple[str, ...] = ()
+        self._recent: deque[tuple[str, ...]] = deque(maxlen=_READINGS)
+        self._typed: _Typed | None = None
+        self._unread = b""
+        self._said = ""
+        self.closed = False
+
+    def tail(self, limit: int = 4096) -> str:
+        """The newest of what was new, at most `limit` characters."""
+        return self._said[-limit:]
+
+    def take_unread(self, size: int, timeout: float) -> bytes:
+        """Up to `size` bytes of what is new on the screen; b"" after `timeout` seconds, or once the machine is off.
+
+        :raise HostError: there is no picture, or it cannot be read.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._unread:
+            # Who does not wait wants to know what there is at this moment.
+            self._look(now=timeout <= 0)
+            left = deadline - time.monotonic()
+            if self._unread or self.closed or left <= 0:
+                break
+            self._pause(min(LOOK_SECONDS, left))
+        data, self._unread = self._unread[:size], self._unread[size:]
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Type `data` by keys of the US layout; a carriage return is Enter.
+
+        :raise OSError: the machine is off.
+        :raise UsageError: the layout has no such character.
+        """
+        text, enter, _ = data.decode().partition("\r")
+        keys = keys_of(text)
+        self._typed = None
+        if self._frame is not None and not self._reading.exact:
+            known = tuple(line for lines in self._recent for line in lines)
+            self._typed = _Typed(self._frame, known, time.monotonic() - self._since >= STILL_SECONDS)
+        for pressed in keys:
+            self._press(*pressed)
+        if self._typed is not None and keys:
+            self._await_shown(self._typed, len(keys))
+        if enter:
+            self._press("ret")
+
+    def _press(self, *keys: str) -> None:
+        try:
+            self._machine.send_keys(*keys)
+        except GuestFailed as error:
+            self.closed = True
+            raise OSError(errno.EPIPE, error.what) from error
+
+    def _grab(self) -> Frame | None:
+        now = time.monotonic()
+        try:
+            frame = self._machine.screen.grab()
+        except GuestFailed:
+            self.closed = True
+            return None
+        except QmpFailed:
+            # QEMU may be on its way out: who asks whether it lives will say so.
+            if now - self._seen_at >= _BLIND_SECONDS:
+                raise
+            return None
+        self._seen_at = now
+        return frame
+
+    def _await_shown(self, typed: _Typed, count: int) -> None:
+        """Until the picture shows that something was typed."""
+        begun = time.monotonic()
+        pressed = begun + count * KEY_SECONDS
+        while not self.closed:
+            frame, now = self._grab(), time.monotonic()
+            # The last key makes the whole difference.
+            if frame is not None and now >= pressed and not frame.nearly(typed.before):
+                typed.after = frame
+                return
+            if now >= pressed + SHOWN_SECONDS * self._patience:
+                return
+            self._pause(KEY_SECONDS)
+
+    def _look(self, *, now: bool) -> None:
+        """A text console is read as it is; a picture once it stands still, for it may be half drawn, or `now`."""
+        frame, at = self._grab(), time.monotonic()
+        if frame is None:
+            return
+        if self._frame is None or not frame.nearly(self._frame):
+            self._since = at
+        self._frame = frame
+        if frame.digest == self._read:
+            return
+        reading = self._reader.glance(frame) if self._machine.lit(frame) else Reading()
+        if reading is None:
+            if not now and at - self._since < STILL_SECONDS and at - self._read_at < MOVING_SECONDS:
+                return
+            reading = self._reader.read(frame)
+        self._read, self._read_at = frame.digest, time.monotonic()
+        if not reading.lines:
+            # It may be drawn anew, and then nothing of it is new.
+            self._gone_away(frame)
+            return
+        self._add(self._news(frame, reading))
+        self._reading = reading
+
+    def _news(self, frame: Frame, reading: Reading) -> str:
+        if reading.exact:
+            self._gone_away(frame)
+            before, self._console = self._console, reading.lines
+            return added(before, reading.lines)
+        known = [line for lines in (self._console, *self._recent) for line in lines]
+        known += self._typed.known if self._typed is not None else ()
+        self._recent.append(reading.lines)
+        new = unlike(reading.lines, known)
+        asking = [line for line in reading.lines if any(regex.search(line) for regex in self._prompts)]
+        if not asking:
+            self._gone_away(frame)
+        elif self._typed is not None and _taken(self._typed, frame):
+            self._typed = None
+            new += [line for line in asking if line not in new]
+        return "".join(f"\n{line}\n" for line in new)
+
+    def _gone_away(self, frame: Frame) -> None:
+        """`frame` shows no prompt of a picture."""
+        if self._typed is not None and not frame.nearly(self._typed.before):
+            self._typed.away = True
+
+    def _add(self, text: str) -> None:
+        self._unread += text.encode()
+        self._said = (self._said + text)[-_MOST_SAID:]
+        if self._transcript is None or not text.strip() or self._written > _TRANSCRIPT_LIMIT:
+            return
+        at = f"[{time.monotonic() - self._begun:.1f}] "
+        record = "".join(f"{at}{printable(line)}\n" for line in text.splitlines() if line.strip())
+        self._written += len(record)
+        try:
+            with self._transcript.open("a", encoding="utf-8") as file:
+                file.write(record)
+        except OSError as error:
+            raise HostError(
+                f"evidence cannot be written to {self._transcript}: {error.strerror}", remedy=MORE_ROOM
+            ) from error
+
+
+def _taken(typed: _Typed, frame: Frame) -> bool:
+    """Whether what was typed arrived and was taken, where `frame` asks again.
+
+    Shown: it is there no more, where it was. Not shown: the prompt had gone, and all is as before. Nothing of this is
+    known where the picture moves by itself."""
+    if not typed.still:
+        return False
+    if typed.after is not None:
+        box = changed(typed.before, typed.after)
+        return box is not None and _cut(frame, box).nearly(_cut(typed.before, box))
+    return typed.away and frame.nearly(typed.before)
+
+
+Box = tuple[int, int, int, int]
+
+
+def changed(one: Frame, other: Frame) -> Box | None:
+    """Left, top, right, bottom (both behind the last pixel) of all that differs; None: nothing, or all of it, for
+    they are not of one size."""
+    if (one.width, one.height) != (other.width, other.height):
+        return None
+    stride = one.width * 3
+    left, right, rows = one.width, 0, []
+    for y in range(one.height):
+        mine, others = one.rgb[y * stride : (y + 1) * stride], other.rgb[y * stride : (y + 1) * stride]
+        if mine != others:
+            rows.append(y)
+            left = min(left, next(x for x in range(stride) if mine[x] != others[x]) // 3)
+            right = max(right, next(x for x in range(stride - 1, -1, -1) if mine[x] != others[x]) // 3 + 1)
+    return (left, rows[0], right, rows[-1] + 1) if rows else None
+
+
+def _cut(frame: Frame, box: Box) -> Frame:
+    """Of a picture of another size, nothing."""
+    left, top, right, bottom = box
+    if right > frame.width or bottom > frame.height:
+        return Frame(0, 0, b"")
+    stride = frame.width * 3
+    rows = (frame.rgb[y * stride + left * 3 : y * stride + right * 3] for y in range(top, bottom))
+    return Frame(right - left, bottom - top, b"".join(rows))
+
+
+def added(before: Sequence[str], now: Sequence[str]) -> str:
+    """What was written since `before` on a text console that shows `now`, whose last line may go on: scrolled, or at
+    the end of the last line. Where all is drawn anew, lines that were not there."""
+    old, new = tuple(before), tuple(now)
+    for skip in range(len(old)):
+        kept = old[skip:]
+        count = len(kept)
+        if count <= len(new) and new[: count - 1] == kept[:-1] and new[count - 1].startswith(kept[-1]):
+            return new[count - 1][len(kept[-1]) :] + "".join(f"\n{line}" for line in new[count:])
+    left = Counter(old)
+    found = []
+    for line in new:
+        if left[line]:
+            left[line] -= 1
+        else:
+            found.append(line)
+    return "".join(f"\n{line}" for line in found)
+
+
+def unlike(lines: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Those of `lines`, read by OCR, that are none of `known`, read a little differently."""
+    had = [(line, _letters(line)) for line in dict.fromkeys(known)]
+    found = []
+    for line in lines:
+        letters = _letters(line)
+        if not any(line == other or _alike(letters, those) for other, those in had):
+            found.append(line)
+    return found
+
+
+def _letters(line: str) -> str:
+    return "".join(char for char in line.casefold() if char.isalnum())[:200]
+
+
+def _alike(one: str, other: str) -> bool:
+    if min(len(one), len(other)) < _SHORT:
+        return False
+    matcher = SequenceMatcher(None, one, other, autojunk=False)
+    return matcher.real_quick_ratio() >= _ALIKE and matcher.quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE

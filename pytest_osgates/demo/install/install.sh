@@ -143,7 +143,7 @@ for module in @MODULES@; do
     xz -dc -- "/usr/lib/modules/$(uname -r)/$module.xz" >"$initrd/@DIRECTORY@/${module##*/}"
 done
 sed "s/@@UUID@@/$uuid/" "$tools/cryptroot" >"$initrd/@SCRIPTS@/cryptroot"
-find "$initrd" -type f -exec chmod 0755 {} +
+find "$initrd" -mindepth 1 -exec chmod 0755 {} +
 (cd "$initrd" && find . -mindepth 1 -printf '%P\n' | sort | cpio --quiet --create --format=newc --owner=0:0) >"$work/cpio"
 
 step "boot files"

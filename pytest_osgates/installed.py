@@ -44,11 +44,14 @@ def disk(run: Run) -> DiskFile:
     done = made(run)
     if done.disk is None:
         seen = done.observation
-        raise UsageError(
-            f"the state installed was not reached: the installation {seen.outcome} after {seen.seconds:.0f} s:"
-            f" {seen.detail}",
-            remedy=f"see {seen.records} in the evidence",
-        )
+        first = seen.first_boot
+        if seen.outcome is InstallOutcome.DONE and first is not None:
+            what = f"its first boot {first.outcome or 'was not tried'} after {first.seconds:.0f} s: {first.detail}"
+            records = first.records or seen.records
+        else:
+            what = f"the installation {seen.outcome} after {seen.seconds:.0f} s: {seen.detail}"
+            records = seen.records
+        raise UsageError(f"the state installed was not reached: {what}", remedy=f"see {records} in the evidence")
     try:
         run.disk = DiskFile.read(done.disk)
     except OSError as error:
@@ -71,6 +74,8 @@ def made(run: Run) -> Made:
         directory.mkdir(mode=0o700, exist_ok=True)
     # As long as an installation may take, and the boot of the live system before it and of the disk after it.
     patience = section.deadline_s * run.host.pace + 3 * deadline(run)
+    if section.first_boot is not None:
+        patience += section.first_boot.deadline_s * run.host.pace + deadline(run)
     with alone(directory / ".lock", patience):
         if not result.exists():
             site = install.Site(
@@ -90,8 +95,7 @@ def made(run: Run) -> Made:
             write_atomic(result, observation.model_dump_json().encode())
         with temporary("the installation's result"):
             observation = InstallObservation.model_validate_json(result.read_bytes())
-    done = observation.outcome is InstallOutcome.DONE
-    return Made(observation, home.disk if done else None)
+    return Made(observation, home.disk if observation.complete else None)
 
 
 def place(run_id: str) -> Path:

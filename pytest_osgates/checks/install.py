@@ -13,6 +13,7 @@ from pytest_osgates.model import Control, Finding, Gate, Model, Observation, Pol
 _UNPROVEN = Severity.UNPROVEN
 _SUBJECT = "installation"
 _DISK = "installed disk"
+_FIRST = "first boot"
 _SHOWN = "ready_text in [boot] is what the serial console or a text screen shows; a graphical login cannot be read"
 
 
@@ -33,11 +34,25 @@ class Left(Model):
     what: str
 
 
+class FirstBoot(Model):
+    """The installed machine started from its disk for the first time, and answered. `outcome`: None, if that was not
+    tried; else as of an installation. `log`: the last lines of its console."""
+
+    outcome: InstallOutcome | None = None
+    detail: str = ""
+    steps: int = 0
+    wanted_steps: int = 0
+    seconds: float = 0.0
+    log: tuple[str, ...] = ()
+    lost: int = 0
+    records: str = ""
+
+
 class InstallObservation(Observation):
     """One installation. `steps`: how many of the recipe's were gone through; `log`: its last lines. `left`: what on
     the disk would be started, None: it could not be read. `starts`: what the disk alone came to, without the ISO;
     empty if that was not tried. `written`: bytes on the disk. `lost`: bytes of the serial console that nobody looked
-    at."""
+    at. `first_boot`: None, if the profile asks for none."""
 
     state: State = State.INSTALLED
     way: str
@@ -55,10 +70,17 @@ class InstallObservation(Observation):
     written: int = 0
     lost: int = 0
     records: str = ""
+    first_boot: FirstBoot | None = None
 
     @property
     def considered(self) -> int | None:
         return 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a machine that gates may have: installed, and its first boot gone through."""
+        first = self.first_boot
+        return self.outcome is InstallOutcome.DONE and (first is None or first.outcome is InstallOutcome.DONE)
 
 
 class InstallPolicy(Policy):
@@ -99,8 +121,34 @@ def judge(seen: InstallObservation, policy: InstallPolicy) -> list[Finding]:
         )
     elif done and not seen.left:
         findings.append(_finding(seen, "nothing-to-start", _DISK, "no boot loader", "a boot loader"))
-    if done:
+    if done and seen.first_boot is not None:
+        findings += _first_boot(seen.first_boot)
+    if seen.complete:
         findings += _started(seen)
+    return findings
+
+
+def _first_boot(seen: FirstBoot) -> list[Finding]:
+    """What is done once, before anything else is judged of the installed machine: gone through to its end."""
+    findings = []
+
+    def add(rule: str, what: str, wanted: str, severity: Severity) -> None:
+        findings.append(
+            Finding(rule=rule, subject=_FIRST, seen=what, wanted=wanted, severity=severity, evidence=seen.records)
+        )
+
+    wanted = "the dialogue of the first boot gone through to its end"
+    if seen.outcome is None:
+        add("first-boot-unproven", "not tried", wanted, _UNPROVEN)
+    elif seen.outcome is not InstallOutcome.DONE:
+        severity = _UNPROVEN if seen.outcome is InstallOutcome.TIMEOUT else Severity.VIOLATION
+        what = f"{seen.outcome} after {seen.seconds:.0f} s, step {seen.steps} of {seen.wanted_steps}: {seen.detail}"
+        add(f"first-boot-{seen.outcome}", what, wanted, severity)
+    elif seen.steps < seen.wanted_steps or not seen.wanted_steps:
+        add("first-boot-steps", f"{seen.steps} of {seen.wanted_steps} steps", "all steps of the dialogue", _UNPROVEN)
+    if seen.lost:
+        what = f"{seen.lost} bytes of the serial console came too fast to be looked at"
+        add("lost-output", what, "every line looked at: any of them may say that it failed", _UNPROVEN)
     return findings
 
 
@@ -135,6 +183,17 @@ def _with(**changes: object) -> Sabotage:
     return lambda seen: seen.model_copy(update=changes)
 
 
+def _first(**fields: object) -> Sabotage:
+    """An installation that ended well, and a first boot as `fields` say."""
+    return lambda seen: seen.model_copy(
+        update={"outcome": InstallOutcome.DONE, "first_boot": FirstBoot.model_validate(fields)}
+    )
+
+
+def _started_as(starts: str) -> Sabotage:
+    return _with(outcome=InstallOutcome.DONE, first_boot=None, starts=starts)
+
+
 _LEFT = (Left(place="partition 1", what="/EFI/BOOT/BOOTX64.EFI"),)
 CONTROLS = (
     Control("it says that it failed", _with(outcome=InstallOutcome.FAILED), "install-failed", _SUBJECT),
@@ -143,15 +202,40 @@ CONTROLS = (
     Control("a half", _with(outcome=InstallOutcome.FAILED, left=_LEFT), "half-installed", _DISK),
     Control("no boot loader", _with(outcome=InstallOutcome.DONE, left=()), "nothing-to-start", _DISK),
     Control("the disk was not read", _with(left=None), "disk-unread", _DISK, _UNPROVEN),
-    Control("the disk does not start", _with(outcome=InstallOutcome.DONE, starts="ended"), "does-not-start", _DISK),
+    Control("the disk does not start", _started_as("ended"), "does-not-start", _DISK),
     Control(
         "whether it starts was not tried",
-        _with(outcome=InstallOutcome.DONE, starts=""),
+        _started_as(""),
         "start-unproven",
         _DISK,
         _UNPROVEN,
     ),
     Control("a console too fast", _with(outcome=InstallOutcome.DONE, lost=1), "lost-output", _SUBJECT, _UNPROVEN),
+    Control("the first boot says that it failed", _first(outcome=InstallOutcome.FAILED), "first-boot-failed", _FIRST),
+    Control("the first boot stands still", _first(outcome=InstallOutcome.STALLED), "first-boot-stalled", _FIRST),
+    Control("the first boot ends", _first(outcome=InstallOutcome.ENDED), "first-boot-ended", _FIRST),
+    Control(
+        "the first boot goes on for ever",
+        _first(outcome=InstallOutcome.TIMEOUT),
+        "first-boot-timeout",
+        _FIRST,
+        _UNPROVEN,
+    ),
+    Control("the first boot was not tried", _first(), "first-boot-unproven", _FIRST, _UNPROVEN),
+    Control(
+        "a step of the first boot was left out",
+        _first(outcome=InstallOutcome.DONE, steps=1, wanted_steps=2),
+        "first-boot-steps",
+        _FIRST,
+        _UNPROVEN,
+    ),
+    Control(
+        "a first boot too fast",
+        _first(outcome=InstallOutcome.DONE, steps=1, wanted_steps=1, lost=1),
+        "lost-output",
+        _FIRST,
+        _UNPROVEN,
+    ),
     Control("a step was left out", _with(outcome=InstallOutcome.DONE, steps=0), "install-steps", _SUBJECT, _UNPROVEN),
 )
 

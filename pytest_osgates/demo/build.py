@@ -13,6 +13,7 @@ from typing import Protocol
 from pytest_osgates.debian import DebStore
 from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.definition import DEFINITION, load_definition
+from pytest_osgates.demo.installer import place_installer
 from pytest_osgates.demo.lock import Lock, apt_for, check_lock, read_lock, resolve_lock
 from pytest_osgates.demo.media import (
     make_efi_image,
@@ -30,6 +31,7 @@ TOOLS = ("mmdebstrap", "mksquashfs", "xorriso", "dpkg-deb", "mkfs.fat", "mcopy")
 # What the steps took on two slow cores, for estimates only.
 _BOOTSTRAP_ESTIMATE = 90.0
 _SQUASHFS_ESTIMATE = 60.0
+_INSTALLER_ESTIMATE = 3.0
 _ISO_ESTIMATE = 5.0
 
 
@@ -130,6 +132,9 @@ def build_demo_iso(
         shutil.copyfile(root.initrd, medium / wanted.boot.initrd)
         boot_sector = place_loaders(wanted, unpacked, medium)
         place_configs(wanted, medium)
+        place_installer(
+            wanted, media, debs, scratch, medium, estimated(progress, "packing the installer", _INSTALLER_ESTIMATE)
+        )
         make_efi_image(medium, wanted.source_date_epoch)
         iso = scratch / "image.iso"
         write_iso(wanted, medium, boot_sector, iso, estimated(progress, "writing the ISO", _ISO_ESTIMATE))

@@ -13,6 +13,7 @@ from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.build import ProgressCallback, build_demo_iso
 from pytest_osgates.demo.definition import DEFINITION, load_definition, tree_digest
 from pytest_osgates.demo.fault import add_fault, load_fault
+from pytest_osgates.demo.installer import installer_digest
 from pytest_osgates.demo.lock import check_lock, read_lock, resolve_lock
 from pytest_osgates.paths import alone, cache_dir, caching
 from pytest_osgates.vm.errors import UsageError
@@ -39,7 +40,7 @@ def cached_demo_iso(
     where = cache_dir("demo")
     planted = load_fault(fault) if fault is not None else None
     lock = _current_lock(where, definition, progress, refresh=refresh)
-    key = _digest(tree_digest(definition), _packages_digest(lock))
+    key = _digest(tree_digest(definition), installer_digest(), _packages_digest(lock))
     base = where / f"demo-{key}.iso"
     _once(base, lambda: build_demo_iso(base, lock=lock, progress=progress, definition=definition).sha256, progress)
     if planted is None:

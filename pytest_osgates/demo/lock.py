@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from pytest_osgates.debian import LockedPackage, PrivateApt
 from pytest_osgates.demo.definition import Definition, Strict
+from pytest_osgates.demo.installer import load_installer
 from pytest_osgates.vm.errors import UsageError
 
 
@@ -76,13 +77,18 @@ def _no_duplicates(packages: Sequence[LockedPackage]) -> None:
         raise UsageError(f"a lock names packages twice: {', '.join(twice)}", remedy="resolve a new lock")
 
 
+def media_names(definition: Definition) -> list[str]:
+    """The packages of which only files are taken: for the medium, and for the installer on it."""
+    return [*(entry.package for entry in definition.media), *load_installer().package_names]
+
+
 def check_lock(lock: Lock, definition: Definition) -> None:
     """That `lock` was made for this definition.
 
     :raise UsageError: a package of the definition is not in it.
     """
     missing = set(definition.package_names) - {package.name for package in lock.packages}
-    missing |= {entry.package for entry in definition.media} - {package.name for package in lock.media}
+    missing |= set(media_names(definition)) - {package.name for package in lock.media}
     if missing or lock.name != definition.name:
         lacking = f": it lacks {', '.join(sorted(missing))}" if missing else ""
         raise UsageError(f"the lock is not one of this definition{lacking}", remedy="resolve a new lock")
@@ -101,7 +107,7 @@ def resolve_lock(definition: Definition, apt: PrivateApt | None = None) -> Lock:
         architecture=definition.architecture,
         suites=tuple((str(suite.archive), suite.name, *suite.components) for suite in source.suites),
         packages=tuple(source.resolve(definition.package_names)),
-        media=tuple(source.locate([entry.package for entry in definition.media])),
+        media=tuple(source.locate(media_names(definition))),
     )
 
 

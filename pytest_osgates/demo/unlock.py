@@ -20,7 +20,7 @@ from pytest_osgates.vm.process import run, which
 
 DIRECTORY = "osgates"
 SCRIPT = "scripts/local-top/cryptroot"
-_MODULES = ("kernel/crypto/xts.ko.xz", "kernel/drivers/md/dm-crypt.ko.xz")
+MODULES = ("kernel/crypto/xts.ko.xz", "kernel/drivers/md/dm-crypt.ko.xz")
 _MAX_MODULE = 16 << 20
 _LIBRARY = re.compile(r"^\s*(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 ENROL = "systemd-cryptenroll"
@@ -162,6 +162,14 @@ def unlock_members(
         members[str(token.resolve()).lstrip("/")] = members.pop(f"{DIRECTORY}/{token.name}")
     modules = _modules(root)
     members |= {f"{DIRECTORY}/{name}": (0o644, data) for name, data in modules.items()}
+    members[SCRIPT] = (0o755, unlock_script(uuid, loader, modules, tpm, way_in=way_in).encode())
+    return members
+
+
+def unlock_script(
+    uuid: str, loader: str, modules: Iterable[str], tpm: TpmUnlock | None = None, *, way_in: WayIn = ""
+) -> str:
+    """The text of the initrd's script. `loader`, `modules`: names of files beside its programs."""
     text = _TEXT
     with_pin = tpm is not None and tpm.pin
     for word, value in (
@@ -178,8 +186,7 @@ def unlock_members(
         ("@MODULES@", " ".join(modules)),
     ):
         text = text.replace(word, value)
-    members[SCRIPT] = (0o755, text.encode())
-    return members
+    return text
 
 
 def _libraries(programs: Iterable[Path], env: Mapping[str, str]) -> list[Path]:
@@ -220,7 +227,7 @@ def _modules(root: RootView) -> dict[str, bytes]:
     if len(kernels) != 1:
         raise ImageError(f"the live root has {len(kernels)} kernels, not one")
     found = {}
-    for name in _MODULES:
+    for name in MODULES:
         path = f"/usr/lib/modules/{kernels[0]}/{name}"
         stored = root.read(path, _MAX_MODULE)
         if stored is None:

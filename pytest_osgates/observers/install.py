@@ -12,18 +12,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
-from pytest_osgates.checks.install import InstallObservation, InstallOutcome, Left
+from pytest_osgates.checks.install import FirstBoot, InstallObservation, InstallOutcome, Left
 from pytest_osgates.data import load
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.disk.startable import startable
 from pytest_osgates.observers.boot import Boot, Plan
 from pytest_osgates.observers.secureboot import scratch_directory
-from pytest_osgates.profiles.schema import BootSection, InstallSection, InstallStep, LoginSection, MachineSection
+from pytest_osgates.profiles.schema import (
+    BootSection,
+    FirstBootSection,
+    InstallSection,
+    InstallStep,
+    LoginSection,
+    MachineSection,
+)
 from pytest_osgates.progress import ProgressLog, Step
 from pytest_osgates.vm.dialogue import Dialogue, Sign
 from pytest_osgates.vm.errors import MORE_ROOM, GuestError, GuestFailed, HostError, ImageError, QmpFailed
@@ -52,6 +59,11 @@ _LOG_LINES = 100
 _LINE = 300
 _QEMU_IMG = "apt-get install qemu-utils (Fedora: dnf install qemu-img)"
 _START = "disk-starts"
+_FIRST = "install-first-boot"
+# Who asks for a passphrase throws away what was typed before it turned the echo off: typed again, where nothing at
+# all came of it.
+AGAIN_SECONDS = 60.0
+_TIMES = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class _Over(Exception):
 def install(site: Site, home: Home) -> InstallObservation:
     """Install on a new disk in `home`, beside which its variables and TPM stay, and try whether it starts.
 
-    An installation that does not end well leaves no disk there.
+    An installation that does not end well leaves no disk there; nor does a first boot that does not.
 
     :raise HostError: QEMU, swtpm or a tool failed: nothing is known of the installer.
     """
@@ -106,13 +118,13 @@ def install(site: Site, home: Home) -> InstallObservation:
     seconds = time.monotonic() - begun
     left, unread = _left(home.disk)
     starts = ("", "")
-    if outcome is InstallOutcome.DONE:
+    first = None if section.first_boot is None else FirstBoot(wanted_steps=len(section.first_boot.dialogue))
+    if outcome is InstallOutcome.DONE and section.first_boot is not None:
+        first = _first_boot(site, section.first_boot, home)
+    if outcome is InstallOutcome.DONE and (first is None or first.outcome is InstallOutcome.DONE):
         starts = _starts(site, home)
     written = home.disk.stat().st_blocks * 512
-    if outcome is not InstallOutcome.DONE:
-        # Nobody judges half an installation.
-        home.disk.unlink()
-    return InstallObservation(
+    made = InstallObservation(
         way="script" if section.script else "dialogue",
         outcome=outcome,
         detail=one_line(detail, _LINE),
@@ -127,6 +139,45 @@ def install(site: Site, home: Home) -> InstallObservation:
         starts_detail=starts[1],
         lost=worker.lost,
         written=written,
+        records=f"machines/{records.name}",
+        first_boot=first,
+    )
+    if not made.complete:
+        # Nobody judges half an installation.
+        home.disk.unlink()
+    return made
+
+
+def _first_boot(site: Site, section: FirstBootSection, home: Home) -> FirstBoot:
+    """Start the machine itself, as every later boot of it is started, and answer it.
+
+    :raise HostError: QEMU or swtpm failed.
+    """
+    recipe = InstallSection(
+        dialogue=section.dialogue,
+        done=section.done,
+        done_on_screen=section.done_on_screen,
+        ends="text",
+        failed=section.failed,
+        deadline_s=section.deadline_s,
+        stall_s=section.stall_s,
+    )
+    records = site.records(_FIRST)
+    worker = _FirstTalk(replace(site, section=recipe), records)
+    begun = time.monotonic()
+    outcome, detail = InstallOutcome.DONE, ""
+    try:
+        worker.work(home)
+    except _Over as over:
+        outcome, detail = over.outcome, over.detail
+    return FirstBoot(
+        outcome=outcome,
+        detail=one_line(detail, _LINE),
+        steps=worker.steps,
+        wanted_steps=worker.wanted,
+        seconds=round(time.monotonic() - begun, 1),
+        log=tuple(printable(line, _LINE) for line in worker.said.splitlines()[-_LOG_LINES:]),
+        lost=worker.lost,
         records=f"machines/{records.name}",
     )
 
@@ -213,6 +264,8 @@ def _spec(
 class _Worker:
     """Goes through one recipe."""
 
+    doing = "installing"
+
     def __init__(self, site: Site, records: Path, wanted: int) -> None:
         self.site = site
         self.records = records
@@ -256,7 +309,7 @@ class _Worker:
                 InstallOutcome.STALLED,
                 f"nothing was written, shown or said for {now - self._moved_at:.0f} s; last: {self._last()}",
             )
-        stage = f"installing, step {self.steps} of {self.wanted}"
+        stage = f"{self.doing}, step {self.steps} of {self.wanted}"
         self.site.progress.step(Step("install", stage, now, section.deadline_s * self.site.patience))
 
     @property
@@ -401,14 +454,16 @@ class _Talk(_Worker):
             need()
             self._reader = Reader()
 
+    def _machine(self, home: Home) -> Machine:
+        return Machine(_spec(self.site, "install", home, None, cdrom=True), self.site.host, self.records)
+
     def work(self, home: Home) -> None:
         site, section = self.site, self.site.section
-        spec = _spec(site, "install", home, None, cdrom=True)
         signs = [Sign("failed", regex) for regex in self._failures]
         signs += [Sign(f"step {number}", re.compile(step.expect)) for number, step in enumerate(section.dialogue)]
         if section.done:
             signs.append(Sign("done", re.compile(section.done)))
-        with Machine(spec, site.host, self.records) as machine:
+        with self._machine(home) as machine:
             talk = Dialogue(machine.serial, signs, lambda: self._look(machine))
             with _ended_is_over(lambda: self.shoot(machine, "last")):
                 for number, step in enumerate(section.dialogue):
@@ -467,6 +522,10 @@ class _Talk(_Worker):
                 return
             if machine.serial.closed:
                 machine.check_guest()
+            self._still(machine, talk)
+
+    def _still(self, machine: Machine, talk: Dialogue) -> None:
+        """Nothing that is waited for has come yet."""
 
     def _look(self, machine: Machine) -> None:
         """Once a second, while it is waited for."""
@@ -485,17 +544,51 @@ class _Talk(_Worker):
         reading = self._reader.read(frame)
         return frame.text() if reading.exact else "\n".join(reading.lines)
 
+    def _type(self, talk: Dialogue, text: str) -> None:
+        """:raise GuestFailed: nobody is there any more."""
+        try:
+            talk.say(text, forget=True)
+        except OSError as error:
+            raise GuestFailed(f"the console is gone: {error.strerror}") from error
+
     def _answer(self, machine: Machine, talk: Dialogue, step: InstallStep) -> None:
         if step.send is not None and not step.screen:
-            try:
-                talk.say(step.send, forget=True)
-            except OSError as error:
-                raise GuestFailed(f"the console is gone: {error.strerror}") from error
+            self._type(talk, step.send)
             return
         for keys in (*keys_of(step.send or ""), *(tuple(key.split("-")) for key in step.keys)):
             machine.send_keys(*keys)
         # What comes next is not what was there before.
         self._screen = ""
+
+
+class _FirstTalk(_Talk):
+    """The first boot of what was installed: without medium and channel, as the boots that are judged later."""
+
+    doing = "the first boot"
+
+    def __init__(self, site: Site, records: Path) -> None:
+        super().__init__(site, records)
+        self._typed = ""
+        self._typed_at = 0.0
+        self._times = _TIMES
+
+    def _machine(self, home: Home) -> Machine:
+        emulated = self.site.host.accelerator.kind is AccelKind.TCG
+        spec = _spec(self.site, _FIRST, home, None, cdrom=False)
+        return Machine(spec, self.site.host, self.records, boot_check.patterns(emulated=emulated))
+
+    def _answer(self, machine: Machine, talk: Dialogue, step: InstallStep) -> None:
+        super()._answer(machine, talk, step)
+        self._typed, self._typed_at = step.send or "", machine.elapsed
+        self._times = 0 if step.screen or step.send is None else 1
+
+    def _still(self, machine: Machine, talk: Dialogue) -> None:
+        waited = machine.elapsed - self._typed_at >= AGAIN_SECONDS * self.site.patience
+        if talk.lines or self._times in (0, _TIMES) or not waited:
+            return
+        self._times += 1
+        self._typed_at = machine.elapsed
+        self._type(talk, self._typed)
 
 
 def remove(directory: Path) -> None:

@@ -101,7 +101,7 @@ class LoginSection(Model):
 
 
 class InstallStep(Model):
-    """``[[install.dialogue]]``: what is waited for, and what is typed then.
+    """``[[install.dialogue]]``, ``[[install.first_boot.dialogue]]``: what is waited for, and what is typed then.
 
     ``expect`` is searched in each line of the serial console, or, with ``screen``, in the text of the screen.
     ``send`` is typed there, on the serial console with Enter behind it; ``keys``: QKeyCode names, for the screen.
@@ -123,13 +123,34 @@ class InstallStep(Model):
         return self
 
 
+class FirstBootSection(Model):
+    """``[install.first_boot]``: how the installed machine is answered when it first starts from its disk, before
+    anything is judged of it: a ``dialogue``, and the text that it is ``done`` with. Then it is switched off.
+
+    It is the machine whose later boots are judged: no medium, no guest channel. Seconds, at this host's pace.
+    """
+
+    dialogue: tuple[InstallStep, ...] = Field(min_length=1)
+    done: Regex
+    done_on_screen: bool = False
+    failed: tuple[Regex, ...] = ()
+    deadline_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
+    stall_s: float = Field(default=600.0, ge=30, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _waits_for_something(self) -> Self:
+        if any(not text or re.search(text, "") for text in (self.done, *self.failed)):
+            raise ValueError("a pattern that fits an empty text fits anything")
+        return self
+
+
 class InstallSection(Model):
     """``[install]``: how the ISO is installed on an empty disk of ``disk_mib``, by ``script`` (run by sh as root in
     the live system) or by a ``dialogue``. Seconds, at this host's pace.
 
     ``failed``: what the installer shows or writes to its output when it gives up. ``logs``: its files in the live
     system, for the evidence. ``done``: what a dialogue ends with; ``ends``: with that text, by switching the machine
-    off, or by starting it anew.
+    off, or by starting it anew. ``first_boot``: what is done once it starts from its disk.
     """
 
     script: str = ""
@@ -142,6 +163,7 @@ class InstallSection(Model):
     disk_mib: int = Field(default=16384, ge=64, le=1 << 22)
     deadline_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
     stall_s: float = Field(default=600.0, ge=30, allow_inf_nan=False)
+    first_boot: FirstBootSection | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_osgates.checks.install import GATE, InstallObservation, InstallOutcome, InstallPolicy, Left
+from pytest_osgates.checks.install import GATE, FirstBoot, InstallObservation, InstallOutcome, InstallPolicy, Left
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.disk.startable import startable
 from pytest_osgates.judging import judge as judge_gate
@@ -20,6 +20,15 @@ from tests.disk_builders import ESP, BytesDisk, fat, gpt
 
 MIB = 1 << 20
 LOADER = Left(place="partition 1", what="/EFI/BOOT/BOOTX64.EFI")
+
+
+GONE_THROUGH = FirstBoot(outcome=InstallOutcome.DONE, steps=2, wanted_steps=2)
+
+
+def first(**changes: Any) -> InstallObservation:
+    """An installation that ended well, and this first boot, after which nothing was tried unless it is done."""
+    boot = GONE_THROUGH.model_copy(update=changes)
+    return seen(first_boot=boot, starts="started" if boot.outcome is InstallOutcome.DONE else "")
 
 
 def seen(outcome: InstallOutcome = InstallOutcome.DONE, **changes: Any) -> InstallObservation:
@@ -40,6 +49,10 @@ def verdict(observation: InstallObservation) -> tuple[Verdict, set[str]]:
 
 
 def test_an_installation_that_starts_passes_and_every_control_is_caught() -> None:
+    for observation in (seen(), first()):
+        judged = judge_gate(GATE, observation, InstallPolicy())
+        assert judged.verdict is Verdict.PASS
+        assert [control.name for control in judged.controls if not control.caught] == []
     done = judge_gate(GATE, seen(), InstallPolicy())
     assert [control for control in done.controls if not control.caught] == []
     assert (done.verdict, done.findings) == (Verdict.PASS, ())
@@ -63,6 +76,16 @@ def test_an_installation_that_starts_passes_and_every_control_is_caught() -> Non
         (seen(lost=1), Verdict.NOT_PROVEN, {"lost-output"}),
         (seen(steps=0), Verdict.NOT_PROVEN, {"install-steps"}),
         (seen(steps=0, wanted_steps=0), Verdict.NOT_PROVEN, {"install-steps"}),
+        (first(outcome=None), Verdict.NOT_PROVEN, {"first-boot-unproven"}),
+        (first(outcome=InstallOutcome.FAILED), Verdict.FAIL, {"first-boot-failed"}),
+        (first(outcome=InstallOutcome.STALLED), Verdict.FAIL, {"first-boot-stalled"}),
+        (first(outcome=InstallOutcome.ENDED), Verdict.FAIL, {"first-boot-ended"}),
+        (first(outcome=InstallOutcome.TIMEOUT), Verdict.NOT_PROVEN, {"first-boot-timeout"}),
+        (first(steps=1), Verdict.NOT_PROVEN, {"first-boot-steps"}),
+        (first(steps=0, wanted_steps=0), Verdict.NOT_PROVEN, {"first-boot-steps"}),
+        (first(lost=3), Verdict.NOT_PROVEN, {"lost-output"}),
+        (seen(first_boot=GONE_THROUGH, starts=""), Verdict.NOT_PROVEN, {"start-unproven"}),
+        (seen(InstallOutcome.FAILED, first_boot=FirstBoot(wanted_steps=2)), Verdict.FAIL, {"install-failed"}),
     ],
 )
 def test_each_end(observation: InstallObservation, said: Verdict, rules: set[str]) -> None:
@@ -74,10 +97,21 @@ def test_each_end(observation: InstallObservation, said: Verdict, rules: set[str
     st.sampled_from(["", "started", "silent", "ended", "refused"]),
     st.sampled_from([None, (), (LOADER,)]),
     st.integers(0, 2),
+    st.none()
+    | st.builds(
+        FirstBoot,
+        outcome=st.none() | st.sampled_from(InstallOutcome),
+        steps=st.integers(0, 2),
+        wanted_steps=st.just(2),
+        lost=st.integers(0, 1),
+    ),
 )
-def test_only_one_end_passes(outcome: InstallOutcome, starts: str, left: tuple[Left, ...] | None, steps: int) -> None:
-    said, _ = verdict(seen(outcome, starts=starts, left=left, steps=steps, wanted_steps=2))
+def test_only_one_end_passes(
+    outcome: InstallOutcome, starts: str, left: tuple[Left, ...] | None, steps: int, boot: FirstBoot | None
+) -> None:
+    said, _ = verdict(seen(outcome, starts=starts, left=left, steps=steps, wanted_steps=2, first_boot=boot))
     good = outcome is InstallOutcome.DONE and starts == "started" and bool(left) and steps == 2
+    good = good and (boot is None or boot == GONE_THROUGH)
     assert (said is Verdict.PASS) is good
 
 

@@ -228,7 +228,7 @@ def test_state_reason_and_unknown_keys(tmp_path: Path, text: str, why: str) -> N
 
 def test_built_in_profiles_demand_something_with_a_reason_of_every_state_that_they_name() -> None:
     # Of the demo's profiles, those for its disks and for Secure Boot are for that alone.
-    installed = {"demo-installed", "demo-secureboot", "demo-tpm", "demo-tpm-pin", "demo-tpm-uki"}
+    installed = {"demo-install", "demo-installed", "demo-secureboot", "demo-tpm", "demo-tpm-pin", "demo-tpm-uki"}
     for name in sorted(set(loader.built_in()) - installed):
         section = loader.load(loader.find(name)).gates["settings"]
         for state in map(section.state_of, section.row_states):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_osgates.demo import Lock, load_definition, read_lock
-from pytest_osgates.demo.lock import check_lock, parse_lock
+from pytest_osgates.demo.lock import check_lock, media_names, parse_lock
 from pytest_osgates.vm.errors import UsageError
 
 
@@ -35,7 +35,7 @@ def lock_data() -> dict[str, Any]:
         "architecture": "amd64",
         "suites": [["debian", "trixie", "main"]],
         "packages": [package(name) for name in definition.package_names],
-        "media": [package(entry.package) for entry in definition.media],
+        "media": [package(name) for name in media_names(definition)],
         "tools": {"xorriso": "1.5.4"},
     }
 

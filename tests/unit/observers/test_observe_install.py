@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pytest_osgates import installed
-from pytest_osgates.checks.install import InstallObservation, InstallOutcome
+from pytest_osgates.checks.install import FirstBoot, InstallObservation, InstallOutcome
 from pytest_osgates.observers import install
 from pytest_osgates.observers.install import Site
 from pytest_osgates.profiles.schema import BootSection, InstallSection, InstallStep
@@ -529,6 +529,15 @@ def test_a_failed_installation_is_not_tried_again(run: Any, monkeypatch: pytest.
         with pytest.raises(UsageError, match="the installation stalled after 0 s: nothing"):
             installed.disk(run)
     assert len(calls) == 1
+
+
+def test_a_first_boot_that_failed_leaves_no_disk_for_anybody(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = FirstBoot(outcome=InstallOutcome.STALLED, detail="it waits", seconds=7, records="machines/first")
+    seen = InstallObservation(way="script", outcome=InstallOutcome.DONE, records="machines/x", first_boot=first)
+    monkeypatch.setattr(install, "install", lambda site, home: seen)
+    with pytest.raises(UsageError, match="its first boot stalled after 7 s: it waits") as caught:
+        installed.disk(run)
+    assert "machines/first" in caught.value.remedy
 
 
 def test_without_disk_and_recipe_there_is_nothing(run: Any) -> None:

@@ -265,7 +265,7 @@ def test_a_profile_that_is_not_there_is_missed_with_the_names_that_are(
 
 
 BUILT_IN = sorted(loader.built_in())
-INSTALLED = ("demo-installed", "demo-secureboot", "demo-tpm", "demo-tpm-pin", "demo-tpm-uki")
+INSTALLED = ("demo-install", "demo-installed", "demo-secureboot", "demo-tpm", "demo-tpm-pin", "demo-tpm-uki")
 
 
 def acceptances(model: object) -> list[Acceptance]:

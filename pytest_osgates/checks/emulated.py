@@ -25,9 +25,9 @@ def excuses(accelerator: str, consoles: Iterable[Sequence[str]]) -> dict[str, st
     }
 
 
-def panic(accelerator: str, line: str, console: Sequence[str]) -> str:
+def panic(accelerator: str, line: str, *consoles: Sequence[str]) -> str:
     """Why a boot that ended with `line` has ended by the emulation's fault; empty: by none that is known, or `line`
     is of no panic."""
     if not _PANIC.search(line):
         return ""
-    return excuses(accelerator, [console]).get("kernel-panic", "")
+    return excuses(accelerator, consoles).get("kernel-panic", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from pytest_osgates.checks.emulated import panic
 from pytest_osgates.checks.secureboot_controls import controls
 from pytest_osgates.checks.secureboot_keys import keys
 from pytest_osgates.checks.secureboot_model import (
@@ -80,8 +81,10 @@ def _finding(
 def _not_booted(seen: SecureBootObservation) -> Finding:
     """That it does not boot is for the row `guest` to say, where it is known; to the others it is a hindrance.
     Without its boot entries, it may be for the want of them."""
-    severity = Severity.VIOLATION if seen.failed and seen.case == GUEST and seen.entries else _UNPROVEN
-    hint = "" if seen.entries else "lay variables.fd and the TPM that it was installed with beside the disk"
+    excuse = panic(seen.accelerator, seen.booted, *seen.consoles.values())
+    known = seen.failed and seen.case == GUEST and seen.entries and not excuse
+    severity = Severity.VIOLATION if known else _UNPROVEN
+    hint = excuse if seen.entries else "lay variables.fd and the TPM that it was installed with beside the disk"
     wanted = "a boot with these keys, to its ready target"
     return _finding(seen, "not-booted", seen.booted, wanted, severity, hint=hint)
 

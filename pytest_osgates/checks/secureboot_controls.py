@@ -48,7 +48,9 @@ def controls(seen: SecureBootObservation, policy: SecureBootPolicy) -> tuple[Con
     made = [Control("it did not get ready", _with(booted="timeout", failed=False), "not-booted", case, _UNPROVEN)]
     if case == GUEST:
         made.append(
-            Control("it does not boot", _with(booted="failed: kernel panic", failed=True), "not-booted", case)
+            Control(
+                "it does not boot", _with(booted="failed: kernel panic", failed=True, consoles={}), "not-booted", case
+            )
         )
         return (*made, *_guest_controls(policy))
     return (

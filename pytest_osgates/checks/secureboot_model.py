@@ -201,7 +201,7 @@ class SecureBootObservation(Observation):
     """One row. `enrolled`: the keys in the variables that it was booted with; `expected`: those that the profile
     names, `vendor`: those of the firmware vendor's template. `entries`: the variables have the machine's own boot
     entries, or it needs none. `booted`: what became of the boot of the rows that ask the guest, empty if it was
-    ready; `failed`: it is known not to get ready ever."""
+    ready; `failed`: it is known not to get ready ever; `consoles`: what it showed then, by source."""
 
     case: str
     state: State
@@ -214,6 +214,7 @@ class SecureBootObservation(Observation):
     guest: GuestSeen | None = None
     booted: str = ""
     failed: bool = False
+    consoles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     module: ModuleSeen | None = None
     ukis: tuple[UkiSeen, ...] = ()
     records: str = ""

@@ -524,7 +524,14 @@ def observe_guest(place: Place, case: str, machine: Asked, signer: Callable[[], 
     if not machine.ready:
         outcome = machine.boot.outcome
         booted = f"{outcome}: {one_line(machine.boot.detail, _LINE)}"
-        return seen(place, case, booted=booted, failed=outcome is not boot_check.Outcome.TIMEOUT, **facts)
+        return seen(
+            place,
+            case,
+            booted=booted,
+            failed=outcome is not boot_check.Outcome.TIMEOUT,
+            consoles=machine.boot.observation().console,
+            **facts,
+        )
     shell = machine.boot.machine.shell
     try:
         if case == GUEST:

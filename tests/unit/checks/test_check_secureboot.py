@@ -368,6 +368,10 @@ def test_a_machine_that_does_not_boot() -> None:
         Verdict.FAIL,
         {("not-booted", "guest")},
     )
+    code = {"serial": ("Code: 0f <1f> 44 00 00", "Kernel panic - not syncing: x")}
+    for accelerator, said in (("tcg", Verdict.NOT_PROVEN), ("kvm", Verdict.FAIL)):
+        emulated = row("guest", guest=None, booted="failed: kernel-panic", failed=True, consoles=code)
+        assert verdict(emulated.model_copy(update={"accelerator": accelerator}))[0] is said
     assert verdict(row("guest", guest=None, booted="timeout")) == (Verdict.NOT_PROVEN, {("not-booted", "guest")})
     assert verdict(row("module-unsigned", module=None, booted="failed: panic", failed=True))[0] is Verdict.NOT_PROVEN
 

@@ -26,7 +26,7 @@ def test_a_menu() -> None:
     lines = shown("what was before" + MENU)
     assert lines[0] == ""
     assert lines[1] == " " * 34 + "GNU GRUB  version 2.12-9+deb13u2"
-    assert lines[4] == " \xb3*OS Gates Demo 1" + " " * 81 + "\xb3"
+    assert lines[4] == " \xb3*OS Gates Demo 1" + " " * 80 + "\xb3"
 
 
 def test_column_100_is_written_in_two_characters() -> None:

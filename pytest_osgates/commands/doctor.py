@@ -23,6 +23,8 @@ from pytest_osgates.vm.spec import Firmware
 
 NEEDED_MEMORY_MIB = 2048 + 512
 NEEDED_DISK_MIB = 2048
+# commit deba78709ae8, "accel/tcg: Always lock pages before translation"
+RACELESS_QEMU = (8, 1)
 # What `osgates demo-iso` and `demo-disk` need; gates do without.
 BUILDERS = (
     *(("mmdebstrap", "mmdebstrap"), ("mksquashfs", "squashfs-tools"), ("xorriso", "xorriso")),
@@ -137,12 +139,19 @@ def _room(what: str, where: Callable[[], Path]) -> Line:
 
 def _accelerator() -> Line:
     try:
-        probe = host.probe_kvm(host.find_qemu(), None)
+        qemu = host.find_qemu()
+        probe = host.probe_kvm(qemu, None)
     except OsgatesError as error:
         return Line("accelerator", False, error.what, error.remedy or "")
     if probe.usable:
         return Line("accelerator", True, "KVM: it ran a test guest")
-    return Line("accelerator", True, f"TCG (slower); KVM was refused: {probe.reason}")
+    found = f"TCG (slower); KVM was refused: {probe.reason}"
+    if qemu.version[:2] < RACELESS_QEMU:
+        found += (
+            f"; QEMU before {'.'.join(map(str, RACELESS_QEMU))} now and then breaks a guest's kernel where it"
+            " emulates several processors: write cpus = 1 into [machine] of the distro profile"
+        )
+    return Line("accelerator", True, found)
 
 
 def _firmware(firmware: Firmware) -> str:

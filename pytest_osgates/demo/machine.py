@@ -152,7 +152,7 @@ def _enrol(home: Home, host: Host, secrets: Mapping[str, str], records: Path) ->
     :raise GuestFailed: it says so, or the machine stops.
     :raise HostError: QEMU or swtpm died, or a tool is missing.
     """
-    spec = MachineSpec("first-boot", Firmware.UEFI_SECUREBOOT, home=home)
+    spec = MachineSpec("first-boot", Firmware.UEFI_SECUREBOOT, cpus=1, home=home)
     with Machine(spec, host, records) as machine, _with_last_words(machine):
         talk = Dialogue(machine.serial, _SIGNS, machine.check)
         deadline = _SECONDS * host.pace

@@ -107,7 +107,7 @@ def secure(gates: Gates, machine: Home) -> Path:
     (gates.directory / CERTIFICATE).write_bytes((machine.directory / CERTIFICATE).read_bytes())
     path = gates.directory / "secure.toml"
     path.write_text(
-        'schema = 1\nname = "uki-secureboot"\n[machine]\nfirmware = ["uefi-secureboot"]\nmemory_mib = 2048\n'
+        'schema = 1\nname = "uki-secureboot"\n[machine]\nfirmware = ["uefi-secureboot"]\nmemory_mib = 2048\ncpus = 1\n'
         '[boot]\nready_target = "multi-user.target"\n[gate.secureboot]\nstate = "installed"\nchain = ["uki"]\n'
         f'keys = "machine"\nmicrosoft = false\npk = "{CERTIFICATE}"\n'
         f'kek = ["{CERTIFICATE}"]\ndb = ["{CERTIFICATE}"]\n'

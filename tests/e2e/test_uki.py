@@ -107,8 +107,9 @@ def secure(gates: Gates, machine: Home) -> Path:
     (gates.directory / CERTIFICATE).write_bytes((machine.directory / CERTIFICATE).read_bytes())
     path = gates.directory / "secure.toml"
     path.write_text(
-        'schema = 1\nname = "uki-secureboot"\n[machine]\nfirmware = ["uefi-secureboot"]\nmemory_mib = 2048\ncpus = 1\n'
-        '[boot]\nready_target = "multi-user.target"\n[gate.secureboot]\nstate = "installed"\nchain = ["uki"]\n'
+        'schema = 1\nname = "uki-secureboot"\n[machine]\nfirmware = ["uefi-secureboot"]\nmemory_mib = 2048\n'
+        "cpus = 1\n[boot]\n"
+        'ready_target = "multi-user.target"\n[gate.secureboot]\nstate = "installed"\nchain = ["uki"]\n'
         f'keys = "machine"\nmicrosoft = false\npk = "{CERTIFICATE}"\n'
         f'kek = ["{CERTIFICATE}"]\ndb = ["{CERTIFICATE}"]\n'
         'lockdown = "integrity"\naccept_sig_enforce = "lockdown=integrity refuses unsigned modules already"\n'

@@ -19,7 +19,7 @@ from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk import BuiltDisk, build_demo_disk
 from pytest_osgates.demo.disk_variants import Variant, load_disk_file
-from pytest_osgates.demo.uki import keep_key, new_signer, own_keys
+from pytest_osgates.demo.uki import keep_key, new_signer, own_keys, stub
 from pytest_osgates.image.disk.luks import Token, read_luks
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import SourceContent, open_disk
@@ -95,6 +95,9 @@ def build_demo_machine(
         home = Home.at(scratch / "machine")
         home.directory.mkdir(mode=0o755)
         signer = new_signer() if uki else None
+        if uki:
+            # Before the rest is made for nothing.
+            stub()
         disk = build_demo_disk(
             iso,
             home.disk,

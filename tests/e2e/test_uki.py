@@ -108,7 +108,8 @@ def secure(gates: Gates, machine: Home) -> Path:
     path = gates.directory / "secure.toml"
     path.write_text(
         'schema = 1\nname = "uki-secureboot"\n[machine]\nfirmware = ["uefi-secureboot"]\nmemory_mib = 2048\n'
-        '[boot]\nready_target = "multi-user.target"\n[gate.secureboot]\nstate = "installed"\nchain = ["uki"]\n'
+        "cpus = 1\n[boot]\n"
+        'ready_target = "multi-user.target"\n[gate.secureboot]\nstate = "installed"\nchain = ["uki"]\n'
         f'keys = "machine"\nmicrosoft = false\npk = "{CERTIFICATE}"\n'
         f'kek = ["{CERTIFICATE}"]\ndb = ["{CERTIFICATE}"]\n'
         'lockdown = "integrity"\naccept_sig_enforce = "lockdown=integrity refuses unsigned modules already"\n'

@@ -245,7 +245,14 @@ READ = {
 INNOCENT = [
     *("Starting up", "Debian GNU/Linux 13", "eeeeee", "@00000060", "oo", "Press any key to continue", "TianoCore"),
     *("Start boot option", "echo osgates-$((6*7))", "Loading initial ramdisk ...", "Password:", "Last Login: Mon"),
-    *("The TPM did not unlock the disk.", "Unlocking the disk", "Passphrase policy", "GNU GRUB version 2.12"),
+    *(
+        "The TPM did not unlock the disk.",
+        "Unlocking the disk",
+        "Console Login",
+        "host login",
+        "Passphrase policy",
+        "GNU GRUB version 2.12",
+    ),
 ]
 
 

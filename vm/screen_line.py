@@ -1,8 +1,9 @@
 """The screen and the keyboard as a console for `Dialogue`: what is new on each picture, and text typed by keys.
 
 A text console is read glyph by glyph, and what was added to it is what a serial console would have said. Any other
-picture is read by OCR, which misreads: a line counts as new only if it is unlike all that was there, and a prompt
-that was there already counts again only if the picture proves that what was typed arrived, and was taken.
+picture is read by OCR, which misreads: a line counts as new only if it is unlike all that was there, or is there more
+often; and a prompt that was there already counts again only if the picture proves that what was typed arrived, and
+was taken.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -71,11 +73,12 @@ class Pictured(Protocol):
 
 @dataclass
 class _Typed:
-    """Something was typed at the picture `before`, which said `known`. `still`: it stood still. `after`: the picture
-    with what was typed on it, None where that is not shown. `away`: the prompt has gone since."""
+    """Something was typed at the picture `before`. `known`: what it said, and those before it. `still`: it stood
+    still. `after`: the picture with what was typed on it, None where that is not shown. `away`: the prompt has gone
+    since."""
 
     before: Frame
-    known: tuple[str, ...]
+    known: tuple[tuple[str, ...], ...]
     still: bool
     after: Frame | None = None
     away: bool = False
@@ -149,8 +152,7 @@ class ScreenLine:
         keys = keys_of(text)
         self._typed = None
         if self._frame is not None and not self._reading.exact:
-            known = tuple(line for lines in self._recent for line in lines)
-            self._typed = _Typed(self._frame, known, time.monotonic() - self._since >= STILL_SECONDS)
+            self._typed = _Typed(self._frame, tuple(self._recent), time.monotonic() - self._since >= STILL_SECONDS)
         for pressed in keys:
             self._press(*pressed)
         if self._typed is not None and keys:
@@ -222,8 +224,7 @@ class ScreenLine:
             self._gone_away(frame)
             before, self._console = self._console, reading.lines
             return added(before, reading.lines)
-        known = [line for lines in (self._console, *self._recent) for line in lines]
-        known += self._typed.known if self._typed is not None else ()
+        known = [self._console, *self._recent, *(self._typed.known if self._typed is not None else ())]
         self._recent.append(reading.lines)
         new = unlike(reading.lines, known)
         asking = [line for line in reading.lines if any(regex.search(line) for regex in self._prompts)]
@@ -317,21 +318,28 @@ def added(before: Sequence[str], now: Sequence[str]) -> str:
     return "".join(f"\n{line}" for line in found)
 
 
-def unlike(lines: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Those of `lines`, read by OCR, that are none of `known`, read a little differently."""
-    had = [(line, _letters(line)) for line in dict.fromkeys(known)]
+def unlike(lines: Sequence[str], known: Iterable[Sequence[str]]) -> list[str]:
+    """Those of `lines`, read by OCR, that were in none of `known`, earlier readings, even read a little differently;
+    or not so often: a console in a font that only OCR reads says the same words below."""
+    before = tuple(known)
     found = []
-    for line in lines:
-        letters = _letters(line)
-        if not any(line == other or _alike(letters, those) for other, those in had):
+    for number, line in enumerate(lines, 1):
+        most = max((sum(_same(line, other) for other in reading) for reading in before), default=0)
+        if sum(_same(line, other) for other in lines[:number]) > most:
             found.append(line)
     return found
 
 
+def _same(one: str, other: str) -> bool:
+    return one == other or _alike(_letters(one), _letters(other))
+
+
+@lru_cache(4096)
 def _letters(line: str) -> str:
     return "".join(char for char in line.casefold() if char.isalnum())[:200]
 
 
+@lru_cache(1 << 16)
 def _alike(one: str, other: str) -> bool:
     if min(len(one), len(other)) < _SHORT:
         return False

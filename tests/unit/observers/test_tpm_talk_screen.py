@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ from tests.unit.talk_samples import (
     journal_guest,
     shell_behind,
 )
-from tests.unit.tpm_samples import PASSPHRASE, TPM_POLICY
+from tests.unit.tpm_samples import PASSPHRASE, PIN_POLICY, PIN_TEXT, TPM_POLICY
 
 POLICY = TPM_POLICY.model_copy(update={"console": "screen"})
 PROMPT = "Please enter passphrase for disk root:"
@@ -39,7 +39,11 @@ def _time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def talk_to(
-    display: Display, pictures: Pictures | None = None, policy: TpmPolicy = POLICY, seconds: float = 900.0
+    display: Display,
+    pictures: Pictures | None = None,
+    policy: TpmPolicy = POLICY,
+    seconds: float = 900.0,
+    pins: Sequence[tuple[str, str]] = (),
 ) -> Talk:
     clock = display.clock
     end = clock.now + seconds
@@ -56,7 +60,7 @@ def talk_to(
 
     prompts = [sign.regex for sign in signs(policy) if sign.name in ("pin", "prompt")]
     line = ScreenLine(display, reader, prompts, pause=pause)
-    return Talk(line, policy, alive, lambda: end - clock.now, 1.0)
+    return Talk(line, policy, alive, lambda: end - clock.now, 1.0, pins)
 
 
 # -- a text console
@@ -213,6 +217,26 @@ def test_a_passphrase_that_opens_after_the_prompt_was_drawn_again(clock: Clock) 
     assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.OPENED
 
 
+def test_a_pin_and_then_the_passphrase(clock: Clock) -> None:
+    """Each is typed at its own prompt, though only the words differ."""
+    pictures = Pictures()
+    asks_pin = "Please enter LUKS2 token PIN:"
+
+    def shows(text: str) -> list[tuple[float, Frame]]:
+        if text == PIN_TEXT:
+            display.prompt = (PROMPT,)
+            return [(1.0, pictures.make("Starting up")), (6.0, pictures.make(PROMPT))]
+        return tries(text, pictures)
+
+    display = Plymouth(clock, pictures, (asks_pin,), shows)
+    talk = talk_to(display, pictures, PIN_POLICY.model_copy(update={"console": "screen"}), pins=[("PIN", PIN_TEXT)])
+    assert talk.outcome() == (Outcome.ASKED, PROMPT)
+    assert [(tried.what, tried.answer) for tried in talk.pins] == [("PIN", Answer.REFUSED)]
+    assert talk.guess("blank", "").answer is Answer.ASKED_AGAIN
+    assert talk.unlock(PASSPHRASE).answer is Answer.OPENED
+    assert display.typed == [PIN_TEXT, "", PASSPHRASE]
+
+
 # -- the table
 
 
@@ -245,7 +269,14 @@ READ = {
 INNOCENT = [
     *("Starting up", "Debian GNU/Linux 13", "eeeeee", "@00000060", "oo", "Press any key to continue", "TianoCore"),
     *("Start boot option", "echo osgates-$((6*7))", "Loading initial ramdisk ...", "Password:", "Last Login: Mon"),
-    *("The TPM did not unlock the disk.", "Unlocking the disk", "Passphrase policy", "GNU GRUB version 2.12"),
+    *(
+        "The TPM did not unlock the disk.",
+        "Unlocking the disk",
+        "Console Login",
+        "host login",
+        "Passphrase policy",
+        "GNU GRUB version 2.12",
+    ),
 ]
 
 

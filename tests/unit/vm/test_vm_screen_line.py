@@ -171,11 +171,31 @@ def test_the_transcript(clock: Clock, tmp_path: Path) -> None:
 # -- pictures
 
 
+def test_a_console_in_a_font_that_only_ocr_reads(clock: Clock) -> None:
+    """What it says once more below is new, however it is read."""
+    pictures = Pictures()
+    display = Plymouth(clock, pictures, ("Loading", PROMPT), lambda typed: [])
+    display.bullets = False
+    line = line_of(display, pictures)
+    assert heard(line, 6.0) == f"\nLoading\n\n{PROMPT}\n"
+    line.send(b"wrong\r")
+    shown = ("Loading", "P1ease enter passphrase for disk root:", "The disk was not unlocked.", PROMPT)
+    display.at(2.0, lambda: display.show(pictures.make(*shown)))
+    assert heard(line, 6.0) == f"\nThe disk was not unlocked.\n\n{PROMPT}\n"
+    line.send(b"wrong\r")
+    assert heard(line, 6.0) == ""
+    display.at(2.0, lambda: display.show(pictures.make(*shown, "The disk was n0t unlocked", PROMPT)))
+    assert heard(line, 6.0) == f"\nThe disk was n0t unlocked\n\n{PROMPT}\n"
+
+
 def test_lines_that_are_read_a_little_differently_are_not_new() -> None:
     known = ("Please enter passphrase for disk root:", "/ #", "host login:")
     lines = ["Please enter passphrase for d1sk r00t:", "please enter passphrase for disk root;", "/#", "/ #"]
-    assert unlike(lines, known) == ["/#"]
-    assert unlike(["Please enter TPM2 PIN:", "root@host:~#", "osgates-42"], known) == [
+    assert unlike(lines[:1] + lines[2:], [known]) == ["/#"]
+    assert unlike(lines[1:], [("x",), known]) == ["/#"]
+    # Below the first one: it was there once.
+    assert unlike(lines, [known, known]) == [lines[1], "/#"]
+    assert unlike(["Please enter TPM2 PIN:", "root@host:~#", "osgates-42"], [known]) == [
         "Please enter TPM2 PIN:",
         "root@host:~#",
         "osgates-42",

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from pytest_osgates.demo import load_definition
 from pytest_osgates.demo import machine as demo_machine
 from pytest_osgates.demo.disk_variants import load_disk_file
-from pytest_osgates.demo.installer import INSTALLER, LOADER, Installer, installer_digest, load_installer
+from pytest_osgates.demo.installer import (
+    INSTALLER,
+    LOADER,
+    Installer,
+    installer_digest,
+    load_installer,
+    place_installer,
+)
 from pytest_osgates.demo.lock import media_names
 from pytest_osgates.demo.unlock import ENROL, PLUGIN, TPM_STACK, TpmUnlock, unlock_script
 from pytest_osgates.profiles import loader
 from pytest_osgates.profiles.schema import InstallSection
+from pytest_osgates.vm.errors import HostError
 
 PLACEHOLDER = re.compile(r"(?<!@)@[A-Z_]+@(?!@)")
 
@@ -125,6 +137,67 @@ def test_its_programs_are_files_of_packages_that_are_not_installed(installer: In
     assert all(len(entry.reason) > 5 for entry in installer.packages)
     for name in re.findall(r"\buse ([a-z][\w.-]+)", installer.script()):
         assert name in names
+
+
+class Packed:
+    """Unpacks packages that hold what they should but for what `odd` does to it, and keeps what is packed."""
+
+    def __init__(self, installer: Installer, odd: Callable[[Path], None]) -> None:
+        self.files = {f"installer-{entry.package}": entry.files for entry in installer.packages}
+        self.odd = odd
+        self.modes: dict[str, int] = {}
+
+    def run(self, argv: list[str], **_: Any) -> None:
+        unpacked = Path(argv[-1])
+        for name in self.files[unpacked.name]:
+            path = unpacked / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # As libraries come: a name for the loader, and the file with its version.
+            path.with_name(f"{path.name}.0.1").write_text(name)
+            path.symlink_to(f"{path.name}.0.1")
+            if path.name == "sfdisk":
+                self.odd(path)
+
+    def squash(self, tar: Path, output: Path, *_: Any, all_root: bool) -> None:
+        assert all_root
+        with tarfile.open(tar) as archive:
+            self.modes = {member.name: member.mode for member in archive if member.isreg()}
+        output.write_bytes(b"squashfs")
+
+
+def place(installer: Installer, odd: Callable[[Path], None], tmp_path: Path, patch: pytest.MonkeyPatch) -> Packed:
+    packed = Packed(installer, odd)
+    patch.setattr("pytest_osgates.demo.installer.run", packed.run)
+    patch.setattr("pytest_osgates.demo.installer.squash", packed.squash)
+    (tmp_path / "medium").mkdir()
+    packages = dict.fromkeys(installer.package_names, SimpleNamespace(version="1"))
+    store = SimpleNamespace(path=lambda package: "x.deb")
+    place_installer(
+        load_definition(), cast("Any", packages), cast("Any", store), tmp_path, tmp_path / "medium", lambda _: None
+    )
+    return packed
+
+
+def test_it_is_put_on_the_medium(installer: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = place(installer, lambda path: None, tmp_path, monkeypatch)
+    names = {name.rpartition("/")[2] for entry in installer.packages for name in entry.files}
+    assert packed.modes == dict.fromkeys(names | {"cryptroot"}, 0o755)
+    where = tmp_path / "medium/osgates"
+    assert sorted(path.name for path in where.iterdir()) == ["install", "tools.squashfs"]
+    assert (where / "install").read_text() == installer.script()
+
+
+def leads_out(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/bin/sh")
+
+
+@pytest.mark.parametrize("odd", [Path.unlink, leads_out])
+def test_a_package_without_its_file_is_named(
+    odd: Callable[[Path], None], installer: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HostError, match="fdisk 1 has no usr/sbin/sfdisk"):
+        place(installer, odd, tmp_path, monkeypatch)
 
 
 def test_its_digest_follows_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_osgates.image import uki
-from pytest_osgates.image.authenticode import Signer, newly_signed, signatures
+from pytest_osgates.image.authenticode import Signer, digest, newly_signed, signatures
 from pytest_osgates.image.disk.partitions import DiskPartition, read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.medium import files_of_disk
@@ -23,16 +23,21 @@ PROGRAMS = re.compile(r"^/efi/(?:[^/]+/)?[^/]+\.efi$", re.IGNORECASE)
 _TITLE = "osgates: with load options"
 _CREDENTIAL = "osgates-tampered.cred"
 _STUB = b"systemd-stub"
+# Of a section: there may be many images, and what is looked at is text.
+_MOST_KEPT = 1 << 16
 Parts = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
 class Image:
-    """A unified kernel image, where it lies, and its sections."""
+    """A unified kernel image, where it lies, and how its sections begin. `signatures`: PKCS #7; `digest`: what they are
+    about."""
 
     partition: DiskPartition
     path: str
     parts: Parts
+    signatures: tuple[bytes, ...] = ()
+    digest: bytes = b""
 
 
 def images_of(disk: Path) -> tuple[Image, ...]:
@@ -44,9 +49,11 @@ def images_of(disk: Path) -> tuple[Image, ...]:
     with open_disk(disk) as source:
         parts = {f"partition {part.number}": part for part in read_table(source).partitions}
         for file in files_of_disk(disk, PROGRAMS):
-            sections = sections_of(file.read(source))
+            data = file.read(source)
+            sections = sections_of(data)
             if sections is not None:
-                found.append(Image(parts[file.place], file.path, sections))
+                short = {name: content[:_MOST_KEPT] for name, content in sections.items()}
+                found.append(Image(parts[file.place], file.path, short, signatures(data), digest(data)))
     return tuple(found)
 
 

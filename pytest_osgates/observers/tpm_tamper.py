@@ -25,6 +25,7 @@ from pytest_osgates.observers.tpm_images import (
     with_members,
     with_parameter,
 )
+from pytest_osgates.observers.tpm_start import check_started
 from pytest_osgates.vm import tpm, variables
 from pytest_osgates.vm.errors import ImageError, UsageError
 from pytest_osgates.vm.home import Home
@@ -205,6 +206,7 @@ class Workshop:
     def _hand_options(self, images: tuple[Image, ...]) -> tuple[Change, ...]:
         """The firmware's variables get an entry of their own, which is the first."""
         image, option = options_for(images, self.parameter)
+        check_started(image, self.original.variables, self.scratch, self.patience)
         before = self.home.digests()["variables"]
         variables.boot_first(self.home.variables, option, self.scratch, self.patience)
         after = self.home.digests()["variables"]

@@ -20,6 +20,7 @@ from pytest_osgates.vm import tpm, variables
 from pytest_osgates.vm.errors import ImageError, UsageError
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import find_firmware
+from pytest_osgates.vm.load_option import load_option
 from pytest_osgates.vm.spec import Firmware
 from pytest_osgates.vm.variables import Keys, enrol
 from tests.disk_builders import ESP, fat, gpt
@@ -27,6 +28,7 @@ from tests.pe_builders import program, signed
 from tests.unit.observers.test_tpm_tamper import file_of
 
 MIB = 1 << 20
+GUID = "05c0de01-0000-4000-8000-000000000101"
 PATH = "EFI/BOOT/BOOTX64.EFI"
 PARTS = {
     ".text": b"stub",
@@ -163,7 +165,37 @@ def test_a_disk_without_images_has_none_to_be_tampered_with(
             shop.apply(tampers()[name])
 
 
-def test_the_firmware_hands_it_load_options(shop: Workshop, tmp_path: Path) -> None:
+def trust(shop: Workshop, owner: Signer, tmp_path: Path) -> None:
+    """What the firmware needs to start images of `owner`."""
+    enrol(shop.original.variables, Keys(db=(owner.der,)), tmp_path)
+    shop.original.put_variables(shop.home)
+
+
+def test_only_an_image_that_the_firmware_starts_is_handed_options(
+    shop: Workshop, owner: Signer, tmp_path: Path
+) -> None:
+    """Where shim or a boot loader starts it, an entry of its own would be refused, and another be tried."""
+    tamper = tampers()["command-line-edited"]
+    with pytest.raises(ImageError, match=r"no certificate in the signature of .* is in db"):
+        shop.apply(tamper)
+    trust(shop, owner, tmp_path)
+    shim = load_option("shim", (1, 1 << 20, 1 << 20, GUID), "/EFI/debian/shimx64.efi", "")
+    own = load_option("image", (1, 1 << 20, 1 << 20, GUID), f"/{PATH}".lower(), "")
+    variables.boot_first(shop.original.variables, shim, tmp_path)
+    with pytest.raises(ImageError, match=r"the firmware starts /EFI/debian/shimx64\.efi, and not"):
+        shop.apply(tamper)
+    variables.boot_first(shop.original.variables, own, tmp_path)
+    shop.apply(tamper)
+
+
+def test_an_image_whose_digest_is_in_db_is_started(shop: Workshop, tmp_path: Path) -> None:
+    (image,) = images_of(shop.original.disk)
+    variables.allow(shop.original.variables, [image.digest.hex()])
+    shop.apply(tampers()["command-line-edited"])
+
+
+def test_the_firmware_hands_it_load_options(shop: Workshop, owner: Signer, tmp_path: Path) -> None:
+    trust(shop, owner, tmp_path)
     tamper = tampers()["command-line-edited"]
     (change,) = shop.apply(tamper)
     assert change.what == "load-options"

@@ -30,8 +30,7 @@ Parts = Mapping[str, bytes]
 
 @dataclass(frozen=True)
 class Image:
-    """A unified kernel image, where it lies, and how its sections begin. `signatures`: PKCS #7; `digest`: what they are
-    about."""
+    """A unified kernel image, where it lies, and how its sections begin. `signatures`: PKCS #7, about `digest`."""
 
     partition: DiskPartition
     path: str

@@ -31,8 +31,8 @@ def check_started(image: Image, store: Path, scratch: Path, patience: float = 1.
     path = first_started(names, entries)
     if path.lower() != image.path.lower():
         raise ImageError(
-            f"the firmware starts {path}, and not the unified kernel image {image.path}: nobody knows what command line"
-            " it takes from whoever starts it",
+            f"the firmware starts {path}, and not the unified kernel image {image.path}: nobody knows what"
+            " command line it takes from whoever starts it",
             remedy="this version hands load options to an image that the firmware starts itself",
         )
     if not trusted(image, known.get("db", b"")):

@@ -8,7 +8,7 @@ must show: the kernel's own command line lacks the parameter; and the same machi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pytest_osgates.checks.tpm_model import BootSeen, Outcome, Tamper, TpmObservation, TpmPolicy
 from pytest_osgates.model import Finding, Severity
@@ -44,6 +44,7 @@ def options(
             evidence=boot.records,
         )
 
+    yield from _alone(seen, policy, finding)
     if not boot.command_lines:
         what = "it was unlocked, and the console does not say the kernel's command line"
         yield finding("options-undecided", what, wanted, Severity.UNPROVEN, _HINT)
@@ -68,6 +69,17 @@ def options(
     elif twins[0].outcome not in (Outcome.ASKED, Outcome.PIN):
         what = f"with Secure Boot off, neither a prompt nor a login: {twins[0].outcome}"
         yield finding("options-undecided", what, wanted, Severity.UNPROVEN)
+
+
+def _alone(seen: TpmObservation, policy: TpmPolicy, finding: Callable[..., Finding]) -> Iterable[Finding]:
+    """Where nothing was changed that a TPM could see, the rows that change something must be there: else the required
+    one would say nothing of this disk. No control can spoil it: it is about the profile, not about what was seen."""
+    others = ("credential-added", "image-command-line-edited") if policy.uki_key else ("credential-added",)
+    if missing := [name for name in others if name not in policy.tampers]:
+        what = f"the unified kernel image ignored its load options; the profile does not try {' or '.join(missing)}"
+        wanted = "a row that changes what is measured of a unified kernel image, or beside it"
+        hint = f"add {', '.join(missing)} to tampers in [gate.tpm] of the distro profile"
+        yield finding("options-alone", what, wanted, Severity.UNPROVEN, hint)
 
 
 def _has(boot: BootSeen, words: Sequence[str]) -> bool:

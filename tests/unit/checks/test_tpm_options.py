@@ -22,7 +22,7 @@ from pytest_osgates.judging import judge as judge_gate
 from pytest_osgates.model import Verdict
 from tests.unit.tpm_samples import PASSPHRASE, SLOT, boot, row
 
-POLICY = TpmPolicy(pcrs=(7, 11, 12), passphrase=PASSPHRASE)
+POLICY = TpmPolicy(pcrs=(7, 11, 12), passphrase=PASSPHRASE, tampers=(*required_tampers(), "credential-added"))
 BOUND = SLOT.model_copy(update={"pcrs": (7, 11, 12)})
 ROW = "command-line-edited"
 HANDED = (Change(what="load-options", before="a", after="b"),)
@@ -138,3 +138,18 @@ def test_who_signs_images_is_named() -> None:
     with pytest.raises(ValidationError, match="belong together"):
         TpmPolicy(pcrs=(7,), tampers=rows, uki_key="k")
     assert TpmPolicy(pcrs=(7,), tampers=rows, uki_key="k", uki_certificate="c").rows()[-1] == rows[-1]
+
+
+def test_the_required_row_alone_says_nothing_of_an_image() -> None:
+    """A disk bound to PCR 7 alone would pass, and whoever can write to it adds credentials."""
+    slot = BOUND.model_copy(update={"pcrs": (7,)})
+    plain = TpmPolicy(pcrs=(7,), passphrase=PASSPHRASE)
+    keyed = plain.model_copy(
+        update={"uki_key": "k", "uki_certificate": "c", "tampers": (*plain.tampers, "credential-added")}
+    )
+    for policy, missing in ((plain, "credential-added"), (keyed, "image-command-line-edited")):
+        done = judge_gate(GATE, seen(ignored(), twin(), UNDONE, slots=(slot,)), policy)
+        (finding,) = done.findings
+        assert (done.verdict, finding.rule, missing in finding.hint) == (Verdict.NOT_PROVEN, "options-alone", True)
+    complete = keyed.model_copy(update={"tampers": (*keyed.tampers, "image-command-line-edited")})
+    assert judge_gate(GATE, seen(ignored(), twin(), UNDONE, slots=(slot,)), complete).verdict is Verdict.PASS

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pytest_osgates.checks.tpm_model import as_made, tampers
 from pytest_osgates.image import authenticode, uki
@@ -14,7 +16,7 @@ from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.newc import appended_archive
-from pytest_osgates.observers.tpm_images import images_of, options_for
+from pytest_osgates.observers.tpm_images import credentials, images_of, options_for, signed_again, with_parameter
 from pytest_osgates.observers.tpm_tamper import Workshop
 from pytest_osgates.vm import tpm, variables
 from pytest_osgates.vm.errors import ImageError, UsageError
@@ -120,7 +122,7 @@ def test_without_its_owners_key_no_image_is_tried(name: str, shop: Workshop, own
     another = Signer.made("another").pem()
     for path, content in zip(shop.others.values(), another, strict=True):
         path.write_bytes(content)
-    with pytest.raises(ImageError, match="not signed by uki_key: in an image by another key PCR 7 sees that"):
+    with pytest.raises(ImageError, match="not signed by uki_key alone: in an image by another key PCR 7 sees that"):
         shop.apply(tampers()[name])
     shop.others["uki_certificate"].write_bytes(owner.pem()[1])
     with pytest.raises(UsageError, match="the certificate is of another key"):
@@ -128,6 +130,73 @@ def test_without_its_owners_key_no_image_is_tried(name: str, shop: Workshop, own
     shop.others["uki_key"].unlink()
     with pytest.raises(UsageError, match="No such file"):
         shop.apply(tampers()[name])
+
+
+def public(signer: Signer) -> bytes:
+    key = signer.certificate.public_key()
+    return bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
+
+def test_whoever_signs_the_pcrs_by_the_same_key_would_sign_them_anew(owner: Signer) -> None:
+    """With the .pcrsig as it was, it asks; with one of the same key about the changed image, it would not."""
+    change = signed_again(with_parameter("x=1"), owner)
+    for parts in (
+        {**PARTS, ".pcrsig": b"{}"},
+        {**PARTS, ".pcrsig": b"{}", ".pcrpkey": b"no key"},
+        {**PARTS, ".pcrsig": b"{}", ".pcrpkey": public(owner)},
+    ):
+        with pytest.raises(ImageError, match=r"\.pcrsig may be by uki_key"):
+            change(signed(parts, owner))
+    another = {**PARTS, ".pcrsig": b"{}", ".pcrpkey": public(Signer.made("of PCRs"))}
+    assert uki.sections(change(signed(another, owner)))[".cmdline"] == b"root=x quiet x=1"
+    assert change(signed({**PARTS, ".pcrpkey": public(owner)}, owner))
+
+
+def test_an_image_with_another_signature_as_well_is_not_tried(owner: Signer) -> None:
+    """By which key a firmware verified it is in PCR 7."""
+    change = signed_again(with_parameter("x=1"), owner)
+    another = Signer.made("another")
+    first = authenticode.newly_signed(program(PARTS), another)
+    both = with_signature(first, owner)
+    assert len(authenticode.signatures(both)) == 2
+    for data in (
+        first,
+        both,
+        with_signature(authenticode.newly_signed(program(PARTS), owner), another),
+        program(PARTS),
+    ):
+        with pytest.raises(ImageError, match="not signed by uki_key alone"):
+            change(data)
+    assert change(with_signature(authenticode.newly_signed(program(PARTS), owner), owner))
+
+
+def with_signature(data: bytes, signer: Signer) -> bytes:
+    """One more, behind those that it has."""
+    blob = signer.sign(authenticode.digest(data))
+    entry = struct.pack("<IHH", len(blob) + 8, 0x0200, 2) + blob
+    entry += bytes(-len(entry) % 8)
+    made = bytearray(data + entry)
+    at = 64 + 24 + 112 + 4 * 8
+    start, length = struct.unpack_from("<II", made, at)
+    struct.pack_into("<II", made, at, start, length + len(entry))
+    return bytes(made)
+
+
+def test_an_image_with_profiles_is_not_tried(shop: Workshop, owner: Signer) -> None:
+    with pytest.raises(ImageError, match="with profiles: which of its sections"):
+        signed_again(with_parameter("x=1"), owner)(signed({**PARTS, ".profile": b"ID=main"}, owner))
+    (image,) = images_of(shop.original.disk)
+    with pytest.raises(ImageError, match="with profiles: load options choose one"):
+        options_for((replace(image, parts={**PARTS, ".profile": b"ID=main"}),), "x=1")
+
+
+@pytest.mark.parametrize("name", ["foo+3.efi", "foo+2-1.EFI"])
+def test_whose_name_counts_boots_gets_no_credential(name: str, shop: Workshop) -> None:
+    (image,) = images_of(shop.original.disk)
+    with pytest.raises(ImageError, match="counts boots") as caught:
+        credentials((replace(image, path=f"/EFI/Linux/{name}"),))
+    assert "systemd-bless-boot" in (caught.value.remedy or "")
+    assert credentials((replace(image, path="/EFI/Linux/foo+x.efi"),))
 
 
 def test_a_credential_lies_beside_each_image(shop: Workshop, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pytest_osgates.checks.tpm_model import (
     opened,
     tamper_of,
 )
-from pytest_osgates.checks.tpm_options import is_ignored, options
+from pytest_osgates.checks.tpm_options import is_ignored, not_taken, options, untaken
 from pytest_osgates.model import Finding, Gate, Severity, State
 
 _UNPROVEN = Severity.UNPROVEN
@@ -209,6 +209,10 @@ def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterab
     blind = None if all(tpm_grub.barred(boot) for boot in tampered) else _blind(seen.slots, tamper)
     if is_ignored(tampered, tamper):
         found = list(options(seen, tampered[0], twins, tamper, policy, blind))
+        wanted = "the PIN, before it opens: the load options are ignored"
+        found += _by_pin(seen, tampered[0], policy, wanted)
+    elif asks := untaken(tampered, tamper, policy):
+        found = [*_fallback(seen, tampered, tamper, policy, None), not_taken(seen, asks)]
     else:
         found = list(_fallback(seen, tampered, tamper, policy, blind))
         if blind and not any(finding.rule == "unlocked" for finding in found):

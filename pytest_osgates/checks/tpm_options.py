@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pytest_osgates.checks.tpm_model import Answer, BootSeen, Outcome, Tamper, TpmObservation, TpmPolicy
 from pytest_osgates.model import Finding, Severity
 
-# A line of the kernel's log has 1024 characters at most (kernel/printk/printk.c, LOG_LINE_MAX and PREFIX_MAX), and the
-# parameter some 200.
+# A line of the kernel's log has 1024 characters at most (kernel/printk/printk.c, LOG_LINE_MAX and PREFIX_MAX), and
+# the parameter some 200.
 _CUT = 700
 _HINT = "let the kernel say its command line on the serial console: without `quiet`, or from the initrd"
 

@@ -223,3 +223,13 @@ def test_the_required_row_alone_says_nothing_of_an_image() -> None:
         assert (done.verdict, finding.rule, missing in finding.hint) == (Verdict.NOT_PROVEN, "options-alone", True)
     complete = keyed.model_copy(update={"tampers": (*keyed.tampers, "image-command-line-edited")})
     assert judge_gate(GATE, seen(ignored(), twin(), UNDONE, slots=(slot,)), complete).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("case", "changes"), [(ROW, HANDED), ("image-command-line-edited", None)])
+def test_the_kernels_own_efi_stub_measures_its_command_line(case: str, changes: tuple[Change, ...] | None) -> None:
+    """In PCR 9, whoever started it: UAPI.7."""
+    slot = BOUND.model_copy(update={"pcrs": (7, 9)})
+    more = {} if changes is None else {"changes": changes}
+    observed = row(case, slots=(slot,), boots=(boot(command_lines=TAKEN), UNDONE), **more)
+    done = judge_gate(GATE, observed, POLICY.model_copy(update={"pcrs": (7, 9)}))
+    assert (done.verdict, done.findings) == (Verdict.PASS, ())

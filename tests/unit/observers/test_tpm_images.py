@@ -208,8 +208,22 @@ def test_a_credential_lies_beside_each_image(shop: Workshop, tmp_path: Path) -> 
     shop.undo(tampers()["credential-added"])
     check = ["qemu-img", "compare", str(shop.original.disk), str(shop.home.disk)]
     assert subprocess.run(check, check=False, stdout=subprocess.DEVNULL).returncode == 0
-    # In a directory that is there already; but nothing is written over.
-    credential = {name: b"mine"}
+
+
+@pytest.mark.parametrize("there", ["mine.cred", "addon/mine.addon.efi"])
+def test_its_directory_may_be_there_already(
+    there: str, parts_of_a_machine: Home, owner: Signer, tmp_path: Path
+) -> None:
+    """With add-ons or credentials of the machine's own; and FAT knows no case."""
+    files = {PATH: signed(PARTS, owner), f"{PATH}.EXTRA.D/{there}": b"mine"}
+    shop = shop_of(files, parts_of_a_machine, owner, tmp_path)
+    shop.apply(tampers()["credential-added"])
+    assert file_of(shop.home.disk, f"{PATH}.extra.d/osgates-tampered.cred", tmp_path) == b"tampered\n"
+    assert file_of(shop.home.disk, f"{PATH}.extra.d/{there}", tmp_path) == b"mine"
+
+
+def test_no_credential_is_written_over(shop: Workshop, tmp_path: Path) -> None:
+    credential = {f"{PATH}.extra.d/osgates-tampered.cred": b"mine"}
     other = tmp_path / "other"
     other.mkdir()
     there = shop_of({PATH: program(PARTS), **credential}, shop.original, Signer.made("x"), other)

@@ -66,6 +66,10 @@ def _rebuilt(program: bytes, parts: Mapping[str, bytes]) -> bytes:
     if not (0 < file_step <= _PAGE and 0 < section_step <= 1 << 21 and headers <= len(program)):
         raise ImageError(f"alignments of {file_step} and {section_step} bytes, headers of {headers}")
     table = optional + optional_size
+    # Before any is read: the same bytes may be in all of them.
+    sizes = (struct.unpack_from("<I", program, table + _ENTRY * number + 16)[0] for number in range(count))
+    if sum(sizes) > len(program):
+        raise ImageError("its sections overlap")
     there = [_read(program, table + _ENTRY * number) for number in range(count)]
     sections = [section for section in there if section.label not in parts]
     if twice := sorted(

@@ -215,7 +215,7 @@ def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterab
         found = [*_fallback(seen, tampered, tamper, policy, None), not_taken(seen, asks)]
     else:
         found = list(_fallback(seen, tampered, tamper, policy, blind))
-        if blind and not any(finding.rule == "unlocked" for finding in found):
+        if blind and not any(finding.rule in ("unlocked", "which-boots") for finding in found):
             found.append(_finding(seen, "blind", *blind))
     yield from found
     if any(finding.severity is Severity.VIOLATION for finding in found):
@@ -413,6 +413,10 @@ def _asks(
         case Outcome.UNLOCKED if any(each.answer in _OPENED and each.what != PIN for each in boot.pins):
             # By a wrong PIN: that is said already.
             return
+        case Outcome.UNLOCKED if seen.besides:
+            what = f"the disk was unlocked, and may boot something else, which was not changed: {seen.besides}"
+            hint = "try a copy of the disk without what does not boot"
+            yield _finding(seen, "which-boots", what, wanted, _UNPROVEN, hint=hint)
         case Outcome.UNLOCKED:
             what = f"the disk was unlocked, and nobody was asked: {boot.line}"
             if boot.pins:

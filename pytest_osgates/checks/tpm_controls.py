@@ -114,7 +114,8 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
             if untaken(tampered, tamper, policy) is None:
                 silent = _line("tampered", None)
                 made.append(Control("it asks, and took nothing", silent, "options-undecided", case, UNPROVEN))
-        made.append(Control("a TPM that ignores the tamper", ignores, "unlocked", case))
+        rule, severity = ("which-boots", UNPROVEN) if seen.besides else ("unlocked", _VIOLATION)
+        made.append(Control("a TPM that ignores the tamper", ignores, rule, case, severity))
     made.append(Control("nothing was changed", _with(changes=()), "not-applied", case, UNPROVEN))
     if tamper.undo:
         made.append(Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case))

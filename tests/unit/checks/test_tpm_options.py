@@ -233,3 +233,23 @@ def test_the_kernels_own_efi_stub_measures_its_command_line(case: str, changes: 
     observed = row(case, slots=(slot,), boots=(boot(command_lines=TAKEN), UNDONE), **more)
     done = judge_gate(GATE, observed, POLICY.model_copy(update={"pcrs": (7, 9)}))
     assert (done.verdict, done.findings) == (Verdict.PASS, ())
+
+
+@pytest.mark.parametrize("pcrs", [(7, 11), (7, 9)])
+def test_where_something_else_may_boot_an_unlocked_disk_decides_nothing(pcrs: tuple[int, ...]) -> None:
+    """An initrd that was left behind was changed, and nobody starts it."""
+    slot = BOUND.model_copy(update={"pcrs": pcrs})
+    policy = POLICY.model_copy(update={"pcrs": pcrs})
+    left = (Change(what="disk", before="a", after="b", besides="unified kernel images: /EFI/Linux/x.efi"),)
+    unlocked = row("initrd-replaced", slots=(slot,), changes=left, boots=(boot(outcome=Outcome.UNLOCKED), UNDONE))
+    done = judge_gate(GATE, unlocked, policy)
+    (finding,) = done.findings
+    assert (done.verdict, finding.rule) == (Verdict.NOT_PROVEN, "which-boots")
+    assert "/EFI/Linux/x.efi" in finding.seen
+    alone = (left[0].model_copy(update={"besides": ""}),)
+    assert judge_gate(GATE, unlocked.model_copy(update={"changes": alone}), policy).verdict is Verdict.FAIL
+    asked = judge_gate(GATE, row("initrd-replaced", slots=(slot,), changes=left), policy)
+    # Whoever asks is one who saw it.
+    assert asked.verdict is (Verdict.PASS if 9 in pcrs else Verdict.FAIL)
+    control = next(control for control in asked.controls if control.name == "a TPM that ignores the tamper")
+    assert control.caught

@@ -95,7 +95,7 @@ def test_an_image_is_changed_and_signed_again(
     name: str, what: str, section: str, content: bytes | None, shop: Workshop, owner: Signer, tmp_path: Path
 ) -> None:
     (change,) = shop.apply(tampers()[name])
-    assert (change.what, change.before != change.after) == (what, True)
+    assert (change.what, change.before != change.after, change.besides) == (what, True, "")
     assert change.before.startswith(f"/{PATH} ")
     made = file_of(shop.home.disk, PATH, tmp_path)
     parts = uki.sections(made)
@@ -334,3 +334,17 @@ def test_another_machine_has_the_keys_without_which_it_starts_nothing(
     moved = variables.databases(shop.home.variables, names, tmp_path)
     assert moved == variables.databases(shop.original.variables, names, tmp_path)
     assert owner.der in moved["db"]
+
+
+def test_of_both_kinds_nobody_knows_which_one_boots(parts_of_a_machine: Home, owner: Signer, tmp_path: Path) -> None:
+    files = {PATH: signed(PARTS, owner), "initramfs-linux.img": b"left", "loader/entries/x.conf": b"linux /x\n"}
+    shop = shop_of(files, parts_of_a_machine, owner, tmp_path)
+    for name, besides in (
+        ("initrd-replaced", f"unified kernel images: /{PATH}"),
+        ("command-line-edited", f"unified kernel images: /{PATH}"),
+        ("image-command-line-edited", "initrds of their own: /initramfs-linux.img"),
+        ("credential-added", "initrds of their own: /initramfs-linux.img"),
+    ):
+        (change,) = shop.apply(tampers()[name])
+        assert change.besides == besides
+        shop.undo(tampers()[name])

@@ -203,7 +203,7 @@ class Workshop:
         for number, added in credentials(self._images()).items():
             found |= add_files(self.original.disk, self.home.disk, number, added, self.scratch)
         change = Change(what="disk", before=_digest(found, 0), after=_digest(found, 1))
-        return (change.model_copy(update={"besides": self._initrds()}),)
+        return self._beside_initrds((change,))
 
     def _beside_images(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """Where files of their own were changed, an image may be what boots."""
@@ -214,13 +214,14 @@ class Workshop:
         besides = f"unified kernel images: {', '.join(paths[:_MOST_NAMED])}" if paths else ""
         return tuple(change.model_copy(update={"besides": besides}) for change in changes)
 
-    def _initrds(self) -> str:
+    def _beside_initrds(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """Where images were changed, a kernel with an initrd of its own may be what boots."""
         try:
             paths = [file.path for file in files_of_disk(self.original.disk, _INITRDS)]
         except ImageError as error:
             paths = [error.what]
-        return f"initrds of their own: {', '.join(paths[:_MOST_NAMED])}" if paths else ""
+        besides = f"initrds of their own: {', '.join(paths[:_MOST_NAMED])}" if paths else ""
+        return tuple(change.model_copy(update={"besides": besides}) for change in changes)
 
     def _images(self) -> tuple[Image, ...]:
         return images_of(self.original.disk)
@@ -240,7 +241,7 @@ class Workshop:
         """Each unified kernel image."""
         owner = signer(self.others.get("uki_key"), self.others.get("uki_certificate"))
         (changed,) = self._files(PROGRAMS, signed_again(change, owner), "unified kernel image")
-        return (changed.model_copy(update={"what": "image", "besides": self._initrds()}),)
+        return self._beside_initrds((changed.model_copy(update={"what": "image"}),))
 
     def replace_kernel(self) -> tuple[Change, ...]:
         new = self._other("other_kernel")
@@ -250,7 +251,8 @@ class Workshop:
             initrd = self._read(self.others["other_initrd"])
             more.append((_INITRDS, lambda old: initrd))
         named = PROGRAMS if is_image else _KERNELS
-        return self._replaced(named, new, "kernel (vmlinuz*, EFI/Linux/*.efi)", more)
+        changes = self._replaced(named, new, "kernel (vmlinuz*, EFI/Linux/*.efi)", more)
+        return self._beside_initrds(changes) if is_image else self._beside_images(changes)
 
     def replace_loader(self) -> tuple[Change, ...]:
         return self._replaced(_LOADERS, self._other("other_loader"), "boot loader (grubx64.efi, systemd-bootx64.efi)")

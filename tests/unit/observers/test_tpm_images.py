@@ -339,11 +339,14 @@ def test_another_machine_has_the_keys_without_which_it_starts_nothing(
 def test_of_both_kinds_nobody_knows_which_one_boots(parts_of_a_machine: Home, owner: Signer, tmp_path: Path) -> None:
     files = {PATH: signed(PARTS, owner), "initramfs-linux.img": b"left", "loader/entries/x.conf": b"linux /x\n"}
     shop = shop_of(files, parts_of_a_machine, owner, tmp_path)
+    (tmp_path / "other.efi").write_bytes(signed({**PARTS, ".linux": b"another"}, owner))
+    shop = replace(shop, others={**shop.others, "other_kernel": tmp_path / "other.efi"})
     for name, besides in (
         ("initrd-replaced", f"unified kernel images: /{PATH}"),
         ("command-line-edited", f"unified kernel images: /{PATH}"),
         ("image-command-line-edited", "initrds of their own: /initramfs-linux.img"),
         ("credential-added", "initrds of their own: /initramfs-linux.img"),
+        ("kernel-replaced", "initrds of their own: /initramfs-linux.img"),
     ):
         (change,) = shop.apply(tampers()[name])
         assert change.besides == besides

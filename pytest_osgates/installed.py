@@ -9,6 +9,7 @@ from pathlib import Path
 from pytest_osgates.checks.install import InstallObservation, InstallOutcome
 from pytest_osgates.evidence import write_atomic
 from pytest_osgates.observers import install
+from pytest_osgates.observers.install_work import Site
 from pytest_osgates.paths import alone
 from pytest_osgates.run import DiskFile, Run
 from pytest_osgates.states import deadline
@@ -78,7 +79,7 @@ def made(run: Run) -> Made:
         patience += section.first_boot.deadline_s * run.host.pace + deadline(run)
     with alone(directory / ".lock", patience):
         if not result.exists():
-            site = install.Site(
+            site = Site(
                 section=section,
                 machine=run.profile.machine,
                 firmware=run.profile.machine.firmware[0],

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pytest_osgates.checks.install import InstallObservation, InstallOutcome
-from pytest_osgates.observers import install
+from pytest_osgates.observers import install, install_talk
 from pytest_osgates.profiles.schema import FirstBootSection, InstallStep
 from pytest_osgates.vm.errors import MachineDied
 from pytest_osgates.vm.home import Home
@@ -38,6 +38,7 @@ def two_boots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             return machines.pop(0)
 
         monkeypatch.setattr(install, "Machine", machine_of)
+        monkeypatch.setattr(install_talk, "Machine", machine_of)
         seen = install.install(place, home)
         return seen, home, made
 
@@ -113,7 +114,7 @@ def test_each_other_end_of_a_first_boot(
 def test_what_was_typed_too_early_is_typed_again_and_not_for_ever(
     two_boots: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "AGAIN_SECONDS", 20.0)
+    monkeypatch.setattr(install_talk, "AGAIN_SECONDS", 20.0)
     machine = FakeMachine(says={2.0: "\r\nEnter passphrase: "})
     seen, _, _ = two_boots(first_boot(stall_s=200), machine)
     assert machine.typed == ["secret\r"] * 3
@@ -121,7 +122,7 @@ def test_what_was_typed_too_early_is_typed_again_and_not_for_ever(
 
 
 def test_whoever_is_at_work_is_not_told_twice(two_boots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "AGAIN_SECONDS", 20.0)
+    monkeypatch.setattr(install_talk, "AGAIN_SECONDS", 20.0)
     machine = FakeMachine(says={2.0: "\r\nEnter passphrase: ", 12.0: "\r\nunlocking\r\n"})
     two_boots(first_boot(stall_s=200), machine)
     assert machine.typed == ["secret\r"]

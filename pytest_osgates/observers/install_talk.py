@@ -1,0 +1,189 @@
+"""An installation, or the first boot of what was installed, that is answered: on the serial console, or with the
+keyboard at what the screen shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pytest_osgates.checks import boot as boot_check
+from pytest_osgates.checks.install import InstallOutcome
+from pytest_osgates.observers.install_work import (
+    PIECE,
+    POWER_OFF_SECONDS,
+    Over,
+    Site,
+    Worker,
+    ended_is_over,
+    machine_spec,
+)
+from pytest_osgates.profiles.schema import InstallStep
+from pytest_osgates.vm.dialogue import Dialogue, Sign
+from pytest_osgates.vm.errors import GuestFailed
+from pytest_osgates.vm.home import Home
+from pytest_osgates.vm.keyboard import keys_of
+from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.ocr import Reader, need
+from pytest_osgates.vm.screen import Frame
+from pytest_osgates.vm.spec import AccelKind
+from pytest_osgates.vm.text import strip_escapes
+
+LOOK_SECONDS = 2.0
+# Who asks for a passphrase throws away what was typed before it turned the echo off: typed again, where nothing at
+# all came of it.
+AGAIN_SECONDS = 60.0
+_TIMES = 3
+FIRST = "install-first-boot"
+
+
+class Talk(Worker):
+    """A dialogue on the serial console, or with the keyboard at what the screen shows.
+
+    :raise MissingTool: the screen is to be read, and there is no OCR program.
+    """
+
+    def __init__(self, site: Site, records: Path) -> None:
+        super().__init__(site, records, len(site.section.dialogue))
+        self._screen = ""
+        self._digest = ""
+        # A graphical installer: by OCR, once its picture is one that has to be read.
+        self._reader: Reader | None = None
+        if site.section.done_on_screen or any(step.screen for step in site.section.dialogue):
+            need()
+            self._reader = Reader()
+
+    def _machine(self, home: Home) -> Machine:
+        return Machine(machine_spec(self.site, "install", home, None, cdrom=True), self.site.host, self.records)
+
+    def work(self, home: Home) -> None:
+        site, section = self.site, self.site.section
+        signs = [Sign("failed", regex) for regex in self._failures]
+        signs += [Sign(f"step {number}", re.compile(step.expect)) for number, step in enumerate(section.dialogue)]
+        if section.done:
+            signs.append(Sign("done", re.compile(section.done)))
+        with self._machine(home) as machine:
+            talk = Dialogue(machine.serial, signs, lambda: self._look(machine))
+            with ended_is_over(lambda: self.shoot(machine, "last")):
+                for number, step in enumerate(section.dialogue):
+                    self._await(machine, talk, f"step {number}", step.expect, on_screen=step.screen)
+                    self.shoot(machine, f"step-{number + 1}")
+                    if self._resets is None:
+                        self._resets = machine.resets
+                    # Before it is typed: what ends with the last word may end at once.
+                    self.steps += 1
+                    self._answer(machine, talk, step)
+                if section.done:
+                    self._await(machine, talk, "done", section.done, on_screen=section.done_on_screen)
+                    self.shoot(machine, "last")
+                    machine.power_off(POWER_OFF_SECONDS * site.patience)
+                    self._last_words(talk)
+                    return
+                if section.ends == "reboot":
+                    self._until_reset(machine, talk)
+                    self._last_words(talk)
+                    return
+            self._until_off(machine, talk)
+            self._last_words(talk)
+
+    def _last_words(self, talk: Dialogue) -> None:
+        """:raise Over: at any time it said that it failed: also just before it ended, or was answered."""
+        talk.rest()
+        self.lost = talk.lost
+        if (heard := talk.ever.get("failed")) is not None:
+            raise Over(InstallOutcome.FAILED, heard.line)
+
+    def _until_reset(self, machine: Machine, talk: Dialogue) -> None:
+        """Ended before it starts from its disk: what that comes to is seen later, on a copy."""
+        while machine.resets == self._resets:
+            if (heard := talk.wait(("failed",), LOOK_SECONDS)) is not None:
+                raise Over(InstallOutcome.FAILED, heard.line)
+
+    def _until_off(self, machine: Machine, talk: Dialogue) -> None:
+        try:
+            while True:
+                if (heard := talk.wait(("failed",), LOOK_SECONDS)) is not None:
+                    self.shoot(machine, "last")
+                    raise Over(InstallOutcome.FAILED, heard.line)
+        except GuestFailed as error:
+            if machine.ended != "guest-shutdown":
+                raise Over(InstallOutcome.ENDED, error.what) from error
+
+    def _await(self, machine: Machine, talk: Dialogue, name: str, expect: str, *, on_screen: bool) -> None:
+        """:raise Over: it does not come."""
+        while True:
+            heard = talk.wait(("failed",) if on_screen else ("failed", name), LOOK_SECONDS)
+            if heard is not None:
+                if heard.name == "failed":
+                    raise Over(InstallOutcome.FAILED, heard.line)
+                return
+            if on_screen and re.search(expect, self._screen, re.MULTILINE):
+                return
+            if machine.serial.closed:
+                machine.check_guest()
+            self._still(machine, talk)
+
+    def _still(self, machine: Machine, talk: Dialogue) -> None:
+        """Nothing that is waited for has come yet."""
+
+    def _look(self, machine: Machine) -> None:
+        """Once a second, while it is waited for."""
+        machine.check_guest()
+        frame = machine.screen.grab()
+        if frame.digest != self._digest:
+            self._digest = frame.digest
+            self._screen = self._text(frame) if machine.lit(frame) else ""
+        self.said = strip_escapes(machine.serial.tail(PIECE))
+        self.failing(self._screen)
+        self.alive(machine, machine.serial.spoken, self._digest)
+
+    def _text(self, frame: Frame) -> str:
+        if self._reader is None:
+            return frame.text()
+        reading = self._reader.read(frame)
+        return frame.text() if reading.exact else "\n".join(reading.lines)
+
+    def _type(self, talk: Dialogue, text: str) -> None:
+        """:raise GuestFailed: nobody is there any more."""
+        try:
+            talk.say(text, forget=True)
+        except OSError as error:
+            raise GuestFailed(f"the console is gone: {error.strerror}") from error
+
+    def _answer(self, machine: Machine, talk: Dialogue, step: InstallStep) -> None:
+        if step.send is not None and not step.screen:
+            self._type(talk, step.send)
+            return
+        for keys in (*keys_of(step.send or ""), *(tuple(key.split("-")) for key in step.keys)):
+            machine.send_keys(*keys)
+        # What comes next is not what was there before.
+        self._screen = ""
+
+
+class FirstTalk(Talk):
+    """The first boot of what was installed: without medium and channel, as the boots that are judged later."""
+
+    doing = "the first boot"
+
+    def __init__(self, site: Site, records: Path) -> None:
+        super().__init__(site, records)
+        self._typed = ""
+        self._typed_at = 0.0
+        self._times = _TIMES
+
+    def _machine(self, home: Home) -> Machine:
+        emulated = self.site.host.accelerator.kind is AccelKind.TCG
+        spec = machine_spec(self.site, FIRST, home, None, cdrom=False)
+        return Machine(spec, self.site.host, self.records, boot_check.patterns(emulated=emulated))
+
+    def _answer(self, machine: Machine, talk: Dialogue, step: InstallStep) -> None:
+        super()._answer(machine, talk, step)
+        self._typed, self._typed_at = step.send or "", machine.elapsed
+        self._times = 0 if step.screen or step.send is None else 1
+
+    def _still(self, machine: Machine, talk: Dialogue) -> None:
+        waited = machine.elapsed - self._typed_at >= AGAIN_SECONDS * self.site.patience
+        if talk.lines or self._times in (0, _TIMES) or not waited:
+            return
+        self._times += 1
+        self._typed_at = machine.elapsed
+        self._type(talk, self._typed)

@@ -24,6 +24,7 @@ class InstallOutcome(StrEnum):
     FAILED = "failed"  # it said so, or the live system did not get ready
     STALLED = "stalled"  # nothing was written, shown or said for too long
     TIMEOUT = "timeout"  # still at work at the deadline
+    UNPROVEN = "unproven"  # it cannot be told, as its detail says
     ENDED = "ended"  # the machine ended before the installer had said that it is done
 
 
@@ -92,7 +93,7 @@ def judge(seen: InstallObservation, policy: InstallPolicy) -> list[Finding]:
     done = seen.outcome is InstallOutcome.DONE
     findings = []
     if not done:
-        severity = _UNPROVEN if seen.outcome is InstallOutcome.TIMEOUT else Severity.VIOLATION
+        severity = _severity(seen.outcome)
         what = f"{seen.outcome} after {seen.seconds:.0f} s, step {seen.steps} of {seen.wanted_steps}: {seen.detail}"
         wanted = "the recipe gone through to its end"
         findings.append(_finding(seen, f"install-{seen.outcome}", _SUBJECT, what, wanted, severity))
@@ -128,6 +129,12 @@ def judge(seen: InstallObservation, policy: InstallPolicy) -> list[Finding]:
     return findings
 
 
+def _severity(outcome: InstallOutcome) -> Severity:
+    """Of an end that is not the wanted one."""
+    unproven = outcome in (InstallOutcome.TIMEOUT, InstallOutcome.UNPROVEN)
+    return _UNPROVEN if unproven else Severity.VIOLATION
+
+
 def _first_boot(seen: FirstBoot) -> list[Finding]:
     """What is done once, before anything else is judged of the installed machine: gone through to its end."""
     findings = []
@@ -141,7 +148,7 @@ def _first_boot(seen: FirstBoot) -> list[Finding]:
     if seen.outcome is None:
         add("first-boot-unproven", "not tried", wanted, _UNPROVEN)
     elif seen.outcome is not InstallOutcome.DONE:
-        severity = _UNPROVEN if seen.outcome is InstallOutcome.TIMEOUT else Severity.VIOLATION
+        severity = _severity(seen.outcome)
         what = f"{seen.outcome} after {seen.seconds:.0f} s, step {seen.steps} of {seen.wanted_steps}: {seen.detail}"
         add(f"first-boot-{seen.outcome}", what, wanted, severity)
     elif seen.steps < seen.wanted_steps or not seen.wanted_steps:
@@ -218,6 +225,13 @@ CONTROLS = (
         "the first boot goes on for ever",
         _first(outcome=InstallOutcome.TIMEOUT),
         "first-boot-timeout",
+        _FIRST,
+        _UNPROVEN,
+    ),
+    Control(
+        "what the first boot came to cannot be told",
+        _first(outcome=InstallOutcome.UNPROVEN),
+        "first-boot-unproven",
         _FIRST,
         _UNPROVEN,
     ),

@@ -4,6 +4,7 @@ keyboard at what the screen shows."""
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
@@ -19,7 +20,7 @@ from pytest_osgates.observers.install_work import (
 )
 from pytest_osgates.profiles.schema import InstallStep
 from pytest_osgates.vm.dialogue import Dialogue, Sign
-from pytest_osgates.vm.errors import GuestFailed
+from pytest_osgates.vm.errors import GuestFailed, QmpFailed
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.keyboard import keys_of
 from pytest_osgates.vm.machine import Machine
@@ -33,6 +34,9 @@ LOOK_SECONDS = 2.0
 # all came of it.
 AGAIN_SECONDS = 60.0
 _TIMES = 3
+_PRESSES = 2
+# By printk: it comes whatever is typed.
+_KERNEL = re.compile(r"\[ *\d+\.\d+\]")
 FIRST = "install-first-boot"
 
 
@@ -56,14 +60,14 @@ class Talk(Worker):
         return Machine(machine_spec(self.site, "install", home, None, cdrom=True), self.site.host, self.records)
 
     def work(self, home: Home) -> None:
-        site, section = self.site, self.site.section
+        section = self.site.section
         signs = [Sign("failed", regex) for regex in self._failures]
         signs += [Sign(f"step {number}", re.compile(step.expect)) for number, step in enumerate(section.dialogue)]
         if section.done:
             signs.append(Sign("done", re.compile(section.done)))
         with self._machine(home) as machine:
             talk = Dialogue(machine.serial, signs, lambda: self._look(machine))
-            with ended_is_over(lambda: self.shoot(machine, "last")):
+            with ended_is_over(lambda: self._ending(machine, talk)):
                 for number, step in enumerate(section.dialogue):
                     self._await(machine, talk, f"step {number}", step.expect, on_screen=step.screen)
                     self.shoot(machine, f"step-{number + 1}")
@@ -75,8 +79,10 @@ class Talk(Worker):
                 if section.done:
                     self._await(machine, talk, "done", section.done, on_screen=section.done_on_screen)
                     self.shoot(machine, "last")
-                    machine.power_off(POWER_OFF_SECONDS * site.patience)
+                    still_on = self._power_off(machine)
                     self._last_words(talk)
+                    if still_on:
+                        raise Over(InstallOutcome.UNPROVEN, still_on)
                     return
                 if section.ends == "reboot":
                     self._until_reset(machine, talk)
@@ -84,6 +90,18 @@ class Talk(Worker):
                     return
             self._until_off(machine, talk)
             self._last_words(talk)
+
+    def _power_off(self, machine: Machine) -> str:
+        """Why it does not count as switched off; a live system may be cut off."""
+        machine.power_off(POWER_OFF_SECONDS * self.site.patience)
+        return ""
+
+    def _ending(self, machine: Machine, talk: Dialogue) -> None:
+        """It does not end well: what is kept of it."""
+        self.shoot(machine, "last")
+        talk.rest()
+        self.lost = talk.lost
+        self.said = strip_escapes(machine.serial.tail(PIECE))
 
     def _last_words(self, talk: Dialogue) -> None:
         """:raise Over: at any time it said that it failed: also just before it ended, or was answered."""
@@ -120,9 +138,9 @@ class Talk(Worker):
                 return
             if machine.serial.closed:
                 machine.check_guest()
-            self._still(machine, talk)
+            self._still(machine, talk, on_screen=on_screen)
 
-    def _still(self, machine: Machine, talk: Dialogue) -> None:
+    def _still(self, machine: Machine, talk: Dialogue, *, on_screen: bool) -> None:
         """Nothing that is waited for has come yet."""
 
     def _look(self, machine: Machine) -> None:
@@ -166,24 +184,78 @@ class FirstTalk(Talk):
 
     def __init__(self, site: Site, records: Path) -> None:
         super().__init__(site, records)
-        self._typed = ""
+        self._step: InstallStep | None = None
         self._typed_at = 0.0
-        self._times = _TIMES
+        # When it was typed: bytes on the serial console, the disks' writes, the picture.
+        self._then: tuple[int, int, str] = (0, 0, "")
+        self._times = 0
 
     def _machine(self, home: Home) -> Machine:
         emulated = self.site.host.accelerator.kind is AccelKind.TCG
         spec = machine_spec(self.site, FIRST, home, None, cdrom=False)
         return Machine(spec, self.site.host, self.records, boot_check.patterns(emulated=emulated))
 
-    def _answer(self, machine: Machine, talk: Dialogue, step: InstallStep) -> None:
-        super()._answer(machine, talk, step)
-        self._typed, self._typed_at = step.send or "", machine.elapsed
-        self._times = 0 if step.screen or step.send is None else 1
+    def alive(self, machine: Machine, *more: object) -> None:
+        try:
+            super().alive(machine, *more)
+        except Over as over:
+            if over.outcome is InstallOutcome.STALLED and self._unheard(machine):
+                what = f"nothing tells whether what was typed has arrived: {over.detail}"
+                raise Over(InstallOutcome.UNPROVEN, what) from over
+            raise
 
-    def _still(self, machine: Machine, talk: Dialogue) -> None:
+    def _power_off(self, machine: Machine) -> str:
+        """Of a machine that is cut off, file systems and TPM are not what a later boot of it would find."""
+        seconds = POWER_OFF_SECONDS * self.site.patience
+        for _ in range(_PRESSES):
+            # Who is to hear the button may not have been there yet.
+            try:
+                if machine.power_off(seconds):
+                    return ""
+            except QmpFailed:
+                # It may just have gone down by itself.
+                with suppress(GuestFailed):
+                    machine.check_guest()
+                if machine.ended != "guest-shutdown":
+                    raise
+                return ""
+        return f"the power button was pressed {_PRESSES} times, and it was not off {seconds:.0f} s later"
+
+    def _answer(self, machine: Machine, talk: Dialogue, step: InstallStep) -> None:
+        self._step = step
+        self._times = 0 if step.screen or step.send is None else 1
+        self._note(machine)
+        super()._answer(machine, talk, step)
+
+    def _note(self, machine: Machine) -> None:
+        self._typed_at = machine.elapsed
+        self._then = (machine.serial.spoken, machine.writes(), self._digest)
+
+    def _came(self, machine: Machine) -> list[str]:
+        """Lines of the serial console since something was typed, the unfinished last one included, without what was
+        typed: until the echo is off it comes back, and is thrown away for all that."""
+        typed = (self._step.send or "") if self._step is not None else ""
+        size = min(machine.serial.spoken - self._then[0], PIECE)
+        text = strip_escapes(machine.serial.tail(size)) if size > 0 else ""
+        lines = (line.strip().removesuffix(typed.strip()).strip() for line in re.split(r"[\r\n]+", text))
+        return [line for line in lines if line]
+
+    def _unheard(self, machine: Machine) -> bool:
+        """Whether nothing but the prompt and what a kernel says by itself has come since something was typed."""
+        step = self._step
+        if step is None:
+            return False
+        if step.screen and self._digest != self._then[2]:
+            return False
+        expect = re.compile(step.expect)
+        return all(_KERNEL.match(line) or expect.search(line) for line in self._came(machine))
+
+    def _still(self, machine: Machine, talk: Dialogue, *, on_screen: bool) -> None:
         waited = machine.elapsed - self._typed_at >= AGAIN_SECONDS * self.site.patience
-        if talk.lines or self._times in (0, _TIMES) or not waited:
+        if on_screen or self._times in (0, _TIMES) or not waited or self._step is None:
+            return
+        if machine.writes() != self._then[1] or self._came(machine):
             return
         self._times += 1
-        self._typed_at = machine.elapsed
-        self._type(talk, self._typed)
+        self._note(machine)
+        self._type(talk, self._step.send or "")

@@ -74,6 +74,8 @@ class FakeMachine:
         self.picture = ""
         self.serial = self
         self.dropped, self.closed = 0, False
+        # How often its power button is pressed for nothing.
+        self.deaf, self.pressed_power = 0, 0
 
     @property
     def elapsed(self) -> float:
@@ -99,7 +101,8 @@ class FakeMachine:
         return 0
 
     def power_off(self, timeout: float) -> bool:
-        return True
+        self.pressed_power += 1
+        return self.pressed_power > self.deaf
 
     # -- console
 
@@ -107,7 +110,7 @@ class FakeMachine:
         return "".join(text for at, text in self.says.items() if at <= self.now)
 
     def tail(self, limit: int = 4096) -> str:
-        return self.text()
+        return self.text()[-limit:]
 
     @property
     def spoken(self) -> int:

@@ -195,6 +195,11 @@ class FirstTalk(Talk):
         spec = machine_spec(self.site, FIRST, home, None, cdrom=False)
         return Machine(spec, self.site.host, self.records, boot_check.patterns(emulated=emulated))
 
+    @property
+    def _may_reset(self) -> bool:
+        """At any time: labels are written, or a wizard is through. It still has to say that it is done."""
+        return True
+
     def alive(self, machine: Machine, *more: object) -> None:
         try:
             super().alive(machine, *more)

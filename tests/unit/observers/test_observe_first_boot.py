@@ -62,6 +62,12 @@ def test_a_first_boot_that_is_gone_through(two_boots: Any) -> None:
     assert "kernel-panic" in {pattern.name for pattern in made[1][3] if pattern.fatal}
 
 
+def test_a_first_boot_that_starts_itself_anew_goes_on(two_boots: Any) -> None:
+    seen, home, _ = two_boots(first_boot(), FakeMachine(says={**FIRST_SAYS, **LOGIN}, ends="reset", ends_at=10.0))
+    assert seen.first_boot.outcome is InstallOutcome.DONE, seen.first_boot.detail
+    assert home.disk.exists()
+
+
 @pytest.mark.parametrize(
     ("keys", "machine", "outcome", "steps", "detail"),
     [
@@ -103,7 +109,7 @@ def test_a_first_boot_that_is_gone_through(two_boots: Any) -> None:
             2,
             "powered off by its guest",
         ),
-        ({}, FakeMachine(says=FIRST_SAYS, ends="reset", ends_at=16.0), InstallOutcome.ENDED, 2, "started anew"),
+        ({}, FakeMachine(says=FIRST_SAYS, ends="reset", ends_at=16.0), InstallOutcome.STALLED, 2, "last: enrolled"),
         (
             {"deadline_s": 60},
             FakeMachine(says={float(second): f"{second}\r\n" for second in range(2000)}),

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pytest_osgates.checks import boot as boot_check
+from pytest_osgates.checks.emulated import excuses
 from pytest_osgates.checks.install import InstallOutcome
 from pytest_osgates.observers.install_work import (
     PIECE,
@@ -189,11 +190,27 @@ class FirstTalk(Talk):
         # When it was typed: bytes on the serial console, the disks' writes, the picture.
         self._then: tuple[int, int, str] = (0, 0, "")
         self._times = 0
+        # Why its end is the emulation's fault.
+        self._excuse = ""
 
     def _machine(self, home: Home) -> Machine:
         emulated = self.site.host.accelerator.kind is AccelKind.TCG
         spec = machine_spec(self.site, FIRST, home, None, cdrom=False)
-        return Machine(spec, self.site.host, self.records, boot_check.patterns(emulated=emulated))
+        return Machine(spec, self.site.host, self.records, boot_check.patterns(emulated=emulated, asked=True))
+
+    def work(self, home: Home) -> None:
+        try:
+            super().work(home)
+        except Over as over:
+            if over.outcome is InstallOutcome.ENDED and self._excuse:
+                raise Over(InstallOutcome.UNPROVEN, f"{over.detail}; {self._excuse}") from over
+            raise
+
+    def _ending(self, machine: Machine, talk: Dialogue) -> None:
+        super()._ending(machine, talk)
+        if (alarm := machine.watcher.fatal) is not None:
+            kind = str(self.site.host.accelerator.kind)
+            self._excuse = excuses(kind, [self.said.splitlines()]).get(alarm.name, "")
 
     @property
     def _may_reset(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pytest_osgates.checks.install import InstallObservation, InstallOutcome
 from pytest_osgates.observers import install, install_talk
 from pytest_osgates.profiles.schema import FirstBootSection, InstallStep
 from pytest_osgates.vm import dialogue as dialogue_module
-from pytest_osgates.vm.errors import MachineDied
+from pytest_osgates.vm.errors import GuestFailed, MachineDied
 from pytest_osgates.vm.home import Home
 from tests.unit.observers.test_observe_install import FakeMachine, FakeShell, done, script
 from tests.unit.observers.test_observe_install import site as site
@@ -60,6 +61,36 @@ def test_a_first_boot_that_is_gone_through(two_boots: Any) -> None:
     assert (live.cdrom is None, live.channel is None) == (False, False)
     assert (own.cdrom, own.channel, own.smbios_strings, own.home) == (None, None, (), home)
     assert "kernel-panic" in {pattern.name for pattern in made[1][3] if pattern.fatal}
+
+
+class Panics(FakeMachine):
+    """With these bytes around the instruction pointer."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(says={**FIRST_SAYS, 14.0: f"\r\nOops: 0000 [#1]\r\nCode: {code}\r\n"})
+        self.alarm = SimpleNamespace(name="kernel-oops", fatal=True)
+
+    def check_guest(self) -> None:
+        if self.now >= 16.0:
+            self.watcher.fatal = self.alarm
+            raise GuestFailed("kernel-oops after 16.0 s on serial: Oops: 0000 [#1]")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "outcome"),
+    [
+        ("48 89 66 <90> 55", "tcg", InstallOutcome.UNPROVEN),
+        ("48 89 66 <90> 55", "kvm", InstallOutcome.ENDED),
+        ("48 89 66 <0f> 55", "tcg", InstallOutcome.ENDED),
+    ],
+)
+def test_what_only_an_emulated_processor_does_is_no_fault_of_the_first_boot(
+    code: str, kind: str, outcome: InstallOutcome, two_boots: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.unit.observers.test_observe_install.ACCELERATOR", kind)
+    seen, home, _ = two_boots(first_boot(), Panics(code))
+    assert seen.first_boot.outcome is outcome, seen.first_boot.detail
+    assert not home.disk.exists()
 
 
 def test_a_first_boot_that_starts_itself_anew_goes_on(two_boots: Any) -> None:

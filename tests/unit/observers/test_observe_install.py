@@ -25,6 +25,8 @@ from pytest_osgates.vm.errors import GuestFailed, MachineDied, MissingTool, Usag
 from pytest_osgates.vm.guest.channel import ShellResult
 from pytest_osgates.vm.home import Home
 
+ACCELERATOR = "tcg"
+
 
 class FakeShell:
     """A live system whose script writes `lines`, one each time it is asked, and then ends with `status`."""
@@ -76,6 +78,7 @@ class FakeMachine:
         self.dropped, self.closed = 0, False
         # How often its power button is pressed for nothing.
         self.deaf, self.pressed_power = 0, 0
+        self.watcher = SimpleNamespace(fatal=None, alarms=())
 
     @property
     def elapsed(self) -> float:
@@ -162,7 +165,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 machine=cast("Any", section_machine),
                 firmware=cast("Any", "uefi"),
                 iso=tmp_path / "x.iso",
-                host=cast("Any", SimpleNamespace(pace=1.0, accelerator=SimpleNamespace(kind="tcg"))),
+                host=cast("Any", SimpleNamespace(pace=1.0, accelerator=SimpleNamespace(kind=ACCELERATOR))),
                 boot=cast("Any", None),
                 login=None,
                 progress=cast("Any", SimpleNamespace(step=lambda step: None)),

@@ -68,29 +68,36 @@ class Talk(Worker):
             signs.append(Sign("done", re.compile(section.done)))
         with self._machine(home) as machine:
             talk = Dialogue(machine.serial, signs, lambda: self._look(machine))
-            with ended_is_over(lambda: self._ending(machine, talk)):
-                for number, step in enumerate(section.dialogue):
-                    self._await(machine, talk, f"step {number}", step.expect, on_screen=step.screen)
-                    self.shoot(machine, f"step-{number + 1}")
-                    if self._resets is None:
-                        self._resets = machine.resets
-                    # Before it is typed: what ends with the last word may end at once.
-                    self.steps += 1
-                    self._answer(machine, talk, step)
-                if section.done:
-                    self._await(machine, talk, "done", section.done, on_screen=section.done_on_screen)
-                    self.shoot(machine, "last")
-                    still_on = self._power_off(machine)
-                    self._last_words(talk)
-                    if still_on:
-                        raise Over(InstallOutcome.UNPROVEN, still_on)
-                    return
-                if section.ends == "reboot":
-                    self._until_reset(machine, talk)
-                    self._last_words(talk)
-                    return
-            self._until_off(machine, talk)
-            self._last_words(talk)
+            try:
+                self._through(machine, talk)
+            finally:
+                self.lost = talk.lost
+
+    def _through(self, machine: Machine, talk: Dialogue) -> None:
+        section = self.site.section
+        with ended_is_over(lambda: self._ending(machine, talk)):
+            for number, step in enumerate(section.dialogue):
+                self._await(machine, talk, f"step {number}", step.expect, on_screen=step.screen)
+                self.shoot(machine, f"step-{number + 1}")
+                if self._resets is None:
+                    self._resets = machine.resets
+                # Before it is typed: what ends with the last word may end at once.
+                self.steps += 1
+                self._answer(machine, talk, step)
+            if section.done:
+                self._await(machine, talk, "done", section.done, on_screen=section.done_on_screen)
+                self.shoot(machine, "last")
+                still_on = self._power_off(machine)
+                self._last_words(talk)
+                if still_on:
+                    raise Over(InstallOutcome.UNPROVEN, still_on)
+                return
+            if section.ends == "reboot":
+                self._until_reset(machine, talk)
+                self._last_words(talk)
+                return
+        self._until_off(machine, talk)
+        self._last_words(talk)
 
     def _power_off(self, machine: Machine) -> str:
         """Why it does not count as switched off; a live system may be cut off."""
@@ -101,13 +108,11 @@ class Talk(Worker):
         """It does not end well: what is kept of it."""
         self.shoot(machine, "last")
         talk.rest()
-        self.lost = talk.lost
         self.said = strip_escapes(machine.serial.tail(PIECE))
 
     def _last_words(self, talk: Dialogue) -> None:
         """:raise Over: at any time it said that it failed: also just before it ended, or was answered."""
         talk.rest()
-        self.lost = talk.lost
         if (heard := talk.ever.get("failed")) is not None:
             raise Over(InstallOutcome.FAILED, heard.line)
 

@@ -72,7 +72,7 @@ class Panics(FakeMachine):
 
     def check_guest(self) -> None:
         if self.now >= 16.0:
-            self.watcher.fatal = self.alarm
+            self.watcher = SimpleNamespace(fatal=self.alarm, alarms=(self.alarm,))
             raise GuestFailed("kernel-oops after 16.0 s on serial: Oops: 0000 [#1]")
 
 
@@ -91,6 +91,13 @@ def test_what_only_an_emulated_processor_does_is_no_fault_of_the_first_boot(
     seen, home, _ = two_boots(first_boot(), Panics(code))
     assert seen.first_boot.outcome is outcome, seen.first_boot.detail
     assert not home.disk.exists()
+
+
+def test_what_was_lost_is_told_however_it_ends(two_boots: Any) -> None:
+    machine = FakeMachine(says=FIRST_SAYS)
+    machine.dropped = 7
+    seen, _, _ = two_boots(first_boot(), machine)
+    assert (seen.first_boot.outcome, seen.first_boot.lost) == (InstallOutcome.STALLED, 7)
 
 
 def test_a_first_boot_that_starts_itself_anew_goes_on(two_boots: Any) -> None:

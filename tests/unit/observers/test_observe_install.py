@@ -58,6 +58,8 @@ class FakeShell:
 class FakeMachine:
     """A machine whose time passes by itself; `says`: what the serial console shows, by the second."""
 
+    watcher = SimpleNamespace(fatal=None, alarms=())
+
     def __init__(
         self,
         shell: FakeShell | None = None,
@@ -78,7 +80,6 @@ class FakeMachine:
         self.dropped, self.closed = 0, False
         # How often its power button is pressed for nothing.
         self.deaf, self.pressed_power = 0, 0
-        self.watcher = SimpleNamespace(fatal=None, alarms=())
 
     @property
     def elapsed(self) -> float:

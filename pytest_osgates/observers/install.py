@@ -88,11 +88,11 @@ def install(site: Site, home: Home) -> InstallObservation:
     made = InstallObservation(
         way="script" if section.script else "dialogue",
         outcome=outcome,
-        detail=one_line(detail, LINE),
+        detail=one_line(worker.untyped(detail), LINE),
         steps=worker.steps,
         wanted_steps=worker.wanted,
         seconds=round(seconds, 1),
-        log=tuple(printable(line, LINE) for line in worker.said.splitlines()[-_LOG_LINES:]),
+        log=tuple(printable(line, LINE) for line in worker.untyped(worker.said).splitlines()[-_LOG_LINES:]),
         logs=worker.logs,
         left=left,
         unread=unread,
@@ -133,11 +133,11 @@ def _first_boot(site: Site, section: FirstBootSection, home: Home) -> FirstBoot:
         outcome, detail = over.outcome, over.detail
     return FirstBoot(
         outcome=outcome,
-        detail=one_line(detail, LINE),
+        detail=one_line(worker.untyped(detail), LINE),
         steps=worker.steps,
         wanted_steps=worker.wanted,
         seconds=round(time.monotonic() - begun, 1),
-        log=tuple(printable(line, LINE) for line in worker.said.splitlines()[-_LOG_LINES:]),
+        log=tuple(printable(line, LINE) for line in worker.untyped(worker.said).splitlines()[-_LOG_LINES:]),
         lost=worker.lost,
         records=f"machines/{records.name}",
     )

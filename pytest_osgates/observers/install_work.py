@@ -23,6 +23,8 @@ from pytest_osgates.vm.text import one_line
 POWER_OFF_SECONDS = 120.0
 PIECE = 1 << 18
 LINE = 300
+# A shorter one is in other words.
+_SHORTEST_SECRET = 4
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,14 @@ class Worker:
     def _may_reset(self) -> bool:
         """Whether a new start is how it ends."""
         return self.site.section.ends == "reboot" and self.steps == self.wanted
+
+    def untyped(self, text: str) -> str:
+        """Without what was typed on the serial console: it may be a passphrase that was echoed."""
+        typed = {step.send for step in self.site.section.dialogue if step.send is not None and not step.screen}
+        for word in sorted(typed, key=len, reverse=True):
+            if len(word) >= _SHORTEST_SECRET:
+                text = text.replace(word, "(typed)")
+        return text
 
     def _last(self) -> str:
         lines = self.said.splitlines()

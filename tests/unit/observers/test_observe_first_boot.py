@@ -179,6 +179,15 @@ class Echoing(FakeMachine):
         self.says = {**self.says, self.now: data.decode() + "\n"}
 
 
+def test_what_was_typed_is_not_quoted(two_boots: Any) -> None:
+    machine = Echoing(says={**FIRST_SAYS, 14.0: "\r\nnot enrolled: secret\r\n"})
+    seen, _, _ = two_boots(first_boot(failed=("^not enrolled.*",)), machine)
+    first = seen.first_boot
+    assert first.detail == "not enrolled: (typed)"
+    assert "secret" not in "".join(first.log)
+    assert any("(typed)" in line for line in first.log)
+
+
 class Busy(FakeMachine):
     """It writes to its disk all the time, and says nothing."""
 

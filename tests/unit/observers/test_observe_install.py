@@ -111,7 +111,7 @@ class FakeMachine:
     # -- console
 
     def text(self) -> str:
-        return "".join(text for at, text in self.says.items() if at <= self.now)
+        return "".join(text for at, text in sorted(self.says.items()) if at <= self.now)
 
     def tail(self, limit: int = 4096) -> str:
         return self.text()[-limit:]

@@ -21,7 +21,7 @@ from pytest_osgates.observers.install_work import Site
 from pytest_osgates.profiles.schema import BootSection, InstallSection, InstallStep
 from pytest_osgates.vm import dialogue as dialogue_module
 from pytest_osgates.vm import workdir
-from pytest_osgates.vm.errors import GuestFailed, MachineDied, MissingTool, UsageError
+from pytest_osgates.vm.errors import GuestFailed, HostError, MachineDied, MissingTool, UsageError
 from pytest_osgates.vm.guest.channel import ShellResult
 from pytest_osgates.vm.home import Home
 
@@ -537,6 +537,36 @@ def test_a_failed_installation_is_not_tried_again(run: Any, monkeypatch: pytest.
         with pytest.raises(UsageError, match="the installation stalled after 0 s: nothing"):
             installed.disk(run)
     assert len(calls) == 1
+
+
+def test_a_host_that_fails_is_tried_twice_and_not_by_every_gate(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def dies(site: Site, home: Home) -> InstallObservation:
+        calls.append(site)
+        raise MachineDied("QEMU was killed")
+
+    monkeypatch.setattr(install, "install", dies)
+    for said in ("^QEMU was killed", "^QEMU was killed", "failed 2 times .*: QEMU was killed", "failed 2 times"):
+        with pytest.raises(HostError, match=said):
+            installed.disk(run)
+    assert len(calls) == 2
+
+
+def test_a_host_that_failed_once_may_install(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(site: Site, home: Home) -> InstallObservation:
+        raise MachineDied("QEMU was killed")
+
+    def fake(site: Site, home: Home) -> InstallObservation:
+        home.directory.mkdir()
+        home.disk.write_bytes(b"disk")
+        return InstallObservation(way="script", outcome=InstallOutcome.DONE)
+
+    monkeypatch.setattr(install, "install", dies)
+    with pytest.raises(MachineDied):
+        installed.disk(run)
+    monkeypatch.setattr(install, "install", fake)
+    assert installed.disk(run).size == 4
 
 
 def test_a_first_boot_that_failed_leaves_no_disk_for_anybody(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

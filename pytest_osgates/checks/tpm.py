@@ -23,7 +23,7 @@ from pytest_osgates.checks.tpm_model import (
     opened,
     tamper_of,
 )
-from pytest_osgates.checks.tpm_options import is_ignored, options
+from pytest_osgates.checks.tpm_options import is_ignored, not_taken, options, untaken
 from pytest_osgates.model import Finding, Gate, Severity, State
 
 _UNPROVEN = Severity.UNPROVEN
@@ -209,9 +209,13 @@ def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterab
     blind = None if all(tpm_grub.barred(boot) for boot in tampered) else _blind(seen.slots, tamper)
     if is_ignored(tampered, tamper):
         found = list(options(seen, tampered[0], twins, tamper, policy, blind))
+        wanted = "the PIN, before it opens: the load options are ignored"
+        found += _by_pin(seen, tampered[0], policy, wanted)
+    elif asks := untaken(tampered, tamper, policy):
+        found = [*_fallback(seen, tampered, tamper, policy, None), not_taken(seen, asks)]
     else:
         found = list(_fallback(seen, tampered, tamper, policy, blind))
-        if blind and not any(finding.rule == "unlocked" for finding in found):
+        if blind and not any(finding.rule in ("unlocked", "which-boots") for finding in found):
             found.append(_finding(seen, "blind", *blind))
     yield from found
     if any(finding.severity is Severity.VIOLATION for finding in found):
@@ -409,6 +413,10 @@ def _asks(
         case Outcome.UNLOCKED if any(each.answer in _OPENED and each.what != PIN for each in boot.pins):
             # By a wrong PIN: that is said already.
             return
+        case Outcome.UNLOCKED if seen.besides:
+            what = f"the disk was unlocked, and may boot something else, which was not changed: {seen.besides}"
+            hint = "try a copy of the disk without what does not boot"
+            yield _finding(seen, "which-boots", what, wanted, _UNPROVEN, hint=hint)
         case Outcome.UNLOCKED:
             what = f"the disk was unlocked, and nobody was asked: {boot.line}"
             if boot.pins:

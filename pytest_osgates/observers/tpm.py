@@ -201,8 +201,11 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
     )
 
 
-# Of the kernel's log (init/main.c, arch/x86/kernel/setup.c), or of an initrd that says it in the same words.
-_COMMAND_LINE = re.compile(r"^.{0,100}?\b[Cc]ommand line: (.*)$", re.MULTILINE)
+# Of the kernel's log (init/main.c, arch/x86/kernel/setup.c; kernel/printk/printk.c), or of an initrd that says it in
+# the same words. Nothing else may stand before them: services have command lines as well.
+_COMMAND_LINE = re.compile(
+    r"^(?:<\d+>)?(?:\[ *\d+\.\d+\])?(?:\[ *[TC]\d+\])? ?(?:Kernel c|C)ommand line: (.*)$", re.MULTILINE
+)
 
 
 def command_lines(console: str) -> tuple[str, ...]:

@@ -462,7 +462,9 @@ def test_load_options_that_are_ignored_have_a_twin(
     [
         ("[    0.000000] Command line: a b\r\n[    0.1] Kernel command line: a b\r\nx", ("a b",)),
         ("Command line: a=1\n[    0.2] Kernel command line: BOOT a=1\n", ("a=1", "BOOT a=1")),
+        ("[    0.000000][    T0] Command line: a\n[   12.345678][  T123] Kernel command line: b\n", ("a", "b")),
         ("subcommand line: x\nno command lines: y\n", ()),
+        ("Previous kernel command line: q\n[    5.1] x[1]: command line: /usr/bin/x\ncommand line: z\n", ()),
         ("Command line: \x1b]x\x07y\n", ("y",)),
         ("\n".join(f"Command line: {number}" for number in range(9)), ("0", "1", "2", "3")),
     ],

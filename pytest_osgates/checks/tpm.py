@@ -263,9 +263,6 @@ def _fallback(
             what = ", ".join(boot.outcome for boot in boots)
             yield _finding(seen, "boots-differ", what, "the same end of each tampered boot", _UNPROVEN)
         return
-    if tpm_sysrq.ended(boots[-1]):
-        # Nobody asks any more.
-        return
     tries = [attempt for boot in boots for attempt in boot.tries]
     opening = max((attempt.seconds for attempt in tries if attempt.what == RIGHT), default=0.0)
     decided = {attempt.what for attempt in tries if attempt.answer is not Answer.TIMEOUT}
@@ -277,6 +274,9 @@ def _fallback(
         what = f"{attempt.what}: it asks again without a word, and was watched for {attempt.seconds:.0f} s"
         wanted = f"a word of refusal, or {opening:.0f} s without a login: so long the passphrase took"
         yield _finding(seen, "guess-undecided", what, wanted, _UNPROVEN, hint="raise settle_s in [gate.tpm]")
+    if tpm_sysrq.ended(boots[-1]):
+        # Nobody asks any more.
+        return
     if not any(attempt.answer in (Answer.OPENED, Answer.SHELL) for attempt in tries if attempt.what != RIGHT):
         for guess in policy.guesses():
             if guess not in decided:

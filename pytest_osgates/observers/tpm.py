@@ -283,6 +283,9 @@ def _tampered(
             break
         if boot.outcome is not Outcome.ASKED or not _goes_on(boot, tamper):
             return tuple(found)
+        if keys:
+            # After each that does something all is typed anew: the prompt may stand, and nobody is behind it.
+            continue
         for attempt in boot.tries:
             pending.pop(attempt.what, None)
         if boot.tries[-1].what == "right":

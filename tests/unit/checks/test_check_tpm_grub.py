@@ -163,3 +163,17 @@ def test_keys_that_were_not_pressed() -> None:
     assert ("sysrq-undecided", SYSRQ) in keys
     assert pressed(keys=PRESSED.keys[:2]) == (Verdict.NOT_PROVEN, {("sysrq-undecided", SYSRQ)})
     assert pressed(answer=Answer.TIMEOUT)[0] is Verdict.NOT_PROVEN
+
+
+def test_a_hasty_answer_counts_whatever_a_later_key_led_to() -> None:
+    """It may be opening the disk all the while."""
+    some = PRESSED.model_copy(update={"keys": PRESSED.keys[:3]})
+    hasty = tuple(
+        each.model_copy(update={"answer": Answer.ASKED_AGAIN, "seconds": 1.0})
+        if each.what == "blank"
+        else each.model_copy(update={"seconds": 40.0})
+        for each in boot().tries
+    )
+    last = PRESSED.model_copy(update={"keys": PRESSED.keys[3:], "answer": Answer.ENDED})
+    boots = (boot(sysrq=some, tries=hasty), boot(sysrq=last, tries=(), reasons=()), UNDONE)
+    assert told(row(SYSRQ, boots=boots)) == (Verdict.NOT_PROVEN, {("guess-undecided", SYSRQ)})

@@ -407,6 +407,20 @@ def test_keys_that_are_left_are_pressed_in_the_next_boot(play: Play) -> None:
     assert verdict(seen) is Verdict.PASS
 
 
+def test_each_key_that_does_something_has_a_boot_in_which_all_is_typed(play: Play) -> None:
+    script = Script([Outcome.ASKED] * 3 + [Outcome.UNLOCKED], most_keys=2)
+    seen = play(script, "sysrq")
+    assert [text for _, what, text in script.typed if what == "sysrq"] == ["rkfei", "fei", "i"]
+    assert [what for _, what, _ in script.typed] == ["sysrq", "shell probe", "blank", "right"] * 3
+    assert verdict(seen) is Verdict.PASS
+
+
+def test_a_shell_after_a_later_key(play: Play) -> None:
+    script = Script([Outcome.ASKED] * 2, [{}, {"shell probe": Answer.SHELL}], most_keys=3)
+    seen = play(script, "sysrq")
+    assert (len(seen.boots), verdict(seen)) == (2, Verdict.FAIL)
+
+
 @pytest.mark.parametrize(
     ("answer", "said", "boots"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -177,3 +178,15 @@ def test_a_hasty_answer_counts_whatever_a_later_key_led_to() -> None:
     last = PRESSED.model_copy(update={"keys": PRESSED.keys[3:], "answer": Answer.ENDED})
     boots = (boot(sysrq=some, tries=hasty), boot(sysrq=last, tries=(), reasons=()), UNDONE)
     assert told(row(SYSRQ, boots=boots)) == (Verdict.NOT_PROVEN, {("guess-undecided", SYSRQ)})
+
+
+def test_a_judge_that_forgets_silent_keys_is_caught() -> None:
+    def forgetful(*given: Any) -> list[Any]:
+        return [finding for finding in GATE.judge(*given) if finding.rule != "sysrq-silent"]
+
+    seen = row(SYSRQ, boots=(boot(sysrq=PRESSED), UNDONE))
+    reason = TPM_POLICY.model_copy(update={"accept_no_sysrq": "CONFIG_MAGIC_SYSRQ is not set"})
+    for policy in (TPM_POLICY, reason):
+        assert told(seen, policy)[0] is Verdict.PASS
+        done = judge_gate(dataclasses.replace(GATE, judge=forgetful), seen, policy)
+        assert done.verdict is Verdict.NOT_PROVEN

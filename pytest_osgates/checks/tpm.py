@@ -421,10 +421,16 @@ def _asks(
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
         case Outcome.LOCKED if tamper.locked:
             return
-        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED if tamper.locked or tamper.how == tpm_grub.HOW:
-            # It asks for nothing, and gave nobody a shell; but nothing says that it would not.
-            wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
-            yield _finding(seen, "emergency-undecided", f"{boot.outcome}: {boot.line}", wanted, _UNPROVEN)
+        case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED if (
+            tamper.locked or tamper.how == tpm_grub.HOW
+        ):
+            # It asks for nothing, and gave nobody a shell; but nothing says that it would not. At GRUB nothing was
+            # changed on the disk: its owner boots again.
+            if tamper.locked:
+                wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
+            excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
+            what = f"{boot.outcome}: {boot.line}"
+            yield _finding(seen, "emergency-undecided", what, wanted, _UNPROVEN, hint=excuse)
         case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
             excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
             severity = _UNPROVEN if excuse else Severity.VIOLATION

@@ -56,7 +56,7 @@ def test_a_slot_that_sees_no_edit_is_blind_even_where_it_asks() -> None:
     assert told(at_grub(EDITED, slots=(LOOSE,)), LOOSE_POLICY) == (Verdict.FAIL, {("blind", GRUB)})
 
 
-@pytest.mark.parametrize("outcome", [Outcome.STOPPED, Outcome.ENDED, Outcome.EMERGENCY])
+@pytest.mark.parametrize("outcome", [Outcome.STOPPED, Outcome.ENDED, Outcome.EMERGENCY, Outcome.LOCKED])
 def test_an_edited_boot_that_ends_otherwise_proves_nothing(outcome: Outcome) -> None:
     assert told(at_grub(EDITED, outcome)) == (Verdict.NOT_PROVEN, {("emergency-undecided", GRUB)})
 

@@ -171,17 +171,19 @@ class _Keyboard:
             self._still()
         else:
             raise _Missed("no line in the editor begins with linux")
-        before = self._logical().rstrip()
         self._press(self._keys["end"])
         if not self._until(lambda: self._cells.column > self._edges.start):
             raise _Missed("the cursor does not go to the end of the kernel's line")
         self._still()
+        # Blanks at its end are not to be told from none, but by where the cursor is.
+        before, end = self._logical().rstrip(), self._place()
+        before = before.ljust(end)
         typed = ""
         for char, keys in zip(f" {self._parameter}", keys_of(f" {self._parameter}"), strict=True):
             typed += char
             self._machine.send_keys(*keys)
             wanted = f"{before}{typed}".rstrip()
-            if not self._until(lambda: self._logical().rstrip() == wanted):  # noqa: B023
+            if not self._until(lambda: self._logical().rstrip() == wanted and self._place() == end + len(typed)):  # noqa: B023
                 stands = one_line(self._logical(), _LINE)
                 raise _Missed(f"{typed!r} was typed at the end of the kernel's line, and there stands: {stands}")
         self._note(line=one_line(self._logical(), _LONGEST))
@@ -219,6 +221,14 @@ class _Keyboard:
         while rows[last].endswith("\\") and last + 1 < len(rows):
             last += 1
         return "".join([*(row[:-1] for row in rows[first:last]), rows[last]])
+
+    def _place(self) -> int:
+        """Of the cursor in the logical line."""
+        rows = [line[self._edges] for line in self._cells.lines()]
+        first = self._cells.row
+        while first > 0 and rows[first - 1].endswith("\\"):
+            first -= 1
+        return sum(len(row) - 1 for row in rows[first : self._cells.row]) + self._cells.column - self._edges.start
 
     def _shown(self) -> tuple[str, str]:
         """The most telling sign on the screen, and its row; empty: none."""

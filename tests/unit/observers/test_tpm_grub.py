@@ -249,6 +249,20 @@ def test_keys_that_do_not_arrive(deaf: str, missed: str, clock: Clock, typist: T
     assert not edited(boot(grub=seen))
 
 
+def test_blanks_at_the_end_of_the_kernels_line(clock: Clock, typist: Typist) -> None:
+    """grub-mkconfig leaves one where GRUB_CMDLINE_LINUX_DEFAULT is empty."""
+    for line in ("\tlinux /vmlinuz ro ", "\tlinux /vmlinuz ro  ", "\tlinux /vmlinuz root=/dev/x ro "):
+        grub = Grub(clock, entry=("setparams 'x'", line, "\tinitrd /i"))
+        seen = typist(grub)
+        assert edited(boot(grub=seen)), seen.missed
+        assert grub.lines[1] == f"{line} {PARAMETER}"
+
+
+def test_a_blank_that_does_not_arrive(clock: Clock, typist: Typist) -> None:
+    seen = typist(Grub(clock, deaf="spc"))
+    assert "' ' was typed at the end of the kernel's line" in seen.missed
+
+
 def test_an_entry_without_a_kernel(clock: Clock, typist: Typist) -> None:
     seen = typist(Grub(clock, entry=("setparams 'x'", "chainloader /EFI/x.efi")))
     assert seen.missed == "no line in the editor begins with linux"

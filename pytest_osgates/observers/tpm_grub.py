@@ -25,6 +25,8 @@ from pytest_osgates.vm.text import one_line, printable
 
 # Between two keys that may open the menu: with no timeout GRUB looks once whether there is one.
 OPEN_SECONDS = 0.4
+# Until Escape is tried as well, once: it leaves a menu that shows, if one file of configuration has read another.
+ESCAPE_SECONDS = 10.0
 # From the firmware's word to the menu, under emulation.
 MENU_SECONDS = 60.0
 # Until a key has its effect.
@@ -107,23 +109,32 @@ class _Keyboard:
 
     def _open(self) -> None:
         """:raise _Missed: there is no menu."""
-        begun = self._wait(("starts", "menu", "lock"), self._left(), kernel=True)
+        shows = ("menu", "lock", "command")
+        begun = self._wait(("starts", *shows), self._left(), kernel=True)
         if begun is None:
             raise _Missed("neither the firmware nor GRUB has a word on the serial console")
-        deadline = time.monotonic() + min(MENU_SECONDS * self._patience, self._left())
+        start = time.monotonic()
+        deadline = start + min(MENU_SECONDS * self._patience, self._left())
+        escaped = False
         for keys in cycle(self._keys["open"]) if begun == "starts" else ():
             self._press(keys)
-            if self._wait(("menu", "lock"), OPEN_SECONDS, kernel=True) is not None:
+            if self._wait(shows, OPEN_SECONDS, kernel=True) is not None:
                 break
+            if not escaped and time.monotonic() >= start + ESCAPE_SECONDS * self._patience:
+                escaped = True
+                self._press(self._keys["last"])
             if time.monotonic() >= deadline:
                 self._to_console()
                 break
         self._still()
         self._picture("menu")
         name, line = self._shown()
-        self._note(menu=line)
+        left = "; Escape was pressed, which leaves a menu that another one opened" if escaped else ""
+        if name == "command":
+            raise _Missed(f"GRUB's command line came instead of its menu{left}")
         if name == "lock":
-            raise _Missed(f"a password before there is a menu: {line}")
+            raise _Missed(f"a password before there is a menu: {line}{left}")
+        self._note(menu=line)
 
     def _to_console(self) -> None:
         """Nothing to be seen, and no kernel: GRUB may be waiting behind a picture.
@@ -134,7 +145,7 @@ class _Keyboard:
         for keys in (*keys_of(_TO_CONSOLE), ("ret",)):
             self._machine.send_keys(*keys)
             # They are read from a short queue.
-            self._wait((), OPEN_SECONDS, kernel=True)
+            self._wait((), OPEN_SECONDS * self._patience, kernel=True)
         if self._wait(("command",), KEY_SECONDS * self._patience, kernel=True) is None:
             raise _Missed("no menu on the serial console, and no command line behind a picture")
         self._note(commands=(_TO_CONSOLE,))
@@ -279,7 +290,7 @@ class _Keyboard:
     def _still(self) -> None:
         """Until nothing more comes: what is drawn is drawn to its end."""
         deadline = time.monotonic() + min(KEY_SECONDS * self._patience, max(0.0, self._left()))
-        while self._read(_STILL_SECONDS) and time.monotonic() < deadline:
+        while self._read(_STILL_SECONDS * self._patience) and time.monotonic() < deadline:
             self._alive()
 
     def _picture(self, name: str) -> None:

@@ -37,7 +37,8 @@ class Grub:
     """A GRUB that is talked to by keys. `opens`: by which; `password`: wanted for the editor and the command line."""
 
     clock: Clock
-    opens: tuple[str, ...] = ("esc",)
+    opens: tuple[str, ...] = ("f4",)
+    nested: bool = False
     password: tuple[str, ...] = ()
     picture: bool = False
     deaf: str = ""
@@ -92,6 +93,9 @@ class Grub:
             self._show_menu()
 
     def _menu(self, key: str) -> None:
+        if key == "esc" and self.nested:
+            self.state = "shell"
+            self._write(b"\x1b[2J\x1b[01;01H   Minimal BASH-like line editing\n\rgrub> ")
         if key in ("e", "c"):
             what = {"e": "editor", "c": "shell"}[key]
             if what in self.password:
@@ -194,13 +198,37 @@ def test_an_entry_is_edited_and_booted(clock: Clock, typist: Typist) -> None:
     assert seen.line == f"linux /live/vmlinuz boot=live quiet console=ttyS0,115200 {PARAMETER}"
     assert (seen.command_line, seen.booting) == ("grub>", "Booting a command list")
     assert seen.commands == ()
-    assert grub.pressed[:3] == ["esc", "c", "esc"]
+    assert grub.pressed[:3] == ["f4", "c", "esc"]
     assert grub.command == "", "PCR 8 would see it"
 
 
 def test_each_key_that_may_open_the_menu_is_pressed(clock: Clock, typist: Typist) -> None:
-    for key in load("grub_console")["keys"]["open"]:
+    keys = load("grub_console")["keys"]
+    for key in (*keys["open"], keys["last"]):
         assert edited(boot(grub=typist(Grub(clock, opens=(key,)))))
+
+
+def test_a_menu_that_another_file_opened_is_not_left(clock: Clock, typist: Typist) -> None:
+    """It shows by itself, while keys wait in the firmware's queue."""
+    grub = Grub(clock, opens=("shift",), nested=True)
+    seen = typist(grub)
+    assert edited(boot(grub=seen))
+    assert grub.pressed[:4] == ["f4", "shift", "c", "esc"]
+
+
+def test_a_menu_that_escape_has_left(clock: Clock, typist: Typist) -> None:
+    def pressed(key: str) -> None:
+        Grub._firmware(grub, key)
+        if grub.state == "menu":
+            Grub._menu(grub, key)
+
+    grub = Grub(clock, opens=("esc",), nested=True)
+    grub._firmware = pressed  # type: ignore[method-assign]
+    seen = typist(grub)
+    assert seen.menu == ""
+    assert seen.missed.startswith("GRUB's command line came instead of its menu; Escape was pressed")
+    assert seen.commands == ()
+    assert grub.pressed.count("esc") == 1
 
 
 def test_a_password(clock: Clock, typist: Typist) -> None:

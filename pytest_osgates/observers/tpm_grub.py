@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
-from itertools import cycle
+from itertools import cycle, pairwise
 
 from pytest_osgates.checks.tpm_model import GrubSeen
 from pytest_osgates.data import load
-from pytest_osgates.vm.cells import Cells
+from pytest_osgates.vm.cells import WIDTH, Cells
 from pytest_osgates.vm.dialogue import Sign
 from pytest_osgates.vm.errors import MORE_ROOM, GuestFailed, HostError, QmpFailed
 from pytest_osgates.vm.keyboard import keys_of
@@ -38,6 +38,8 @@ _READ = 1 << 16
 # GRUB's output to the firmware's console: an attacker at the machine sees its pictures, we do not.
 _TO_CONSOLE = "terminal_output console"
 _MOST_LINES = 200
+# Characters that the top of a frame is drawn with; Fedora's editor has none, and above its text there are others.
+_MOST_OF_A_FRAME = 3
 _LINE = 300
 _LONGEST = 4000
 # Firmware writes frames in UTF-8 or, as most do, in bytes of code page 437, which must not be taken for UTF-8: each
@@ -167,10 +169,11 @@ class _Keyboard:
         return name == "editor"
 
     def _edit(self) -> None:
-        """:raise _Missed: the kernel's line is not found, or is not seen to be what was typed."""
+        """:raise _Missed: the kernel's line is not found, is one of several, or is not seen to be what was typed."""
         self._still()
         top = self._cells.lines()[max(0, self._cells.row - 1)]
-        self._edges = slice(self._cells.column, max(0, len(top) - 1))
+        framed = 0 < len(set(top.strip())) <= _MOST_OF_A_FRAME
+        self._edges = slice(self._cells.column, max(0, len(top) - 1) if framed else WIDTH)
         for _ in range(_MOST_LINES):
             if _LINUX.match(self._logical()):
                 break
@@ -198,6 +201,8 @@ class _Keyboard:
                 stands = one_line(self._logical(), _LINE)
                 raise _Missed(f"{typed!r} was typed at the end of the kernel's line, and there stands: {stands}")
         self._note(line=one_line(self._logical(), _LONGEST))
+        if self._others():
+            raise _Missed("there is another line that begins with linux, and it may be the one that is carried out")
         self._picture("editor")
         self._press(self._keys["boot"])
         if self._wait(("booting",), KEY_SECONDS * self._patience) is None:
@@ -232,6 +237,12 @@ class _Keyboard:
         while rows[last].endswith("\\") and last + 1 < len(rows):
             last += 1
         return "".join([*(row[:-1] for row in rows[first:last]), rows[last]])
+
+    def _others(self) -> bool:
+        """Whether another line on the screen begins with linux, as the branch of an `if` that is not taken."""
+        rows = ["", *(line[self._edges] for line in self._cells.lines())]
+        found = [after for before, after in pairwise(rows) if _LINUX.match(after) and not before.endswith("\\")]
+        return len(found) > 1
 
     def _place(self) -> int:
         """Of the cursor in the logical line."""

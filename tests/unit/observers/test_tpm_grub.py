@@ -39,6 +39,7 @@ class Grub:
     clock: Clock
     opens: tuple[str, ...] = ("f4",)
     nested: bool = False
+    fedora: bool = False
     password: tuple[str, ...] = ()
     picture: bool = False
     deaf: str = ""
@@ -149,6 +150,12 @@ class Grub:
 
     def _show_menu(self) -> None:
         self.state = "menu"
+        if self.fedora:
+            self._write(
+                b"\x1b[2J\x1b[05;03HFedora Linux (6.9)\x1b[26;02HUse the ^ and v keys to change the selection."
+                b"\x1b[27;02HPress 'e' to edit the selected item, or 'c' for a command prompt."
+            )
+            return
         self._write(
             b"\x1b[2J\x1b[02;35HGNU GRUB  version 2.12\x1b[26;02H      Press enter to boot the selected OS, `e' to"
             b" edit the commands before booting or `c' for \n\r      a command-line.\x1b[05;03H*OS Gates Demo 1"
@@ -158,6 +165,10 @@ class Grub:
         self.state, self.lines, self.line, self.at_end = "editor", list(self.entry), 0, False
         frame = b"\x1b[2J\x1b[02;35HGNU GRUB  version 2.12\x1b[04;02H\xda" + b"\xc4" * (WIDTH + 1) + b"\xbf"
         frame += b"".join(b"\x1b[%02d;02H\xb3\x1b[%02d;%02dH\xb3" % (row, row, WIDTH + 4) for row in range(5, 20))
+        if self.fedora:
+            self._write(b"\x1b[2J\x1b[26;02HPress Ctrl-x to start, Ctrl-c for a command prompt or Escape to")
+            self._draw()
+            return
         self._write(frame + b"\x1b[26;02H     Minimum Emacs-like screen editing is supported. TAB lists completions.")
         self._draw()
 
@@ -289,6 +300,24 @@ def test_blanks_at_the_end_of_the_kernels_line(clock: Clock, typist: Typist) -> 
 def test_a_blank_that_does_not_arrive(clock: Clock, typist: Typist) -> None:
     seen = typist(Grub(clock, deaf="spc"))
     assert "' ' was typed at the end of the kernel's line" in seen.missed
+
+
+def test_the_words_of_fedoras_grub(clock: Clock, typist: Typist) -> None:
+    """Its editor has no frame."""
+    grub = Grub(clock, fedora=True)
+    seen = typist(grub)
+    assert edited(boot(grub=seen)), seen.missed
+    assert grub.lines[2] == f"{ENTRY[2]} {PARAMETER}"
+
+
+def test_a_branch_that_may_not_be_taken(clock: Clock, typist: Typist) -> None:
+    entry = ("if [ x$a = xb ]; then", "  linux /a quiet", "else", "  linux /b quiet", "fi")
+    seen = typist(Grub(clock, entry=entry))
+    assert seen.missed.startswith("there is another line that begins with linux")
+    assert not edited(boot(grub=seen))
+    # A line that goes on with the word is none.
+    long = "\tlinux /vmlinuz 34567890123456" + "linux x"
+    assert edited(boot(grub=typist(Grub(clock, entry=("setparams", long)))))
 
 
 def test_an_entry_without_a_kernel(clock: Clock, typist: Typist) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -363,3 +364,47 @@ def test_whatever_a_console_says_it_ends_and_is_no_edit(clock: Clock, typist: Ty
     assert not edited(boot(grub=seen))
     assert not barred(boot(outcome=Outcome.GRUB, grub=seen))
     assert clock.now - begun < 600
+
+
+class Recording:
+    """What GRUB 2.12 of Debian 13 wrote to OVMF 2022.11's serial console, key by key: between lines "@@@KEY@@@"."""
+
+    def __init__(self, clock: Clock) -> None:
+        parts = re.split(rb"\n@@@(\S*)@@@\n", (Path(__file__).parent / "grub-2.12.raw").read_bytes())
+        self.clock = clock
+        self.rest = list(zip(parts[1::2], parts[2::2], strict=True))
+        self.out = self.rest.pop(0)[1]
+        self.records = Path()
+        self.serial = self
+
+    @property
+    def screen(self) -> object:
+        raise QmpFailed("no picture")
+
+    def kernel_runs(self) -> bool:
+        return False
+
+    def take_unread(self, size: int, timeout: float) -> bytes:
+        # Cut anywhere.
+        data, self.out = self.out[:100], self.out[100:]
+        self.clock.now += 0.0 if data else timeout
+        return data
+
+    def send_keys(self, *keys: str) -> None:
+        key, written = self.rest.pop(0)
+        assert key.decode() == "-".join(keys)
+        self.out += written
+
+
+def test_a_grub_that_was_recorded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpm_grub, "time", clock)
+    recording = Recording(clock)
+    seen = type_at_grub(recording, "osg", lambda: None, lambda: 900.0, 1.0)  # type: ignore[arg-type]
+    assert seen.missed == ""
+    assert edited(boot(grub=seen))
+    assert seen.line.startswith("linux /live/vmlinuz boot=live noeject quiet slab_nomerge")
+    assert " page_alloc.shuffle=1 " in seen.line
+    assert "lockdown=integrity apparmor=1 " in seen.line
+    assert seen.line.endswith(" console=tty0 console=ttyS0,115200 osg")
+    assert (seen.command_line, seen.booting) == ("grub>", "Booting a command list")
+    assert recording.rest == []

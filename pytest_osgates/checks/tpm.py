@@ -267,9 +267,6 @@ def _fallback(
             what = ", ".join(boot.outcome for boot in boots)
             yield _finding(seen, "boots-differ", what, "the same end of each tampered boot", _UNPROVEN)
         return
-    if tpm_sysrq.ended(boots[-1]):
-        # Nobody asks any more.
-        return
     tries = [attempt for boot in boots for attempt in boot.tries]
     opening = max((attempt.seconds for attempt in tries if attempt.what == RIGHT), default=0.0)
     decided = {attempt.what for attempt in tries if attempt.answer is not Answer.TIMEOUT}
@@ -281,6 +278,9 @@ def _fallback(
         what = f"{attempt.what}: it asks again without a word, and was watched for {attempt.seconds:.0f} s"
         wanted = f"a word of refusal, or {opening:.0f} s without a login: so long the passphrase took"
         yield _finding(seen, "guess-undecided", what, wanted, _UNPROVEN, hint="raise settle_s in [gate.tpm]")
+    if tpm_sysrq.ended(boots[-1]):
+        # Nobody asks any more.
+        return
     if not any(attempt.answer in (Answer.OPENED, Answer.SHELL) for attempt in tries if attempt.what != RIGHT):
         for guess in policy.guesses():
             if guess not in decided:
@@ -429,10 +429,16 @@ def _asks(
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
         case Outcome.LOCKED if tamper.locked:
             return
-        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED if tamper.locked or tamper.how == tpm_grub.HOW:
-            # It asks for nothing, and gave nobody a shell; but nothing says that it would not.
-            wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
-            yield _finding(seen, "emergency-undecided", f"{boot.outcome}: {boot.line}", wanted, _UNPROVEN)
+        case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED if (
+            tamper.locked or tamper.how == tpm_grub.HOW
+        ):
+            # It asks for nothing, and gave nobody a shell; but nothing says that it would not. At GRUB nothing was
+            # changed on the disk: its owner boots again.
+            if tamper.locked:
+                wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
+            excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
+            what = f"{boot.outcome}: {boot.line}"
+            yield _finding(seen, "emergency-undecided", what, wanted, _UNPROVEN, hint=excuse)
         case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
             excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
             severity = _UNPROVEN if excuse else Severity.VIOLATION

@@ -120,12 +120,12 @@ class Workshop:
         return (Change(what="pin", before="the PIN", after="another one"),)
 
     def type_at_grub(self) -> tuple[Change, ...]:
-        """The rest is typed, once it is powered on: see observers/tpm_grub.py."""
-        return (Change(what="keyboard", before="nobody types", after=f"in GRUB's editor: {self.parameter}"),)
+        """The rest is typed, once it is powered on: see observers/tpm_grub.py. Whether it was, `GrubSeen` says."""
+        return (Change(what="keyboard", before="nobody types", after=f"to be typed at GRUB: {self.parameter}"),)
 
     def press_sysrq(self) -> tuple[Change, ...]:
-        """The rest is typed, at the prompt."""
-        return (*self.new_tpm(), Change(what="keyboard", before="nobody types", after="SysRq"))
+        """The rest is typed, at the prompt. Whether it was, `SysrqSeen` says."""
+        return (*self.new_tpm(), Change(what="keyboard", before="nobody types", after="SysRq, to be pressed"))
 
     def other_machine(self) -> tuple[Change, ...]:
         files = find_firmware(self.firmware)

@@ -63,6 +63,7 @@ class FakeMachine:
     records: Path
     serial: Serial = field(default_factory=Serial)
     elapsed: float = 40.0
+    resets: int = 1
 
     def check_guest(self) -> None:
         """It lives."""
@@ -86,6 +87,8 @@ class Script:
     grub: GrubSeen = EDITED
     sysrq: SysrqSeen = PRESSED
     most_keys: int = 9
+    resets: int = 0
+    machines: list[FakeMachine] = field(default_factory=list)
 
 
 class ScriptedTalk:
@@ -96,6 +99,7 @@ class ScriptedTalk:
 
     def __init__(self, *given: Any) -> None:
         self.script.pins.append(tuple(given[5]))
+        self.alive: Callable[[], None] = given[2]
         self.number = len(self.script.seen) - 1
         answers = self.script.answers
         self.answers = answers[self.number] if self.number < len(answers) else {}
@@ -113,6 +117,9 @@ class ScriptedTalk:
 
     def press(self, press: Callable[[str], None], keys: Sequence[str]) -> SysrqSeen:
         self.script.typed.append((self.number, "sysrq", "".join(keys)))
+        if self.script.resets and (gone := self.gone()):
+            pressed = tuple(KeySeen(key=key, line="sysrq: x") for key in keys[:3])
+            return SysrqSeen(keys=pressed, answer=Answer.ENDED, line=gone)
         return self.script.sysrq.model_copy(
             update={"keys": tuple(KeySeen(key=key, line="sysrq: x") for key in keys[: self.script.most_keys])}
         )
@@ -120,7 +127,19 @@ class ScriptedTalk:
     def said(self, name: str) -> str:
         return f"it says {name}" if name == self.script.says else ""
 
+    def gone(self) -> str:
+        """As `Talk` does it."""
+        for machine in self.script.machines[-1:]:
+            machine.resets += self.script.resets
+        try:
+            self.alive()
+        except GuestFailed as error:
+            return error.what
+        return ""
+
     def outcome(self) -> tuple[Outcome, str]:
+        if self.script.resets and (gone := self.gone()):
+            return Outcome.ENDED, gone
         return self.script.outcomes[self.number], f"it says {PASSPHRASE}"
 
     def guess(self, what: str, text: str) -> Try:
@@ -167,7 +186,8 @@ def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Pla
             # Every boot leaves traces.
             spec.home.tpm.mkdir(exist_ok=True)
             spec.home.tpm_state.write_bytes(b"used")
-            yield FakeMachine(spec, records)
+            script.machines.append(FakeMachine(spec, records))
+            yield script.machines[-1]
 
         monkeypatch.setattr(tpm, "Machine", machine)
         monkeypatch.setattr(tpm, "Talk", type("Now", (ScriptedTalk,), {"script": script}))
@@ -405,6 +425,41 @@ def test_keys_that_are_left_are_pressed_in_the_next_boot(play: Play) -> None:
     seen = play(script, "sysrq")
     assert [text for _, _, text in script.typed] == ["rkfei", "fei", "i"]
     assert verdict(seen) is Verdict.PASS
+
+
+def test_each_key_that_does_something_has_a_boot_in_which_all_is_typed(play: Play) -> None:
+    script = Script([Outcome.ASKED] * 3 + [Outcome.UNLOCKED], most_keys=2)
+    seen = play(script, "sysrq")
+    assert [text for _, what, text in script.typed if what == "sysrq"] == ["rkfei", "fei", "i"]
+    assert [what for _, what, _ in script.typed] == ["sysrq", "shell probe", "blank", "right"] * 3
+    assert verdict(seen) is Verdict.PASS
+
+
+def test_a_shell_after_a_later_key(play: Play) -> None:
+    script = Script([Outcome.ASKED] * 2, [{}, {"shell probe": Answer.SHELL}], most_keys=3)
+    seen = play(script, "sysrq")
+    assert (len(seen.boots), verdict(seen)) == (2, Verdict.FAIL)
+
+
+def test_a_machine_that_starts_anew_forgets_what_was_typed(play: Play) -> None:
+    """What unlocks then was not edited, and keys that are left would go to the firmware."""
+    seen = play(Script([Outcome.UNLOCKED], resets=1), "grub-console")
+    assert [(boot.outcome, boot.line[:15]) for boot in seen.boots] == [(Outcome.ENDED, "the guest reset")]
+    done = judge(GATE, seen, TPM_POLICY)
+    assert done.verdict is Verdict.NOT_PROVEN
+    assert {finding.rule for finding in done.findings} == {"emergency-undecided", "undo-not-tried"}
+
+
+def test_keys_are_pressed_on_after_a_reset(play: Play) -> None:
+    script = Script([Outcome.ASKED, Outcome.ASKED, Outcome.UNLOCKED], resets=1)
+    seen = play(script, "sysrq")
+    assert [(what, text) for _, what, text in script.typed] == [("sysrq", "rkfei"), ("sysrq", "ei")]
+    assert verdict(seen) is Verdict.PASS
+
+
+def test_a_reset_in_any_other_row_changes_nothing(play: Play) -> None:
+    """The tamper is on the disk, in the variables or in the TPM: it is there after it as well."""
+    assert verdict(play(Script([Outcome.ASKED, Outcome.UNLOCKED], resets=1), "fresh")) is Verdict.PASS
 
 
 @pytest.mark.parametrize(

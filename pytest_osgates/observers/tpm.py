@@ -440,9 +440,9 @@ class _Boots:
             yield machine, Talk(line, row.policy, alive, left, row.host.pace, pins), glances
 
     def _screen_line(self, machine: Machine) -> ScreenLine:
-        prompts = tuple(sign.regex for sign in signs(self._row.policy) if sign.name in ("pin", "prompt"))
         transcript = machine.records / "screen.log"
-        return ScreenLine(machine, Reader(), prompts, patience=self._row.host.pace, transcript=transcript)
+        known = signs(self._row.policy)
+        return ScreenLine(machine, Reader(), known, patience=self._row.host.pace, transcript=transcript)
 
     def _picture(self, machine: Machine, name: str) -> None:
         """Where the screen is what is judged."""

@@ -22,6 +22,7 @@ from pytest_osgates.checks.tpm_model import (
 from pytest_osgates.data import load
 from pytest_osgates.vm.dialogue import Dialogue, Heard, Line, Sign
 from pytest_osgates.vm.errors import GuestFailed
+from pytest_osgates.vm.screen_line import SHOWN_SECONDS
 
 # A word that is no passphrase, and that a shell answers with another one than is typed.
 PROBE_TEXT = "echo osgates-$((6*7))"
@@ -133,6 +134,7 @@ class Talk:
         self._left = left
         self._patience = patience
         self._settle = policy.settle_s * patience
+        self._stand = SHOWN_SECONDS * patience + 1.0 if policy.console == "screen" else 0.0
         self._asking_journal = _JOURNAL.format(_JOURNAL_LINES[policy.console])
         # Whenever it comes, before the passphrase was typed: it is a way in.
         self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))
@@ -266,8 +268,10 @@ class Talk:
 
     def _asked(self) -> Heard | None:
         """What it asks for now: by the prompt that came last, and stands."""
-        if self._dialogue.latest(("pin",)) is not None:
-            self._wait((), STAND_SECONDS)
+        # A picture that has not stood still proves nothing of what is typed.
+        stand = max(self._stand, STAND_SECONDS if self._dialogue.latest(("pin",)) is not None else 0.0)
+        if stand:
+            self._wait((), stand)
         return self._dialogue.latest(_PROMPTS)
 
     def _through_pins(self, heard: Heard | None) -> Heard | None:

@@ -552,8 +552,8 @@ def test_a_machine_that_asks_on_its_screen(play: Play, monkeypatch: pytest.Monke
     assert (verdict(seen, SCREEN_POLICY), seen.talked_on) == (Verdict.PASS, "screen")
     assert shot == ["asked", "typed-1", "typed-2", "last", "last"]
     assert seen.boots[0].console == ("asked", "and echoed (the passphrase)")
-    (_, _, prompts), more = lines[0]
-    assert any(regex.search("Please unlock disk uvda3_crypt:") for regex in prompts)
+    (_, _, known), more = lines[0]
+    assert any(sign.regex.search("Please unlock disk uvda3_crypt:") for sign in known if sign.name == "prompt")
     assert more["transcript"].name == "screen.log"
 
 

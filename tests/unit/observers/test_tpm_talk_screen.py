@@ -58,8 +58,7 @@ def talk_to(
         if display.off:
             raise GuestFailed("the machine was powered off by its guest")
 
-    prompts = [sign.regex for sign in signs(policy) if sign.name in ("pin", "prompt")]
-    line = ScreenLine(display, reader, prompts, pause=pause)
+    line = ScreenLine(display, reader, signs(policy), pause=pause)
     return Talk(line, policy, alive, lambda: end - clock.now, 1.0, pins)
 
 

@@ -573,6 +573,14 @@ def test_a_shell_on_the_serial_console_of_a_machine_that_asks_on_its_screen(
     assert (done.verdict, [control for control in done.controls if not control.caught]) == (Verdict.PASS, [])
 
 
+@pytest.mark.usefixtures("readable")
+def test_a_serial_console_is_not_read_by_ocr(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be a misread shell is none where nothing is misread."""
+    monkeypatch.setattr(Serial, "tail", lambda self, limit: "[initramfs)\r\n|#\r\nosgates_42\r\n")
+    seen = play(Script([Outcome.ASKED, Outcome.UNLOCKED]), "fresh", SCREEN_POLICY)
+    assert seen.boots[0].screen == ()
+
+
 def test_a_screen_that_cannot_be_read_or_typed_at_boots_nothing(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking() -> None:
         raise MissingTool("tesseract is not installed", remedy="apt-get install tesseract-ocr")

@@ -242,6 +242,7 @@ def test_a_pin_and_then_the_passphrase(clock: Clock) -> None:
 READ = {
     "shell": [
         "(initramfs}",
+        "(initramfs) _",
         "[initramfs)",
         "lnitramfs)",
         "sh -5,2#",
@@ -275,6 +276,9 @@ INNOCENT = [
         "host login",
         "Passphrase policy",
         "GNU GRUB version 2.12",
+        "Welcome to Fedora Linux 40 (Server Edition) dracut-059-22.fc40 (Initramfs)!",
+        "Running early hook (initramfs)",
+        "Linux version 6.6.1 (root@host) (clang version 17.0.6 (https://github.com/llvm 6009708b), LLD 17.0.6) #1 SMP",
     ),
 ]
 

@@ -130,11 +130,22 @@ class ScreenLine:
         # The kinds of prompts that were there so far, and when the last one was read first, or again.
         self._asked: set[str] = set()
         self._asked_at: float | None = None
+        self._asking = False
         # Once it was seen that keys arrive.
         self._shown = False
         self._unread = b""
         self._said = ""
         self.closed = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether the last picture with anything on it was a text console, read glyph by glyph."""
+        return self._reading.exact
+
+    @property
+    def asking(self) -> bool:
+        """Whether there was a prompt on the picture that was read last."""
+        return self._asking
 
     def tail(self, limit: int = 4096) -> str:
         """The newest of what was new, at most `limit` characters."""
@@ -260,12 +271,14 @@ class ScreenLine:
         self._read, self._read_at = frame.digest, time.monotonic()
         if not reading.lines:
             # It may be drawn anew, and then nothing of it is new.
+            self._asking = False
             return
         self._add(self._news(frame, reading))
         asked = {sign.name for line in reading.lines for sign in self._asks(line)}
         if asked - self._asked:
             self._asked_at = at
         self._asked |= asked
+        self._asking = bool(asked)
         self._reading = reading
 
     def _moves(self, frame: Frame, at: float) -> None:

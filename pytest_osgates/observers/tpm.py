@@ -439,7 +439,7 @@ class _Boots:
 
             self._line = self._screen_line(machine) if row.policy.console == "screen" else None
             line = self._line or machine.serial
-            yield machine, Talk(line, row.policy, alive, left, row.host.pace, pins), glances
+            yield machine, Talk(line, row.policy, alive, left, row.host.pace, pins, self._line), glances
 
     def _screen_line(self, machine: Machine) -> ScreenLine:
         transcript = machine.records / "screen.log"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pytest_osgates.checks.tpm_model import (
     BLANK,
@@ -115,10 +116,24 @@ def signs(policy: TpmPolicy) -> tuple[Sign, ...]:
     return (_PROBE_ANSWER, *_LOGIN_SIGNS, *rows)
 
 
+class Screen(Protocol):
+    """What a picture may hide."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the last picture was read exactly."""
+        ...
+
+    @property
+    def asking(self) -> bool:
+        """Whether a prompt was on the last picture."""
+        ...
+
+
 class Talk:
     """With one machine. `alive` raises GuestFailed once the guest is gone, and HostError where that is the host's
     fault; `left`: seconds until the boot's deadline; `patience`: how much longer everything takes here; `pins`: what
-    is typed, by name, where a PIN is asked for."""
+    is typed, by name, where a PIN is asked for; `screen`: where `console` is one."""
 
     def __init__(
         self,
@@ -128,7 +143,9 @@ class Talk:
         left: Callable[[], float],
         patience: float,
         pins: Sequence[tuple[str, str]] = (),
+        screen: Screen | None = None,
     ) -> None:
+        self._screen = screen
         self._words = list(pins)
         self._tried: list[Try] = []
         self._left = left
@@ -348,8 +365,8 @@ class Talk:
             heard = self._wait(names, min(self._left(), AGAIN_SECONDS * self._patience))
             if heard is not None or self._gone:
                 return heard
-            if self._dialogue.lines:
-                # It is at work.
+            if self._dialogue.lines or (self._screen is not None and not self._screen.asking):
+                # It is at work, without a word perhaps: what is typed now would be read by somebody else.
                 break
         return self._wait(names, self._left())
 
@@ -383,6 +400,8 @@ class Talk:
     def _corner(self, heard: Heard) -> tuple[Answer, str]:
         """An emergency: whoever presses Enter, or tries a command, must get no shell."""
         closed = heard if heard.name != "emergency" else None
+        exact = self._exact()
+        incorrect = False
         for text in ("", PROBE_TEXT, PROBE_TEXT):
             if not self._say(text):
                 break
@@ -390,11 +409,18 @@ class Talk:
             if said is not None:
                 return (Answer.SHELL if said.name == "shell" else Answer.OPENED), said.line
             closed = closed or self._dialogue.ever.get("locked") or self._dialogue.ever.get("password")
+            exact = exact and self._exact()
+            answer = self._dialogue.heard("incorrect")
+            incorrect = incorrect or (answer is not None and "login incorrect" in answer.line.casefold())
             if self._gone:
                 break
-        if closed is not None:
+        # OCR may not have read the answer of a shell: silence says nothing there.
+        if closed is not None and (exact or incorrect or "locked" in self._dialogue.ever):
             return Answer.LOCKED, closed.line
         return (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, heard.line)
+
+    def _exact(self) -> bool:
+        return self._screen is None or self._screen.exact
 
     def _say(self, text: str, *, forget: bool = False) -> bool:
         try:

@@ -59,7 +59,7 @@ def talk_to(
             raise GuestFailed("the machine was powered off by its guest")
 
     line = ScreenLine(display, reader, signs(policy), pause=pause)
-    return Talk(line, policy, alive, lambda: end - clock.now, 1.0, pins)
+    return Talk(line, policy, alive, lambda: end - clock.now, 1.0, pins, line)
 
 
 # -- a text console
@@ -216,6 +216,53 @@ def test_a_passphrase_that_opens_after_the_prompt_was_drawn_again(clock: Clock) 
     assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.OPENED
 
 
+@pytest.mark.parametrize(
+    ("answers", "answer"),
+    [
+        ([("Give root password for maintenance",)], Answer.TIMEOUT),
+        ([("Give root password for maintenance",), ("Give root password", "Login incorrect")], Answer.LOCKED),
+        ([("Cannot open access to console, the root account is locked.",)], Answer.LOCKED),
+    ],
+)
+def test_silence_in_a_corner_is_no_answer(answers: list[tuple[str, ...]], answer: Answer, clock: Clock) -> None:
+    """A shell may be there that OCR does not read."""
+    left = list(answers)
+    _, talk = plymouth(clock, lambda text, pictures: [(1.0, pictures.make(*left.pop(0)))] if left else [])
+    talk.outcome()
+    assert talk.guess("shell probe", PROBE_TEXT).answer is answer
+
+
+def test_a_shell_that_was_misread_at_first_is_one(clock: Clock) -> None:
+    asks = "Give root password for maintenance"
+    left = [(asks,), (), (asks, "osgates-4Z", ">>>"), (asks, "osgates-42", ">>>")]
+
+    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
+        lines = left.pop(0) if left else ()
+        return [(1.0, pictures.make(*lines))] if lines else []
+
+    _, talk = plymouth(clock, shows)
+    talk.outcome()
+    assert talk.guess("wrong 1", "wrong").answer is Answer.SHELL
+
+
+def test_nothing_is_typed_where_no_prompt_stands(clock: Clock) -> None:
+    """A splash says nothing, and whoever comes after it would get the passphrase as a user's name."""
+    display, talk = plymouth(clock, lambda text, pictures: [(1.0, pictures.make())])
+    talk.outcome()
+    display.at(140.0, lambda: display.show(display.pictures.make("host login:")))
+    assert talk.unlock(PASSPHRASE).answer is Answer.OPENED
+    assert display.typed == [PASSPHRASE]
+
+
+def test_keys_that_were_lost_are_typed_again(clock: Clock) -> None:
+    display, talk = plymouth(clock, tries)
+    talk.outcome()
+    display.deaf = True
+    display.at(30.0, lambda: setattr(display, "deaf", False))
+    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.ASKED_AGAIN
+    assert display.typed == [PROBE_TEXT]
+
+
 def test_a_pin_and_then_the_passphrase(clock: Clock) -> None:
     """Each is typed at its own prompt, though only the words differ."""
     pictures = Pictures()
@@ -278,7 +325,7 @@ INNOCENT = [
         "GNU GRUB version 2.12",
         "Welcome to Fedora Linux 40 (Server Edition) dracut-059-22.fc40 (Initramfs)!",
         "Running early hook (initramfs)",
-        "Linux version 6.6.1 (root@host) (clang version 17.0.6 (https://github.com/llvm 6009708b), LLD 17.0.6) #1 SMP",
+        "Linux version 6.6.1 (root@host) (clang version 17.0.6 (https://github.com/llvm 6009708b), LLD 17) #1 SMP",
     ),
 ]
 

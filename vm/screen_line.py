@@ -9,6 +9,7 @@ that what was typed arrived, and was taken.
 from __future__ import annotations
 
 import errno
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -294,7 +295,7 @@ class ScreenLine:
     def _news(self, frame: Frame, reading: Reading) -> str:
         if reading.exact:
             before, self._console = self._console, reading.lines
-            return added(before, reading.lines)
+            return added(before, reading.lines, [sign.regex for sign in self._prompts])
         known = [self._console, *self._recent, *(self._typed.known if self._typed is not None else ())]
         self._recent.append(reading.lines)
         told = set(unlike(reading.lines, known)) | set(self._misread(reading.lines, known))
@@ -412,23 +413,36 @@ def _cut(frame: Frame, box: Box) -> Frame:
     return Frame(right - left, bottom - top, b"".join(rows))
 
 
-def added(before: Sequence[str], now: Sequence[str]) -> str:
+def added(before: Sequence[str], now: Sequence[str], prompts: Sequence[re.Pattern[str]] = ()) -> str:
     """What was written since `before` on a text console that shows `now`, whose last line may go on: scrolled, or at
-    the end of the last line. Where all is drawn anew, lines that were not there."""
+    the end of the last line. What was behind one of `prompts` there may have been taken back: systemd writes "(press
+    TAB for no echo) ", and stars instead at the first key. Where all is drawn anew, lines that were not there."""
     old, new = tuple(before), tuple(now)
     for skip in range(len(old)):
         kept = old[skip:]
         count = len(kept)
         if count <= len(new) and new[: count - 1] == kept[:-1] and new[count - 1].startswith(kept[-1]):
             return new[count - 1][len(kept[-1]) :] + "".join(f"\n{line}" for line in new[count:])
+    for skip in range(len(old)):
+        kept = old[skip:]
+        count = len(kept)
+        if count <= len(new) and new[: count - 1] == kept[:-1]:
+            same = _same_start(kept[-1], new[count - 1])
+            if any((found := regex.search(kept[-1])) is not None and found.end() <= same for regex in prompts):
+                return new[count - 1][same:] + "".join(f"\n{line}" for line in new[count:])
     left = Counter(old)
-    found = []
+    more = []
     for line in new:
         if left[line]:
             left[line] -= 1
         else:
-            found.append(line)
-    return "".join(f"\n{line}" for line in found)
+            more.append(line)
+    return "".join(f"\n{line}" for line in more)
+
+
+def _same_start(one: str, other: str) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (mine, others) in pairs if mine != others), min(len(one), len(other)))
 
 
 def unlike(lines: Sequence[str], known: Iterable[Sequence[str]]) -> list[str]:

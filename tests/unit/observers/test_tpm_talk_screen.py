@@ -131,6 +131,36 @@ def test_the_journal_is_asked_by_who_logs_in(guest: Guest, clock: Clock) -> None
     assert any("tail -n 12" in text for text in display.typed), "a screen has no room for more"
 
 
+class Stars(TextScreen):
+    """As systemd asks: a hint, which the first key or Enter takes back, and stars."""
+
+    def pressed(self, line: str) -> None:
+        self.terminal.rows[-1] = f"{PROMPT} {'*' * len(line)}"
+        self.frame = self.terminal.frame()
+
+    def entered(self, text: str) -> None:
+        if not text:
+            self.terminal.rows[-1] = PROMPT
+            self.frame = self.terminal.frame()
+        super().entered(text)
+
+
+@pytest.mark.parametrize("text", [PROBE_TEXT, ""])
+def test_a_hint_that_is_taken_back_is_no_answer(text: str, clock: Clock) -> None:
+    asks = f"Starting\n{PROMPT} (press TAB for no echo) ".encode()
+    talk = talk_to(Stars(clock, asks))
+    assert talk.outcome() == (Outcome.ASKED, f"{PROMPT} (press TAB for no echo)")
+    assert talk.guess("wrong", text).answer is Answer.TIMEOUT
+    talk = talk_to(Stars(clock, asks, lambda text: b"\n" + asks))
+    talk.outcome()
+    assert talk.guess("wrong", text).answer is Answer.ASKED_AGAIN
+    talk = talk_to(
+        Stars(clock, asks, lambda text: b"\n" + REFUSES.replace(b"\r\nEnter", b"\r\n" + asks + b"\nEnter"))
+    )
+    talk.outcome()
+    assert talk.guess("wrong", text).answer is Answer.REFUSED
+
+
 # -- a graphical prompt
 
 

@@ -77,6 +77,27 @@ def test_what_is_new(before: tuple[str, ...], now: tuple[str, ...], new: str) ->
     assert added(before, now) == new
 
 
+HINT = " (press TAB for no echo)"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "new"),
+    [
+        (("a", PROMPT + HINT), ("a", PROMPT + " ***"), "***"),
+        (("a", PROMPT + HINT), ("a", PROMPT), ""),
+        (("a", PROMPT + " ***"), ("a", PROMPT), ""),
+        (("a", PROMPT + HINT), ("a", PROMPT, "No key", PROMPT + HINT), f"\nNo key\n{PROMPT}{HINT}"),
+        (("a", PROMPT + HINT), (PROMPT + " ***", "No key"), "***\nNo key"),
+        (("a", PROMPT, "b"), ("a", PROMPT, "c"), "\nc"),
+        (("a", PROMPT + HINT), ("a", "b", PROMPT + HINT), "\nb"),
+    ],
+)
+def test_what_is_taken_back_behind_a_prompt_is_no_line_of_its_own(
+    before: tuple[str, ...], now: tuple[str, ...], new: str
+) -> None:
+    assert added(before, now, [ASKS.regex]) == new
+
+
 WORDS = st.text(alphabet="ab:# ", min_size=1, max_size=6).filter(lambda text: text.strip() == text)
 
 

@@ -33,6 +33,8 @@ LOOK_SECONDS = 0.5
 STILL_SECONDS = 1.0
 # QEMU presses one key after the other. An event takes a hundredth of a second (ui/input.c); a shifted key has four.
 KEY_SECONDS = 0.1
+# Of more than 1024 events QEMU drops the newest without a word (ui/input.c); a shifted key has eight.
+_KEYS_AT_ONCE = 64
 # One that moves all the time is read so often.
 MOVING_SECONDS = 5.0
 # In which what was typed is shown, if it is; so long nothing else may have moved before.
@@ -132,6 +134,7 @@ class ScreenLine:
         self._asked: set[str] = set()
         self._asked_at: float | None = None
         self._asking = False
+        self._pressed = 0
         # Once it was seen that keys arrive.
         self._shown = False
         self._unread = b""
@@ -224,6 +227,9 @@ class ScreenLine:
         except GuestFailed as error:
             self.closed = True
             raise OSError(errno.EPIPE, error.what) from error
+        self._pressed += 1
+        if self._pressed % _KEYS_AT_ONCE == 0:
+            self._pause(_KEYS_AT_ONCE * KEY_SECONDS)
 
     def _grab(self) -> Frame | None:
         now = time.monotonic()

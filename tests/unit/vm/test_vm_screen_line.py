@@ -156,6 +156,18 @@ def test_keys_are_pressed(clock: Clock) -> None:
     assert display.line == "", "nothing of it is typed"
 
 
+def test_many_keys_are_pressed_in_time(clock: Clock) -> None:
+    """QEMU drops what does not fit its queue."""
+    display = TextScreen(clock, b"x")
+    line = line_of(display)
+    at: list[float] = []
+    display.pressed = lambda text: at.append(clock.now)  # type: ignore[method-assign]
+    line.send(b"$" * 500 + b"\r")
+    assert display.typed == ["$" * 500]
+    # Eight events each, which take 40 ms to be handed on.
+    assert max(8 * number - 8 * (now - at[0]) / 0.04 for number, now in enumerate(at)) < 1024 - 8
+
+
 def test_a_machine_that_is_off(clock: Clock) -> None:
     display = TextScreen(clock, b"x")
     line = line_of(display)

@@ -53,10 +53,17 @@ KILLED_SECONDS = 5.0
 CORNER_SECONDS = 20.0
 
 
-# What the journal is asked, and how its end is told from the echo of the command.
-_JOURNAL = "journalctl --boot --no-pager --output=cat | grep -i -e tpm -e unseal -e lockout -e pin\\. | tail -n {}"
-# So many lines of it: a screen has no more, and what has left it is not seen.
-_JOURNAL_LINES = {"serial": 200, "screen": 12}
+# What the journal is asked, and how its end is told from the echo of the command. A screen has room for a few lines,
+# and what has left it is not seen: the first that say why, for there is more about the TPM later on.
+_JOURNAL = {
+    "serial": "journalctl --boot --no-pager --output=cat"
+    " | grep -i -e tpm -e unseal -e lockout -e pin\\. | tail -n 200",
+    "screen": "journalctl --boot --no-pager --output=cat | grep -i"
+    ' -e unseal -e "policy digest" -e "did not unlock" -e lock-*out -e "no tpm2* [dh]" -e "tpm2* [pdo].*[nfmg]"'
+    ' -e "tpm2 support is" -e "to [au].*tpm"'
+    ' -e "into tpm" -e tpm: -e "integrity check" -e "bad pin" -e "this pin" -e "pin unlock" -e "hmac check"'
+    " | cut -c1-150 | head -n 6",
+}
 _JOURNAL_END = "echo osgates-journal-$((6*7))"
 _LOGIN_SIGNS = (
     Sign("end", re.compile(r"^osgates-journal-42$")),
@@ -152,7 +159,7 @@ class Talk:
         self._patience = patience
         self._settle = policy.settle_s * patience
         self._stand = SHOWN_SECONDS * patience + 1.0 if policy.console == "screen" else 0.0
-        self._asking_journal = _JOURNAL.format(_JOURNAL_LINES[policy.console])
+        self._asking_journal = _JOURNAL[policy.console]
         # Whenever it comes, before the passphrase was typed: it is a way in.
         self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))
         self._gone = ""

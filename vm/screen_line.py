@@ -116,6 +116,7 @@ class ScreenLine:
         self._reader = reader
         self._prompts = tuple(sign for sign in signs if sign.name in ASKING)
         self._telling = tuple(sign for sign in signs if sign.name in TELLING)
+        self._shells = tuple(sign for sign in signs if sign.name == "shell")
         self._patience = patience
         self._transcript = transcript
         self._written = 0
@@ -128,6 +129,7 @@ class ScreenLine:
         self._reading = Reading()
         # Of the text console, when it was last to be seen.
         self._console: tuple[str, ...] = ()
+        self._wrapped: tuple[str, ...] = ()
         self._recent: deque[tuple[str, ...]] = deque(maxlen=_READINGS)
         self._typed: _Typed | None = None
         # The kinds of prompts that were there so far, and when the last one was read first, or again.
@@ -301,7 +303,13 @@ class ScreenLine:
     def _news(self, frame: Frame, reading: Reading) -> str:
         if reading.exact:
             before, self._console = self._console, reading.lines
-            return added(before, reading.lines, [sign.regex for sign in self._prompts])
+            more = Counter(reading.wrapped) - Counter(self._wrapped)
+            self._wrapped = reading.wrapped
+            # A shell's prompt may come right after a line that ends at the edge.
+            shells = (row for row in more if any(sign.regex.search(row) for sign in self._shells))
+            return added(before, reading.lines, [sign.regex for sign in self._prompts]) + "".join(
+                f"\n{row}\n" for row in shells
+            )
         known = [self._console, *self._recent, *(self._typed.known if self._typed is not None else ())]
         self._recent.append(reading.lines)
         told = set(unlike(reading.lines, known)) | set(self._misread(reading.lines, known))

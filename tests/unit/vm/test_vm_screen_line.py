@@ -122,6 +122,23 @@ def test_a_text_console_is_a_serial_one(clock: Clock) -> None:
     assert line.tail(11) == "host login:"
 
 
+@pytest.mark.parametrize("long", ["y" * 80, "y" * 160])
+def test_a_shell_below_a_line_that_ends_at_the_edge(long: str, clock: Clock) -> None:
+    """Once, however long it stands."""
+    display = TextScreen(clock, f"Loading\n{long}".encode(), after=1.0)
+    line = line_of(display)
+    heard(line, 3.0)
+    display.at(0.0, lambda: display.show(b"\n(initramfs) "))
+    display.at(4.0, lambda: display.show(b"\nand more"))
+    said = heard(line, 10.0)
+    # As the rest of the long line, and as a line.
+    assert said.startswith("(initramfs)\n(initramfs)\n")
+    assert said.count("(initramfs)") == 2
+    assert "and more" in said
+    display.show(f"\n{long}\nno shell".encode())
+    assert "\nno shell\n" not in heard(line, 5.0)
+
+
 def test_a_long_console_that_scrolls(clock: Clock) -> None:
     display = TextScreen(clock, "".join(f"line {number}\n" for number in range(24)).encode(), after=1.0)
     line = line_of(display)

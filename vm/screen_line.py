@@ -96,8 +96,8 @@ class _Typed:
 
 class ScreenLine:
     """`Line` over a machine's screen. `signs`: what is looked for, of which `ASKING` and `TELLING` count here;
-    `patience`: how much longer everything takes here; `transcript`: receives all that was new; `pause`: waits so many
-    seconds."""
+    `patience`: how much longer everything takes here; `transcript`: receives all that was new, as `hide` makes it
+    fit to be kept; `pause`: waits so many seconds."""
 
     # A picture is there to be looked at, and nothing is put aside.
     dropped = 0
@@ -110,6 +110,7 @@ class ScreenLine:
         *,
         patience: float = 1.0,
         transcript: Path | None = None,
+        hide: Callable[[str], str] = str,
         pause: Callable[[float], object] | None = None,
     ) -> None:
         self._machine = machine
@@ -119,6 +120,7 @@ class ScreenLine:
         self._shells = tuple(sign for sign in signs if sign.name == "shell")
         self._patience = patience
         self._transcript = transcript
+        self._hide = hide
         self._written = 0
         self._pause = threading.Event().wait if pause is None else pause
         self._begun = self._since = self._seen_at = time.monotonic()
@@ -365,7 +367,7 @@ class ScreenLine:
         if self._transcript is None or not text.strip() or self._written > _TRANSCRIPT_LIMIT:
             return
         at = f"[{time.monotonic() - self._begun:.1f}] "
-        record = "".join(f"{at}{printable(line)}\n" for line in text.splitlines() if line.strip())
+        record = "".join(f"{at}{printable(line)}\n" for line in self._hide(text).splitlines() if line.strip())
         self._written += len(record)
         try:
             with self._transcript.open("a", encoding="utf-8") as file:

@@ -303,6 +303,10 @@ def _goes_on(boot: BootSeen, tamper: Tamper) -> bool:
     )
 
 
+def _as_read(secret: str) -> re.Pattern[str]:
+    return re.compile(r"[ \t]?".join(map(re.escape, secret)), re.IGNORECASE)
+
+
 class _Glances:
     """At the screen, now and then, or at the serial console where the screen is talked to: a shell may be on another
     console."""
@@ -444,7 +448,8 @@ class _Boots:
     def _screen_line(self, machine: Machine) -> ScreenLine:
         transcript = machine.records / "screen.log"
         known = signs(self._row.policy)
-        return ScreenLine(machine, Reader(), known, patience=self._row.host.pace, transcript=transcript)
+        hide = self._without_secrets
+        return ScreenLine(machine, Reader(), known, patience=self._row.host.pace, transcript=transcript, hide=hide)
 
     def _picture(self, machine: Machine, name: str) -> None:
         """Where the screen is what is judged."""
@@ -478,7 +483,7 @@ class _Boots:
         return tuple(attempt.model_copy(update={"line": self._without_secrets(attempt.line)}) for attempt in tries)
 
     def _without_secrets(self, text: str) -> str:
-        """What a guest echoed."""
+        """What a guest echoed; also with the blanks and the case that OCR makes of it."""
         phrases = self._row.phrases
-        text = text.replace(phrases.right, "(the passphrase)")
-        return text.replace(phrases.pin, "(the PIN)") if len(phrases.pin) >= _SHORTEST_PIN else text
+        text = _as_read(phrases.right).sub("(the passphrase)", text)
+        return _as_read(phrases.pin).sub("(the PIN)", text) if len(phrases.pin) >= _SHORTEST_PIN else text

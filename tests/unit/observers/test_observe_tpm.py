@@ -544,7 +544,7 @@ def test_a_machine_that_asks_on_its_screen(play: Play, monkeypatch: pytest.Monke
 
     class Said:
         def tail(self, limit: int) -> str:
-            return f"asked\nand echoed {PASSPHRASE}"
+            return f"asked\nand echoed {PASSPHRASE[:3]} {PASSPHRASE[3:].upper()}"
 
     shot: list[str] = []
     monkeypatch.setattr(tpm, "_shoot", lambda machine, name="last": shot.append(name))
@@ -555,6 +555,7 @@ def test_a_machine_that_asks_on_its_screen(play: Play, monkeypatch: pytest.Monke
     (_, _, known), more = lines[0]
     assert any(sign.regex.search("Please unlock disk uvda3_crypt:") for sign in known if sign.name == "prompt")
     assert more["transcript"].name == "screen.log"
+    assert more["hide"](f"login: {PASSPHRASE}") == "login: (the passphrase)"
 
 
 @pytest.mark.usefixtures("readable")

@@ -211,9 +211,9 @@ def test_a_monitor_that_gives_no_picture(clock: Clock, monkeypatch: pytest.Monke
 
 def test_the_transcript(clock: Clock, tmp_path: Path) -> None:
     display = TextScreen(clock, b"one two three\nfour five", after=1.0)
-    line = line_of(display, transcript=tmp_path / "screen.log")
+    line = line_of(display, transcript=tmp_path / "screen.log", hide=lambda text: text.replace("two", "(hidden)"))
     heard(line, 3.0)
-    assert (tmp_path / "screen.log").read_text() == "[1.0] one two three\n[1.0] four five\n"
+    assert (tmp_path / "screen.log").read_text() == "[1.0] one (hidden) three\n[1.0] four five\n"
     display.at(1.0, lambda: display.show(b"\nsix seven"))
     (tmp_path / "screen.log").unlink()
     (tmp_path / "screen.log").mkdir()

@@ -19,7 +19,7 @@ BLACK, GREY = b"\0\0\0", b"\xaa\xaa\xaa"
 
 
 def decode_png(data: bytes) -> Frame:
-    """An independent reader of 8 bit RGB pictures without interlacing, of all five filters (W3C PNG, section 9)."""
+    """An independent reader of 8 bit RGB pictures without interlacing and filters (W3C PNG, section 9)."""
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     at, kinds, packed, size = 8, [], b"", (0, 0)
     while at < len(data):

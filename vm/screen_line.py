@@ -201,9 +201,10 @@ class ScreenLine:
                 self._typed.entered = time.monotonic()
 
     def _stands(self) -> bool:
-        """Nothing but a cursor has moved since the prompt was read, and long enough."""
-        stood = time.monotonic() - self._since
-        return self._asked_at is not None and self._since <= self._asked_at and stood >= self._shown_in()
+        """Nothing but a cursor has moved since soon after the prompt was read: it may be drawn in steps."""
+        if self._asked_at is None or self._since > self._asked_at + self._shown_in():
+            return False
+        return time.monotonic() - self._since >= self._shown_in()
 
     def _shown_in(self) -> float:
         return SHOWN_SECONDS * self._patience

@@ -158,7 +158,7 @@ class Talk:
         self._left = left
         self._patience = patience
         self._settle = policy.settle_s * patience
-        self._stand = SHOWN_SECONDS * patience + 1.0 if policy.console == "screen" else 0.0
+        self._stand = 2 * SHOWN_SECONDS * patience + 1.0 if policy.console == "screen" else 0.0
         self._asking_journal = _JOURNAL[policy.console]
         # Whenever it comes, before the passphrase was typed: it is a way in.
         self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))

@@ -348,6 +348,17 @@ def test_a_prompt_that_has_not_stood_for_long_is_no_answer(clock: Clock) -> None
     assert heard(line, 20.0) == ""
 
 
+def test_a_prompt_that_is_drawn_in_steps(clock: Clock) -> None:
+    pictures = Pictures()
+    whole = pictures.make(PROMPT, spinner=2)
+    display = Plymouth(clock, pictures, (PROMPT,), lambda typed: [(2.0, whole)])
+    display.at(4.0, lambda: display.show(whole))
+    line = line_of(display, pictures)
+    assert heard(line, 9.0) == f"\n{PROMPT}\n"
+    line.send(b"wrong\r")
+    assert heard(line, 20.0) == f"\n{PROMPT}\n"
+
+
 @pytest.mark.parametrize(
     "read",
     [

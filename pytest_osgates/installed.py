@@ -9,6 +9,7 @@ from pathlib import Path
 from pytest_osgates.checks.install import InstallObservation, InstallOutcome
 from pytest_osgates.evidence import write_atomic
 from pytest_osgates.observers import install
+from pytest_osgates.observers.install_work import Site
 from pytest_osgates.paths import alone
 from pytest_osgates.run import DiskFile, Run
 from pytest_osgates.states import deadline
@@ -18,6 +19,9 @@ from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.workdir import temporary
 
 _RESULT = "installation.json"
+# One file for each time that this host failed.
+_FAILED = "failed-{}.txt"
+_TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,13 @@ def made(run: Run) -> Made:
         patience += section.first_boot.deadline_s * run.host.pace + deadline(run)
     with alone(directory / ".lock", patience):
         if not result.exists():
-            site = install.Site(
+            tried = sum((directory / _FAILED.format(number)).exists() for number in range(_TRIES))
+            if tried == _TRIES:
+                # Each of many gates and rows would install for as long, and come to the same.
+                with temporary("what became of the installation"):
+                    what = (directory / _FAILED.format(_TRIES - 1)).read_text()
+                raise HostError(f"this host failed {_TRIES} times in this run to install: {what}")
+            site = Site(
                 section=section,
                 machine=run.profile.machine,
                 firmware=run.profile.machine.firmware[0],
@@ -91,7 +101,11 @@ def made(run: Run) -> Made:
                 live_deadline_s=deadline(run),
             )
             install.remove(home.directory)
-            observation = install.install(site, home)
+            try:
+                observation = install.install(site, home)
+            except HostError as error:
+                write_atomic(directory / _FAILED.format(tried), error.what.encode())
+                raise
             write_atomic(result, observation.model_dump_json().encode())
         with temporary("the installation's result"):
             observation = InstallObservation.model_validate_json(result.read_bytes())

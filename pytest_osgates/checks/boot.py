@@ -126,16 +126,16 @@ class BootPolicy(Policy):
     accept_alarms: tuple[AlarmAcceptance, ...] = ()
 
 
-def patterns(*, emulated: bool = False) -> tuple[Pattern, ...]:
+def patterns(*, emulated: bool = False, asked: bool = False) -> tuple[Pattern, ...]:
     """The known failures of ``data/console_failures.toml``.
 
     `emulated`: the guest's watchdogs count real seconds, of which emulation needs many times more for the same work;
-    so what they report ends no boot there.
+    so what they report ends no boot there. `asked`: of a boot that asks for a passphrase, and waits for it.
     """
     return tuple(
         Pattern(
             entry["name"],
-            re.compile(entry["regex"]),
+            re.compile(f"(?!{entry['waits']})(?:{entry['regex']})" if asked and "waits" in entry else entry["regex"]),
             entry["fatal"] and not (emulated and entry["name"] in TIMING_ALARMS),
             entry["meaning"],
         )

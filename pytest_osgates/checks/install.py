@@ -24,6 +24,7 @@ class InstallOutcome(StrEnum):
     FAILED = "failed"  # it said so, or the live system did not get ready
     STALLED = "stalled"  # nothing was written, shown or said for too long
     TIMEOUT = "timeout"  # still at work at the deadline
+    UNPROVEN = "unproven"  # it cannot be told, as its detail says
     ENDED = "ended"  # the machine ended before the installer had said that it is done
 
 
@@ -92,14 +93,14 @@ def judge(seen: InstallObservation, policy: InstallPolicy) -> list[Finding]:
     done = seen.outcome is InstallOutcome.DONE
     findings = []
     if not done:
-        severity = _UNPROVEN if seen.outcome is InstallOutcome.TIMEOUT else Severity.VIOLATION
+        severity = _severity(seen.outcome, seen.lost)
         what = f"{seen.outcome} after {seen.seconds:.0f} s, step {seen.steps} of {seen.wanted_steps}: {seen.detail}"
         wanted = "the recipe gone through to its end"
         findings.append(_finding(seen, f"install-{seen.outcome}", _SUBJECT, what, wanted, severity))
     elif seen.steps < seen.wanted_steps or not seen.wanted_steps:
         what = f"{seen.steps} of {seen.wanted_steps} steps"
         findings.append(_finding(seen, "install-steps", _SUBJECT, what, "all steps of the recipe", _UNPROVEN))
-    if done and seen.lost:
+    if seen.lost:
         what = f"{seen.lost} bytes of the serial console came too fast to be looked at"
         wanted = "every line looked at: any of them may say that it failed"
         findings.append(_finding(seen, "lost-output", _SUBJECT, what, wanted, _UNPROVEN))
@@ -128,6 +129,14 @@ def judge(seen: InstallObservation, policy: InstallPolicy) -> list[Finding]:
     return findings
 
 
+def _severity(outcome: InstallOutcome, lost: int) -> Severity:
+    """Of an end that is not the wanted one. What was waited for may have been in what was lost; that it failed was
+    seen."""
+    unproven = outcome in (InstallOutcome.TIMEOUT, InstallOutcome.UNPROVEN)
+    unseen = bool(lost) and outcome is not InstallOutcome.FAILED
+    return _UNPROVEN if unproven or unseen else Severity.VIOLATION
+
+
 def _first_boot(seen: FirstBoot) -> list[Finding]:
     """What is done once, before anything else is judged of the installed machine: gone through to its end."""
     findings = []
@@ -141,7 +150,7 @@ def _first_boot(seen: FirstBoot) -> list[Finding]:
     if seen.outcome is None:
         add("first-boot-unproven", "not tried", wanted, _UNPROVEN)
     elif seen.outcome is not InstallOutcome.DONE:
-        severity = _UNPROVEN if seen.outcome is InstallOutcome.TIMEOUT else Severity.VIOLATION
+        severity = _severity(seen.outcome, seen.lost)
         what = f"{seen.outcome} after {seen.seconds:.0f} s, step {seen.steps} of {seen.wanted_steps}: {seen.detail}"
         add(f"first-boot-{seen.outcome}", what, wanted, severity)
     elif seen.steps < seen.wanted_steps or not seen.wanted_steps:
@@ -197,7 +206,7 @@ def _started_as(starts: str) -> Sabotage:
 _LEFT = (Left(place="partition 1", what="/EFI/BOOT/BOOTX64.EFI"),)
 CONTROLS = (
     Control("it says that it failed", _with(outcome=InstallOutcome.FAILED), "install-failed", _SUBJECT),
-    Control("it stands still", _with(outcome=InstallOutcome.STALLED), "install-stalled", _SUBJECT),
+    Control("it stands still", _with(outcome=InstallOutcome.STALLED, lost=0), "install-stalled", _SUBJECT),
     Control("it goes on for ever", _with(outcome=InstallOutcome.TIMEOUT), "install-timeout", _SUBJECT, _UNPROVEN),
     Control("a half", _with(outcome=InstallOutcome.FAILED, left=_LEFT), "half-installed", _DISK),
     Control("no boot loader", _with(outcome=InstallOutcome.DONE, left=()), "nothing-to-start", _DISK),
@@ -218,6 +227,13 @@ CONTROLS = (
         "the first boot goes on for ever",
         _first(outcome=InstallOutcome.TIMEOUT),
         "first-boot-timeout",
+        _FIRST,
+        _UNPROVEN,
+    ),
+    Control(
+        "what the first boot came to cannot be told",
+        _first(outcome=InstallOutcome.UNPROVEN),
+        "first-boot-unproven",
         _FIRST,
         _UNPROVEN,
     ),

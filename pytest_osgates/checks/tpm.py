@@ -23,7 +23,7 @@ from pytest_osgates.checks.tpm_model import (
     opened,
     tamper_of,
 )
-from pytest_osgates.checks.tpm_options import is_ignored, options
+from pytest_osgates.checks.tpm_options import is_ignored, not_taken, options, untaken
 from pytest_osgates.model import Finding, Gate, Severity, State
 
 _UNPROVEN = Severity.UNPROVEN
@@ -216,9 +216,13 @@ def _tampered(seen: TpmObservation, tamper: Tamper, policy: TpmPolicy) -> Iterab
     blind = None if all(tpm_grub.barred(boot) for boot in tampered) else _blind(seen.slots, tamper)
     if is_ignored(tampered, tamper):
         found = list(options(seen, tampered[0], twins, tamper, policy, blind))
+        wanted = "the PIN, before it opens: the load options are ignored"
+        found += _by_pin(seen, tampered[0], policy, wanted)
+    elif asks := untaken(tampered, tamper, policy):
+        found = [*_fallback(seen, tampered, tamper, policy, None), not_taken(seen, asks)]
     else:
         found = list(_fallback(seen, tampered, tamper, policy, blind))
-        if blind and not any(finding.rule == "unlocked" for finding in found):
+        if blind and not any(finding.rule in ("unlocked", "which-boots") for finding in found):
             found.append(_finding(seen, "blind", *blind))
     yield from found
     if any(finding.severity is Severity.VIOLATION for finding in found):
@@ -270,9 +274,6 @@ def _fallback(
             what = ", ".join(boot.outcome for boot in boots)
             yield _finding(seen, "boots-differ", what, "the same end of each tampered boot", _UNPROVEN)
         return
-    if tpm_sysrq.ended(boots[-1]):
-        # Nobody asks any more.
-        return
     tries = [attempt for boot in boots for attempt in boot.tries]
     opening = max((attempt.seconds for attempt in tries if attempt.what == RIGHT), default=0.0)
     decided = {attempt.what for attempt in tries if attempt.answer is not Answer.TIMEOUT}
@@ -284,6 +285,9 @@ def _fallback(
         what = f"{attempt.what}: it asks again without a word, and was watched for {attempt.seconds:.0f} s"
         wanted = f"a word of refusal, or {opening:.0f} s without a login: so long the passphrase took"
         yield _finding(seen, "guess-undecided", what, wanted, _UNPROVEN, hint="raise settle_s in [gate.tpm]")
+    if tpm_sysrq.ended(boots[-1]):
+        # Nobody asks any more.
+        return
     if not any(attempt.answer in (Answer.OPENED, Answer.SHELL) for attempt in tries if attempt.what != RIGHT):
         for guess in policy.guesses():
             if guess not in decided:
@@ -417,6 +421,10 @@ def _asks(
         case Outcome.UNLOCKED if any(each.answer in _OPENED and each.what != PIN for each in boot.pins):
             # By a wrong PIN: that is said already.
             return
+        case Outcome.UNLOCKED if seen.besides:
+            what = f"the disk was unlocked, and may boot something else, which was not changed: {seen.besides}"
+            hint = "try a copy of the disk without what does not boot"
+            yield _finding(seen, "which-boots", what, wanted, _UNPROVEN, hint=hint)
         case Outcome.UNLOCKED:
             what = f"the disk was unlocked, and nobody was asked: {boot.line}"
             if boot.pins:
@@ -429,10 +437,16 @@ def _asks(
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
         case Outcome.LOCKED if tamper.locked:
             return
-        case Outcome.EMERGENCY | Outcome.STOPPED | Outcome.ENDED if tamper.locked or tamper.how == tpm_grub.HOW:
-            # It asks for nothing, and gave nobody a shell; but nothing says that it would not.
-            wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
-            yield _finding(seen, "emergency-undecided", f"{boot.outcome}: {boot.line}", wanted, _UNPROVEN)
+        case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED if (
+            tamper.locked or tamper.how == tpm_grub.HOW
+        ):
+            # It asks for nothing, and gave nobody a shell; but nothing says that it would not. At GRUB nothing was
+            # changed on the disk: its owner boots again.
+            if tamper.locked:
+                wanted = f"{wanted}; or an emergency that says that nobody gets a shell"
+            excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
+            what = f"{boot.outcome}: {boot.line}"
+            yield _finding(seen, "emergency-undecided", what, wanted, _UNPROVEN, hint=excuse)
         case Outcome.EMERGENCY | Outcome.LOCKED | Outcome.STOPPED | Outcome.ENDED:
             excuse = emulated.panic(seen.accelerator, boot.line, boot.console)
             severity = _UNPROVEN if excuse else Severity.VIOLATION

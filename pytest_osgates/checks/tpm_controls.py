@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pytest_osgates.checks import tpm_grub, tpm_sysrq
 from pytest_osgates.checks.tpm_model import (
     BLANK,
+    PIN,
     PROBE,
     RIGHT,
     Answer,
@@ -14,10 +15,11 @@ from pytest_osgates.checks.tpm_model import (
     Outcome,
     TpmObservation,
     TpmPolicy,
+    Try,
     as_made,
     tamper_of,
 )
-from pytest_osgates.checks.tpm_options import is_ignored
+from pytest_osgates.checks.tpm_options import is_ignored, untaken
 from pytest_osgates.model import Control, Severity
 
 UNPROVEN = Severity.UNPROVEN
@@ -91,16 +93,29 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
         made += [
             Control("the kernel took the parameter", _line("tampered", words), "unlocked", case),
             Control("the kernel does not say", _line("tampered", None), "options-undecided", case, UNPROVEN),
+            Control("another line than the kernel's", _line("tampered", "x"), "options-undecided", case, UNPROVEN),
             Control("nobody handed it on", _line("twin", "quiet"), "options-undecided", case, UNPROVEN),
             Control("with Secure Boot off it opens", _outcome(Outcome.UNLOCKED, "twin"), "unlocked", case),
             Control("no twin", _no_twin, "options-undecided", case, UNPROVEN),
             Control("nothing was changed", _with(changes=()), "not-applied", case, UNPROVEN),
             Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case),
         ]
+        if policy.has_pin:
+            made += [
+                Control("it ignores them, and wants no PIN", _pins("tampered", typed=False), "pin-not-asked", case),
+                Control("its twin says nothing of the PIN", _silent_twin, "options-undecided", case, UNPROVEN),
+            ]
         return tuple(made)
     barred = any(tpm_grub.barred(boot) for boot in seen.boots)
     if not barred:
-        made.append(Control("a TPM that ignores the tamper", _outcome(Outcome.UNLOCKED), "unlocked", case))
+        ignores = _outcome(Outcome.UNLOCKED)
+        if tamper.ignored:
+            ignores = _both(_line("tampered", tamper.parameter or policy.parameter), ignores)
+            if untaken(tampered, tamper, policy) is None:
+                silent = _line("tampered", None)
+                made.append(Control("it asks, and took nothing", silent, "options-undecided", case, UNPROVEN))
+        rule, severity = ("which-boots", UNPROVEN) if seen.besides else ("unlocked", _VIOLATION)
+        made.append(Control("a TPM that ignores the tamper", ignores, rule, case, severity))
     made.append(Control("nothing was changed", _with(changes=()), "not-applied", case, UNPROVEN))
     if tamper.undo:
         made.append(Control("it still asks once undone", _outcome(Outcome.ASKED, "undone"), "not-undone", case))
@@ -162,6 +177,17 @@ def _line(role: str, text: str | None) -> Sabotage:
     return lambda seen: _boots(
         seen, lambda boot: boot.model_copy(update={"command_lines": said}) if boot.role == role else boot
     )
+
+
+def _both(first: Sabotage, second: Sabotage) -> Sabotage:
+    return lambda seen: second(first(seen))
+
+
+def _silent_twin(seen: TpmObservation) -> TpmObservation:
+    """The PIN was typed, and nothing came of it."""
+    pin = (Try(what=PIN, answer=Answer.TIMEOUT),)
+    change = {"outcome": Outcome.PIN, "pins": pin}
+    return _boots(seen, lambda boot: boot.model_copy(update=change) if boot.role == "twin" else boot)
 
 
 def _no_twin(seen: TpmObservation) -> TpmObservation:

@@ -54,8 +54,8 @@ def told(boot: BootSeen) -> Iterable[Told]:
             NOT_REACHED,
             what,
             "GRUB's menu, to type there",
-            "show it for the test, on the firmware's console or the serial one: timeout_style=menu, a timeout of some"
-            " seconds, terminal_output console; a menu that is hidden is no protection",
+            "show it for the test: timeout_style=menu, a timeout of some seconds, terminal_input console and"
+            " terminal_output console; a menu that is hidden is no protection",
         )
     elif grub.editor_locked is not grub.command_line_locked and not grub.missed:
         locked, open_ = ("editor", "command line") if grub.editor_locked else ("command line", "editor")

@@ -199,11 +199,13 @@ class BootSeen(Model):
 
 
 class Change(Model):
-    """What a tamper changed: `before` and `after` are digests, or words."""
+    """What a tamper changed: `before` and `after` are digests, or words. `besides`: what else on the disk may be what
+    boots, and was not changed."""
 
     what: str
     before: str
     after: str
+    besides: str = ""
 
 
 class TpmSlot(Model):
@@ -243,6 +245,11 @@ class TpmObservation(Observation):
     @property
     def considered(self) -> int | None:
         return len(self.boots)
+
+    @property
+    def besides(self) -> str:
+        """What else on the disk may be what boots."""
+        return next((change.besides for change in self.changes if change.besides), "")
 
 
 def _compiles(pattern: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from pytest_osgates.checks import emulated
-from pytest_osgates.checks.tpm_model import Answer, BootSeen, Outcome, TpmObservation, TpmPolicy
+from pytest_osgates.checks.tpm_model import Answer, BootSeen, Outcome, SysrqSeen, TpmObservation, TpmPolicy
 from pytest_osgates.model import Control, Finding, Severity
 
 HOW = "press-sysrq"
@@ -81,7 +81,23 @@ def controls(seen: TpmObservation) -> Iterable[Control[TpmObservation]]:
     yield Control("SysRq leads to a shell", _with(answer=Answer.SHELL), SHELL, case)
     yield Control("SysRq opens the disk", _with(answer=Answer.OPENED), OPENED, case)
     yield Control("SysRq was not pressed", _with(keys=()), UNDECIDED, case, _UNPROVEN)
+    if any(entry.line for boot in seen.boots if boot.sysrq is not None for entry in boot.sysrq.keys):
+        # Else it is told already, and by the profile's leave alone.
+        yield Control("the kernel did not answer to a key", _silent, SILENT, case, _UNPROVEN)
     yield Control("nobody knows what came of it", _with(answer=Answer.TIMEOUT), UNDECIDED, case, _UNPROVEN)
+
+
+def _silent(seen: TpmObservation) -> TpmObservation:
+    """One key of all: the others were answered, so that no reason excuses it."""
+
+    def one(sysrq: SysrqSeen) -> SysrqSeen:
+        keys = (entry.model_copy(update={"line": ""}) if entry.key == KEYS[-1] else entry for entry in sysrq.keys)
+        return sysrq.model_copy(update={"keys": tuple(keys)})
+
+    boots = (
+        boot if boot.sysrq is None else boot.model_copy(update={"sysrq": one(boot.sysrq)}) for boot in seen.boots
+    )
+    return seen.model_copy(update={"boots": tuple(boots)})
 
 
 def _with(**changes: object) -> Sabotage:

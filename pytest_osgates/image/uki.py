@@ -48,10 +48,14 @@ def sections(data: bytes) -> dict[str, bytes]:
         if count > _MAX_SECTIONS:
             raise ImageError(f"{count} sections")
         found: dict[str, bytes] = {}
+        raw = memory = 0
         for number in range(count):
             name, virtual, raw_size, raw_at = struct.unpack_from("<8sI4xII", data, at + 24 + size + 40 * number)
             if raw_at + raw_size > len(data) or virtual > len(data) + (1 << 20):
                 raise ImageError("a section reaches beyond the end")
+            raw, memory = raw + raw_size, memory + virtual
+            if raw > len(data) or memory > 2 * len(data) + (1 << 22):
+                raise ImageError("its sections overlap")
             label = name.rstrip(b"\x00").decode("latin-1")
             found.setdefault(label, data[raw_at : raw_at + min(raw_size, virtual)].ljust(virtual, b"\x00"))
     except struct.error:

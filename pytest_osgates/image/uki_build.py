@@ -31,6 +31,10 @@ class _Section:
     flags: int
 
     @property
+    def label(self) -> str:
+        return self.name.rstrip(b"\x00").decode("latin-1")
+
+    @property
     def end(self) -> int:
         return self.place + max(self.size, len(self.raw))
 
@@ -62,11 +66,16 @@ def _rebuilt(program: bytes, parts: Mapping[str, bytes]) -> bytes:
     if not (0 < file_step <= _PAGE and 0 < section_step <= 1 << 21 and headers <= len(program)):
         raise ImageError(f"alignments of {file_step} and {section_step} bytes, headers of {headers}")
     table = optional + optional_size
-    sections = [
-        section
-        for number in range(count)
-        if (section := _read(program, table + _ENTRY * number)).name.rstrip(b"\x00").decode("latin-1") not in parts
-    ]
+    # Before any is read: the same bytes may be in all of them.
+    sizes = (struct.unpack_from("<I", program, table + _ENTRY * number + 16)[0] for number in range(count))
+    if sum(sizes) > len(program):
+        raise ImageError("its sections overlap")
+    there = [_read(program, table + _ENTRY * number) for number in range(count)]
+    sections = [section for section in there if section.label not in parts]
+    if twice := sorted(
+        {one.label for one in there if [each.label for each in there].count(one.label) > 1} & set(parts)
+    ):
+        raise ImageError(f"{', '.join(twice)} is there twice: which is used is not known here")
     step = max(section_step, _PAGE)
     for name, content in parts.items():
         end = max((section.end for section in sections), default=headers)

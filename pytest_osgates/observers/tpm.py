@@ -201,8 +201,11 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
     )
 
 
-# Of the kernel's log (init/main.c, arch/x86/kernel/setup.c), or of an initrd that says it in the same words.
-_COMMAND_LINE = re.compile(r"^.{0,100}?\b[Cc]ommand line: (.*)$", re.MULTILINE)
+# Of the kernel's log (init/main.c, arch/x86/kernel/setup.c; kernel/printk/printk.c), or of an initrd that says it in
+# the same words. Nothing else may stand before them: services have command lines as well.
+_COMMAND_LINE = re.compile(
+    r"^(?:<\d+>)?(?:\[ *\d+\.\d+\])?(?:\[ *[TC]\d+\])? ?(?:Kernel c|C)ommand line: (.*)$", re.MULTILINE
+)
 
 
 def command_lines(console: str) -> tuple[str, ...]:
@@ -283,6 +286,9 @@ def _tampered(
             break
         if boot.outcome is not Outcome.ASKED or not _goes_on(boot, tamper):
             return tuple(found)
+        if keys:
+            # After each that does something all is typed anew: the prompt may stand, and nobody is behind it.
+            continue
         for attempt in boot.tries:
             pending.pop(attempt.what, None)
         if boot.tries[-1].what == "right":
@@ -357,6 +363,8 @@ class _Boots:
         self._deadline = deadline
         self._stage = ""
         self._line: ScreenLine | None = None
+        # Resets until something was typed that the next start knows nothing of; None: they are of no interest.
+        self._resets: int | None = None
 
     def untouched(self, role: Role, *, with_tpm: bool) -> BootSeen:
         """Nothing is typed but the PIN, once."""
@@ -381,6 +389,8 @@ class _Boots:
         `how`: of the tamper, for what is done to a machine that runs; `keys`: for SysRq, at the prompt."""
         with self._machine("tampered", pins, with_tpm=with_tpm, with_rom=with_rom) as (machine, talk, glances):
             grub = self._at_grub(machine) if how == tpm_grub.HOW else None
+            if grub is not None:
+                self._resets = machine.resets
             if grub is None or (grub.booting and not grub.missed):
                 outcome, line = talk.outcome()
             else:
@@ -390,7 +400,10 @@ class _Boots:
             sysrq = None
             if outcome is Outcome.ASKED and keys:
                 self._stage = "pressing SysRq"
+                self._resets = machine.resets
                 sysrq = talk.press(lambda key: machine.send_keys("alt", "sysrq", key), keys)
+                # The TPM is a new one after it as well: it asks again.
+                self._resets = None
             tries: list[Try] = []
             if outcome is Outcome.ASKED and (sysrq is None or sysrq.answer is Answer.ASKED_AGAIN):
                 for what, text in guesses.items():
@@ -428,6 +441,7 @@ class _Boots:
     ) -> Iterator[tuple[Machine, Talk, _Glances]]:
         row = self._row
         self._stage = f"booting, {role}"
+        self._resets = None
         spec = replace(row.spec(f"tpm-{role}", self._home, with_tpm), option_rom=with_rom)
         with Machine(spec, row.host, row.records(role)) as machine:
             glances = _Glances(machine, row.policy)
@@ -435,6 +449,8 @@ class _Boots:
             def alive() -> None:
                 # A panic ends it as well: pvpanic says so.
                 machine.check_guest()
+                if self._resets is not None and machine.resets > self._resets:
+                    raise GuestFailed("the guest reset the machine, and starts without what was typed")
                 row.say(self._stage, machine.elapsed)
                 glances.look()
 

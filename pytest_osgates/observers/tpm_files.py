@@ -168,12 +168,12 @@ class _Fat:
 
     def listed(self, scratch: Path) -> Sequence[str]:
         """All of them."""
+        return [path for path in self._paths() if not path.endswith("/")]
+
+    def _paths(self) -> Sequence[str]:
+        """Those of directories end by a slash."""
         said = self._run("mdir", "-/", "-b", "-a", "-i", self._image, "::/")
-        return [
-            line[2:]
-            for line in said.splitlines()
-            if line.startswith("::/") and line.isprintable() and not line.endswith("/")
-        ]
+        return [line[2:] for line in said.splitlines() if line.startswith("::/") and line.isprintable()]
 
     def get(self, path: str, local: Path) -> None:
         self._run("mcopy", "-n", "-o", "-i", self._image, f"::{path}", str(local))
@@ -183,7 +183,9 @@ class _Fat:
 
     def make_directory(self, path: str) -> None:
         """Below one that is there; it may be there itself."""
-        self._run("mmd", "-D", "s", "-i", self._image, f"::{path}")
+        # Of one that is there, mmd fails, whatever it is told to do about that.
+        if all(known.lower() != f"{path}/".lower() for known in self._paths()):
+            self._run("mmd", "-i", self._image, f"::{path}")
 
     def _run(self, *argv: str) -> str:
         return run(argv, timeout=_SECONDS, max_output=_MAX_LISTING, remedy=_REMEDY).text

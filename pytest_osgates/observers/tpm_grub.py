@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
-from itertools import cycle
+from itertools import cycle, pairwise
 
 from pytest_osgates.checks.tpm_model import GrubSeen
 from pytest_osgates.data import load
-from pytest_osgates.vm.cells import Cells
+from pytest_osgates.vm.cells import WIDTH, Cells
 from pytest_osgates.vm.dialogue import Sign
 from pytest_osgates.vm.errors import MORE_ROOM, GuestFailed, HostError, QmpFailed
 from pytest_osgates.vm.keyboard import keys_of
@@ -25,6 +25,8 @@ from pytest_osgates.vm.text import one_line, printable
 
 # Between two keys that may open the menu: with no timeout GRUB looks once whether there is one.
 OPEN_SECONDS = 0.4
+# Until Escape is tried as well, once: it leaves a menu that shows, if one file of configuration has read another.
+ESCAPE_SECONDS = 10.0
 # From the firmware's word to the menu, under emulation.
 MENU_SECONDS = 60.0
 # Until a key has its effect.
@@ -36,6 +38,8 @@ _READ = 1 << 16
 # GRUB's output to the firmware's console: an attacker at the machine sees its pictures, we do not.
 _TO_CONSOLE = "terminal_output console"
 _MOST_LINES = 200
+# Characters that the top of a frame is drawn with; Fedora's editor has none, and above its text there are others.
+_MOST_OF_A_FRAME = 3
 _LINE = 300
 _LONGEST = 4000
 # Firmware writes frames in UTF-8 or, as most do, in bytes of code page 437, which must not be taken for UTF-8: each
@@ -107,23 +111,32 @@ class _Keyboard:
 
     def _open(self) -> None:
         """:raise _Missed: there is no menu."""
-        begun = self._wait(("starts", "menu", "lock"), self._left(), kernel=True)
+        shows = ("menu", "lock", "command")
+        begun = self._wait(("starts", *shows), self._left(), kernel=True)
         if begun is None:
             raise _Missed("neither the firmware nor GRUB has a word on the serial console")
-        deadline = time.monotonic() + min(MENU_SECONDS * self._patience, self._left())
+        start = time.monotonic()
+        deadline = start + min(MENU_SECONDS * self._patience, self._left())
+        escaped = False
         for keys in cycle(self._keys["open"]) if begun == "starts" else ():
             self._press(keys)
-            if self._wait(("menu", "lock"), OPEN_SECONDS, kernel=True) is not None:
+            if self._wait(shows, OPEN_SECONDS, kernel=True) is not None:
                 break
+            if not escaped and time.monotonic() >= start + ESCAPE_SECONDS * self._patience:
+                escaped = True
+                self._press(self._keys["last"])
             if time.monotonic() >= deadline:
                 self._to_console()
                 break
         self._still()
         self._picture("menu")
         name, line = self._shown()
-        self._note(menu=line)
+        left = "; Escape was pressed, which leaves a menu that another one opened" if escaped else ""
+        if name == "command":
+            raise _Missed(f"GRUB's command line came instead of its menu{left}")
         if name == "lock":
-            raise _Missed(f"a password before there is a menu: {line}")
+            raise _Missed(f"a password before there is a menu: {line}{left}")
+        self._note(menu=line)
 
     def _to_console(self) -> None:
         """Nothing to be seen, and no kernel: GRUB may be waiting behind a picture.
@@ -134,7 +147,7 @@ class _Keyboard:
         for keys in (*keys_of(_TO_CONSOLE), ("ret",)):
             self._machine.send_keys(*keys)
             # They are read from a short queue.
-            self._wait((), OPEN_SECONDS, kernel=True)
+            self._wait((), OPEN_SECONDS * self._patience, kernel=True)
         if self._wait(("command",), KEY_SECONDS * self._patience, kernel=True) is None:
             raise _Missed("no menu on the serial console, and no command line behind a picture")
         self._note(commands=(_TO_CONSOLE,))
@@ -156,10 +169,11 @@ class _Keyboard:
         return name == "editor"
 
     def _edit(self) -> None:
-        """:raise _Missed: the kernel's line is not found, or is not seen to be what was typed."""
+        """:raise _Missed: the kernel's line is not found, is one of several, or is not seen to be what was typed."""
         self._still()
         top = self._cells.lines()[max(0, self._cells.row - 1)]
-        self._edges = slice(self._cells.column, max(0, len(top) - 1))
+        framed = 0 < len(set(top.strip())) <= _MOST_OF_A_FRAME
+        self._edges = slice(self._cells.column, max(0, len(top) - 1) if framed else WIDTH)
         for _ in range(_MOST_LINES):
             if _LINUX.match(self._logical()):
                 break
@@ -171,20 +185,24 @@ class _Keyboard:
             self._still()
         else:
             raise _Missed("no line in the editor begins with linux")
-        before = self._logical().rstrip()
         self._press(self._keys["end"])
         if not self._until(lambda: self._cells.column > self._edges.start):
             raise _Missed("the cursor does not go to the end of the kernel's line")
         self._still()
+        # Blanks at its end are not to be told from none, but by where the cursor is.
+        before, end = self._logical().rstrip(), self._place()
+        before = before.ljust(end)
         typed = ""
         for char, keys in zip(f" {self._parameter}", keys_of(f" {self._parameter}"), strict=True):
             typed += char
             self._machine.send_keys(*keys)
             wanted = f"{before}{typed}".rstrip()
-            if not self._until(lambda: self._logical().rstrip() == wanted):  # noqa: B023
+            if not self._until(lambda: self._logical().rstrip() == wanted and self._place() == end + len(typed)):  # noqa: B023
                 stands = one_line(self._logical(), _LINE)
                 raise _Missed(f"{typed!r} was typed at the end of the kernel's line, and there stands: {stands}")
         self._note(line=one_line(self._logical(), _LONGEST))
+        if self._others():
+            raise _Missed("there is another line that begins with linux, and it may be the one that is carried out")
         self._picture("editor")
         self._press(self._keys["boot"])
         if self._wait(("booting",), KEY_SECONDS * self._patience) is None:
@@ -219,6 +237,20 @@ class _Keyboard:
         while rows[last].endswith("\\") and last + 1 < len(rows):
             last += 1
         return "".join([*(row[:-1] for row in rows[first:last]), rows[last]])
+
+    def _others(self) -> bool:
+        """Whether another line on the screen begins with linux, as the branch of an `if` that is not taken."""
+        rows = ["", *(line[self._edges] for line in self._cells.lines())]
+        found = [after for before, after in pairwise(rows) if _LINUX.match(after) and not before.endswith("\\")]
+        return len(found) > 1
+
+    def _place(self) -> int:
+        """Of the cursor in the logical line."""
+        rows = [line[self._edges] for line in self._cells.lines()]
+        first = self._cells.row
+        while first > 0 and rows[first - 1].endswith("\\"):
+            first -= 1
+        return sum(len(row) - 1 for row in rows[first : self._cells.row]) + self._cells.column - self._edges.start
 
     def _shown(self) -> tuple[str, str]:
         """The most telling sign on the screen, and its row; empty: none."""
@@ -269,7 +301,7 @@ class _Keyboard:
     def _still(self) -> None:
         """Until nothing more comes: what is drawn is drawn to its end."""
         deadline = time.monotonic() + min(KEY_SECONDS * self._patience, max(0.0, self._left()))
-        while self._read(_STILL_SECONDS) and time.monotonic() < deadline:
+        while self._read(_STILL_SECONDS * self._patience) and time.monotonic() < deadline:
             self._alive()
 
     def _picture(self, name: str) -> None:

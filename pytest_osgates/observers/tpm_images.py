@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_osgates.image import uki
-from pytest_osgates.image.authenticode import Signer, newly_signed, signatures
+from pytest_osgates.image.authenticode import Signer, digest, newly_signed, signatures
 from pytest_osgates.image.disk.partitions import DiskPartition, read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.medium import files_of_disk
@@ -23,16 +23,23 @@ PROGRAMS = re.compile(r"^/efi/(?:[^/]+/)?[^/]+\.efi$", re.IGNORECASE)
 _TITLE = "osgates: with load options"
 _CREDENTIAL = "osgates-tampered.cred"
 _STUB = b"systemd-stub"
+# Automatic boot assessment: tries left and done (systemd-boot(7)). Newer stubs look beside the name without them, and
+# systemd-boot renames the image at each boot.
+_COUNTED = re.compile(r"\+\d+(?:-\d+)?\.efi$", re.IGNORECASE)
+# Of a section: there may be many images, and what is looked at is text.
+_MOST_KEPT = 1 << 16
 Parts = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
 class Image:
-    """A unified kernel image, where it lies, and its sections."""
+    """A unified kernel image, where it lies, and how its sections begin. `signatures`: PKCS #7, about `digest`."""
 
     partition: DiskPartition
     path: str
     parts: Parts
+    signatures: tuple[bytes, ...] = ()
+    digest: bytes = b""
 
 
 def images_of(disk: Path) -> tuple[Image, ...]:
@@ -44,9 +51,11 @@ def images_of(disk: Path) -> tuple[Image, ...]:
     with open_disk(disk) as source:
         parts = {f"partition {part.number}": part for part in read_table(source).partitions}
         for file in files_of_disk(disk, PROGRAMS):
-            sections = sections_of(file.read(source))
+            data = file.read(source)
+            sections = sections_of(data)
             if sections is not None:
-                found.append(Image(parts[file.place], file.path, sections))
+                short = {name: content[:_MOST_KEPT] for name, content in sections.items()}
+                found.append(Image(parts[file.place], file.path, short, signatures(data), digest(data)))
     return tuple(found)
 
 
@@ -90,14 +99,40 @@ def signed_again(change: Callable[[Parts], Parts], owner: Signer) -> Callable[[b
         parts = sections_of(old)
         if parts is None:
             return old
-        if not any(owner.der in blob for blob in signatures(old)):
+        if ".profile" in parts:
+            raise ImageError("a unified kernel image with profiles: which of its sections are used is not known here")
+        if ".pcrsig" in parts and signs_pcrs(parts, owner):
             raise ImageError(
-                "a unified kernel image that is not signed by uki_key: in an image by another key PCR 7 sees that",
+                "a unified kernel image whose .pcrsig may be by uki_key: its owner signs the PCRs anew, too",
+                remedy="this version makes no .pcrsig: sign the PCRs by a key of their own, and have it in .pcrpkey",
+            )
+        blobs = signatures(old)
+        # All of them: firmware measures the first by which it verifies a program.
+        if not blobs or not all(owner.der in blob for blob in blobs):
+            raise ImageError(
+                "a unified kernel image that is not signed by uki_key alone: in an image by another key PCR 7 sees"
+                " that",
                 remedy="name the key that the machine's image is signed by",
             )
         return newly_signed(with_sections(old, change(parts)), owner)
 
     return done
+
+
+def signs_pcrs(parts: Parts, owner: Signer) -> bool:
+    """Whether the policies in .pcrsig are by the owner's key, or may be: no other one is named."""
+    # Here, because they take long, and only unified kernel images need them.
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        theirs = load_pem_public_key(parts.get(".pcrpkey", b"").rstrip(b"\x00"))
+    except (UnsupportedAlgorithm, ValueError):
+        return True
+    if not isinstance(theirs, rsa.RSAPublicKey):
+        return False
+    return bool(theirs.public_numbers() == owner.certificate.public_key().public_numbers())
 
 
 def with_parameter(added: str) -> Callable[[Parts], Parts]:
@@ -132,6 +167,11 @@ def credentials(images: tuple[Image, ...]) -> dict[int, dict[str, bytes]]:
     for image in images:
         if _STUB not in image.parts.get(".sdmagic", b""):
             raise ImageError(f"the stub of {image.path} is not systemd-stub: it takes no credentials")
+        if _COUNTED.search(image.path):
+            raise ImageError(
+                f"the name of {image.path} counts boots: where its stub looks for credentials depends on its version",
+                remedy="boot it once, so that systemd-bless-boot.service takes the counter away",
+            )
         made.setdefault(image.partition.number, {})[f"{image.path}.extra.d/{_CREDENTIAL}"] = b"tampered\n"
     if not made:
         raise ImageError("the disk has no unified kernel image on an EFI system partition that can be read")
@@ -152,6 +192,8 @@ def options_for(images: tuple[Image, ...], added: str) -> tuple[Image, bytes]:
     part = image.partition
     if not part.unique:
         raise ImageError("the unified kernel image is on no partition of a GPT: this version makes no entry for it")
+    if ".profile" in image.parts:
+        raise ImageError("a unified kernel image with profiles: load options choose one, which is not tried here")
     own = image.parts.get(".cmdline", b"").rstrip(b"\x00 \r\n").decode("utf-8", "replace")
     # Before: the kernel's own log may cut the end off.
     options = f"{added} {own}".rstrip()

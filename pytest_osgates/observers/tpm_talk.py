@@ -22,7 +22,7 @@ from pytest_osgates.checks.tpm_model import (
 )
 from pytest_osgates.data import load
 from pytest_osgates.vm.dialogue import Dialogue, Heard, Line, Sign
-from pytest_osgates.vm.errors import GuestFailed
+from pytest_osgates.vm.errors import GuestFailed, QmpFailed
 from pytest_osgates.vm.screen_line import SHOWN_SECONDS
 
 # A word that is no passphrase, and that a shell answers with another one than is typed.
@@ -47,8 +47,8 @@ AGAIN_SECONDS = 60.0
 _TRIES = 3
 # In which the kernel answers to SysRq: its interrupt is all that it takes.
 SYSRQ_SECONDS = 15.0
-# In which it is seen that somebody was killed.
-KILLED_SECONDS = 5.0
+# After its word that an operation is disabled.
+DISABLED_SECONDS = 2.0
 # In which a shell answers.
 CORNER_SECONDS = 20.0
 
@@ -244,18 +244,26 @@ class Talk:
         return Try(what="right", answer=answer, line=line, seconds=round(time.monotonic() - begun, 1))
 
     def press(self, press: Callable[[str], None], keys: Sequence[str]) -> SysrqSeen:
-        """SysRq at the prompt, with each of `keys`, and what came of it. Nothing else is typed, but in a corner."""
+        """SysRq at the prompt, with each of `keys`, and what came of it. Nothing else is typed, but in a corner.
+
+        Only the first of them that does something is pressed, and watched as long as a shell may take: the next one
+        would end whoever comes because of it.
+        """
         pressed: list[KeySeen] = []
         heard = None
         for key in keys:
             self._dialogue.turn()
-            press(key)
-            heard = self._wait((*_ENDS, "sysrq"), min(self._left(), SYSRQ_SECONDS * self._patience))
-            said = self._dialogue.heard("sysrq")
+            if not self._press(press, key):
+                heard = self._last_words(_ENDS)
+                break
+            done, off = f"sysrq-{key}", "sysrq-off"
+            heard = self._wait((*_ENDS, done, off), min(self._left(), SYSRQ_SECONDS * self._patience))
+            if heard is not None and heard.name == off:
+                # Before it, maybe, there was what the key does: another one's late answer is none of this one's.
+                heard = self._wait((*_ENDS, done), min(self._left(), DISABLED_SECONDS * self._patience)) or heard
+            said = self._dialogue.heard(done) or self._dialogue.heard(off)
             pressed.append(KeySeen(key=key, line="" if said is None else said.line))
-            if heard is not None and heard.name == "sysrq":
-                heard = self._wait(_ENDS, min(self._left(), KILLED_SECONDS * self._patience))
-            if self._gone or (heard is not None and heard.name in _ENDS):
+            if self._gone or (heard is not None and heard.name != off):
                 break
         if not self._gone and (heard is None or heard.name not in _ENDS):
             # What was killed is missed by somebody: a shell may come for that, or the prompt once more.
@@ -268,6 +276,19 @@ class Talk:
             answers = {"shell": Answer.SHELL, "login": Answer.OPENED, "stopped": Answer.STOPPED}
             answer, line = answers[heard.name], heard.line
         return SysrqSeen(keys=tuple(pressed), answer=answer, line=line)
+
+    def _press(self, press: Callable[[str], None], key: str) -> bool:
+        """Whether it could be pressed; not, if the guest is gone."""
+        try:
+            press(key)
+        except GuestFailed as error:
+            self._gone = self._gone or error.what
+        except QmpFailed:
+            # Whose fault that is, is for `alive` to say.
+            self._wait((), 1.0)
+            if not self._gone:
+                raise
+        return not self._gone
 
     def ask_journal(self, login: Login) -> None:
         """Once the login is there: from here on it is the journal that must say why."""
@@ -446,7 +467,10 @@ class Talk:
             return self._dialogue.wait(names, max(0.0, seconds))
         except GuestFailed as error:
             self._gone = error.what
-            # What it said last.
-            with suppress(GuestFailed):
-                return self._dialogue.wait(names, 0.0)
-            return None
+            return self._last_words(names)
+
+    def _last_words(self, names: Sequence[str]) -> Heard | None:
+        """Of a machine that is gone."""
+        with suppress(GuestFailed):
+            return self._dialogue.wait(names, 0.0)
+        return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_osgates.checks.tpm_model import Change, Tamper
 from pytest_osgates.image import authenticode, uki
+from pytest_osgates.image.medium import files_of_disk
 from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.observers.tpm_files import Changes, add_files, change_files
 from pytest_osgates.observers.tpm_images import (
@@ -25,6 +26,7 @@ from pytest_osgates.observers.tpm_images import (
     with_members,
     with_parameter,
 )
+from pytest_osgates.observers.tpm_start import check_started
 from pytest_osgates.vm import tpm, variables
 from pytest_osgates.vm.errors import ImageError, UsageError
 from pytest_osgates.vm.home import Home
@@ -42,6 +44,7 @@ _LINUX_LINE = re.compile(rb"^[ \t]*linux[ \t]", re.MULTILINE)
 _INITRDS = re.compile(r"(?:^|/)initr[^/]*$", re.IGNORECASE)
 _KERNELS = re.compile(r"(?:^|/)(?:[^/]*vmlinuz|bzimage)[^/]*$|/linux$", re.IGNORECASE)
 _LOADERS = re.compile(r"^/efi/[^/]+/(?:grub|gcd)(?:x64[^/]*)?\.efi$|^/efi/[^/]+/systemd-bootx64\.efi$", re.IGNORECASE)
+_MOST_NAMED = 4
 _OWN_KEYS = ("PK", "KEK", "db")
 _MARK = {"etc/osgates-tampered": (0o644, b"This initrd is not what was shipped.\n")}
 
@@ -117,12 +120,12 @@ class Workshop:
         return (Change(what="pin", before="the PIN", after="another one"),)
 
     def type_at_grub(self) -> tuple[Change, ...]:
-        """The rest is typed, once it is powered on: see observers/tpm_grub.py."""
-        return (Change(what="keyboard", before="nobody types", after=f"in GRUB's editor: {self.parameter}"),)
+        """The rest is typed, once it is powered on: see observers/tpm_grub.py. Whether it was, `GrubSeen` says."""
+        return (Change(what="keyboard", before="nobody types", after=f"to be typed at GRUB: {self.parameter}"),)
 
     def press_sysrq(self) -> tuple[Change, ...]:
-        """The rest is typed, at the prompt."""
-        return (*self.new_tpm(), Change(what="keyboard", before="nobody types", after="SysRq"))
+        """The rest is typed, at the prompt. Whether it was, `SysrqSeen` says."""
+        return (*self.new_tpm(), Change(what="keyboard", before="nobody types", after="SysRq, to be pressed"))
 
     def other_machine(self) -> tuple[Change, ...]:
         files = find_firmware(self.firmware)
@@ -163,12 +166,13 @@ class Workshop:
         added = self.parameter.encode("ascii")
         what = "boot menu with a kernel's command line (grub.cfg, loader/entries/*.conf)"
         try:
-            return self._files(
+            changes = self._files(
                 _GRUBS,
                 lambda text: _KERNEL_LINE.sub(lambda match: match[1] + b" " + added + match[2], text),
                 what,
                 [(_ENTRIES, lambda text: with_option(text, added))],
             )
+            return self._beside_images(changes)
         except ImageError as error:
             images = self._images()
             if not images:
@@ -182,7 +186,8 @@ class Workshop:
 
     def extend_initrd(self) -> tuple[Change, ...]:
         try:
-            return self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "initrd (initr*)")
+            changes = self._files(_INITRDS, lambda old: old + appended_archive(len(old), _MARK), "initrd (initr*)")
+            return self._beside_images(changes)
         except ImageError:
             if not self._images():
                 raise
@@ -197,7 +202,26 @@ class Workshop:
         found: dict[str, tuple[str, str]] = {}
         for number, added in credentials(self._images()).items():
             found |= add_files(self.original.disk, self.home.disk, number, added, self.scratch)
-        return (Change(what="disk", before=_digest(found, 0), after=_digest(found, 1)),)
+        change = Change(what="disk", before=_digest(found, 0), after=_digest(found, 1))
+        return self._beside_initrds((change,))
+
+    def _beside_images(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """Where files of their own were changed, an image may be what boots."""
+        try:
+            paths = [image.path for image in self._images()]
+        except ImageError as error:
+            paths = [error.what]
+        besides = f"unified kernel images: {', '.join(paths[:_MOST_NAMED])}" if paths else ""
+        return tuple(change.model_copy(update={"besides": besides}) for change in changes)
+
+    def _beside_initrds(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """Where images were changed, a kernel with an initrd of its own may be what boots."""
+        try:
+            paths = [file.path for file in files_of_disk(self.original.disk, _INITRDS)]
+        except ImageError as error:
+            paths = [error.what]
+        besides = f"initrds of their own: {', '.join(paths[:_MOST_NAMED])}" if paths else ""
+        return tuple(change.model_copy(update={"besides": besides}) for change in changes)
 
     def _images(self) -> tuple[Image, ...]:
         return images_of(self.original.disk)
@@ -205,6 +229,7 @@ class Workshop:
     def _hand_options(self, images: tuple[Image, ...]) -> tuple[Change, ...]:
         """The firmware's variables get an entry of their own, which is the first."""
         image, option = options_for(images, self.parameter)
+        check_started(image, self.original.variables, self.scratch, self.patience)
         before = self.home.digests()["variables"]
         variables.boot_first(self.home.variables, option, self.scratch, self.patience)
         after = self.home.digests()["variables"]
@@ -216,7 +241,7 @@ class Workshop:
         """Each unified kernel image."""
         owner = signer(self.others.get("uki_key"), self.others.get("uki_certificate"))
         (changed,) = self._files(PROGRAMS, signed_again(change, owner), "unified kernel image")
-        return (changed.model_copy(update={"what": "image"}),)
+        return self._beside_initrds((changed.model_copy(update={"what": "image"}),))
 
     def replace_kernel(self) -> tuple[Change, ...]:
         new = self._other("other_kernel")
@@ -226,7 +251,8 @@ class Workshop:
             initrd = self._read(self.others["other_initrd"])
             more.append((_INITRDS, lambda old: initrd))
         named = PROGRAMS if is_image else _KERNELS
-        return self._replaced(named, new, "kernel (vmlinuz*, EFI/Linux/*.efi)", more)
+        changes = self._replaced(named, new, "kernel (vmlinuz*, EFI/Linux/*.efi)", more)
+        return self._beside_initrds(changes) if is_image else self._beside_images(changes)
 
     def replace_loader(self) -> tuple[Change, ...]:
         return self._replaced(_LOADERS, self._other("other_loader"), "boot loader (grubx64.efi, systemd-bootx64.efi)")

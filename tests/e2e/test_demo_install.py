@@ -4,6 +4,7 @@ installation leaves that is cut off."""
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,28 @@ def test_the_machine_that_the_iso_installs_passes(gates: Gates, demo_iso: Path) 
     seen = json.loads((outcome.root / "observations/install.json").read_text())
     assert seen["first_boot"]["outcome"] == "done"
     assert any("The TPM was enrolled." in line for line in seen["first_boot"]["log"])
+
+
+def test_a_first_boot_that_does_not_enrol_the_tpm_is_found(gates: Gates, demo_iso: Path) -> None:
+    text = files("pytest_osgates").joinpath("profiles/demo-install.toml").read_text()
+    head, step, rest = text.partition("expect = '^The TPM is to unlock")
+    wrong = rest.replace('send = "correct horse battery staple of the demo"', 'send = "another one"', 1)
+    assert step
+    assert wrong != rest
+    path = gates.directory / "enrolled-by-nobody.toml"
+    path.write_text(head + step + wrong)
+    rows = f"test_install or test_luks or tpm[{ROWS[0]}]"
+    outcome = gates.run("--iso", demo_iso, "--iso-distro", path, "-k", rows)
+    assert outcome.findings("install") == {("first-boot-failed", "first boot")}
+    judged = outcome.verdicts["gates"]
+    assert judged["install"]["verdict"] == "FAIL"
+    assert {judged[gate]["verdict"] for gate in ("luks", "tpm")} == {"NOT PROVEN"}
+    assert outcome.status == 1
+    assert outcome.root is not None
+    seen = json.loads((outcome.root / "observations/install.json").read_text())
+    assert (seen["outcome"], seen["first_boot"]["outcome"]) == ("done", "failed")
+    assert "The TPM was not enrolled." in seen["first_boot"]["detail"]
+    assert "another one" not in json.dumps(seen)
 
 
 @pytest.mark.parametrize("signal", ["TERM", "KILL"])

@@ -15,7 +15,7 @@ from pytest_osgates.image import squashfs_format as fmt
 from pytest_osgates.image.diff.digests import CleanMap
 from pytest_osgates.image.diff.found import Difference, Extents, Findings, Layer, hexed
 from pytest_osgates.image.diff.ranges import BytesContent, differing_ranges, spots
-from pytest_osgates.image.diff.squashfs_data import DataComparison, FileChange, Outcome, SquashfsContent
+from pytest_osgates.image.diff.squashfs_data import DataComparison, FileChange, Outcome, SquashfsContent, stored_size
 from pytest_osgates.image.diff.squashfs_tables import Node, Table, Tables, parse_node
 from pytest_osgates.image.diff.squashfs_walk import Walk, path_of, shown_time
 from pytest_osgates.image.source import Source
@@ -346,7 +346,7 @@ class SquashfsComparison:
                 f"{outcome.repacked} blocks with the same contents, {sizes[1]} bytes",
                 kind="recompressed",
             )
-        order = [_order(walk, side) for side in (0, 1)] if outcome.moved else [[], []]
+        order = _orders(walk, outcome) if outcome.moved else [[], []]
         if order[0] != order[1]:
             self._add("data blocks", "order of files", "", "files are stored in another order", kind="order")
         elif self._moved(walk):
@@ -397,10 +397,30 @@ def _ranges_of(tables: Tables, name: str) -> Iterator[tuple[int, int]]:
     yield table, 8 * blocks
 
 
-def _order(walk: Walk, side: int) -> list[int]:
-    """The files with blocks, as indexes, in the order in which they are stored."""
-    starts = [blocks[side] for blocks in walk.blocks]
-    return sorted(range(len(starts)), key=lambda index: (starts[index], index))
+def _orders(walk: Walk, outcome: Outcome) -> list[list[int]]:
+    """On each side the files with blocks, as indexes, in the order in which they are stored.
+
+    Without those that changed or are new, and those that share their blocks with one of them on a side: where these
+    are stored follows from that file. Nor those of holes alone, which are stored nowhere.
+    """
+    changed = {change.place_a for change in outcome.changes}
+    others = ({node.start for _, node in walk.only[0]}, {node.start for _, node in walk.only[1]})
+    for _, _, one, other in walk.odd:
+        others[0].add(one.start)
+        others[1].add(other.start)
+    for blocks in walk.blocks:
+        if blocks.place_a in changed:
+            others[0].add(blocks.start_a)
+            others[1].add(blocks.start_b)
+    kept = [
+        index
+        for index, blocks in enumerate(walk.blocks)
+        if blocks.place_a not in changed
+        and blocks.start_a not in others[0]
+        and blocks.start_b not in others[1]
+        and stored_size(blocks.words_a)
+    ]
+    return [sorted(kept, key=lambda index: (walk.blocks[index][side], index)) for side in (0, 1)]
 
 
 __all__ = ["Inspect", "Node", "Place", "SquashfsComparison"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_slot_that_sees_no_edit_is_blind_even_where_it_asks() -> None:
     assert told(at_grub(EDITED, slots=(LOOSE,)), LOOSE_POLICY) == (Verdict.FAIL, {("blind", GRUB)})
 
 
-@pytest.mark.parametrize("outcome", [Outcome.STOPPED, Outcome.ENDED, Outcome.EMERGENCY])
+@pytest.mark.parametrize("outcome", [Outcome.STOPPED, Outcome.ENDED, Outcome.EMERGENCY, Outcome.LOCKED])
 def test_an_edited_boot_that_ends_otherwise_proves_nothing(outcome: Outcome) -> None:
     assert told(at_grub(EDITED, outcome)) == (Verdict.NOT_PROVEN, {("emergency-undecided", GRUB)})
 
@@ -163,3 +164,29 @@ def test_keys_that_were_not_pressed() -> None:
     assert ("sysrq-undecided", SYSRQ) in keys
     assert pressed(keys=PRESSED.keys[:2]) == (Verdict.NOT_PROVEN, {("sysrq-undecided", SYSRQ)})
     assert pressed(answer=Answer.TIMEOUT)[0] is Verdict.NOT_PROVEN
+
+
+def test_a_hasty_answer_counts_whatever_a_later_key_led_to() -> None:
+    """It may be opening the disk all the while."""
+    some = PRESSED.model_copy(update={"keys": PRESSED.keys[:3]})
+    hasty = tuple(
+        each.model_copy(update={"answer": Answer.ASKED_AGAIN, "seconds": 1.0})
+        if each.what == "blank"
+        else each.model_copy(update={"seconds": 40.0})
+        for each in boot().tries
+    )
+    last = PRESSED.model_copy(update={"keys": PRESSED.keys[3:], "answer": Answer.ENDED})
+    boots = (boot(sysrq=some, tries=hasty), boot(sysrq=last, tries=(), reasons=()), UNDONE)
+    assert told(row(SYSRQ, boots=boots)) == (Verdict.NOT_PROVEN, {("guess-undecided", SYSRQ)})
+
+
+def test_a_judge_that_forgets_silent_keys_is_caught() -> None:
+    def forgetful(*given: Any) -> list[Any]:
+        return [finding for finding in GATE.judge(*given) if finding.rule != "sysrq-silent"]
+
+    seen = row(SYSRQ, boots=(boot(sysrq=PRESSED), UNDONE))
+    reason = TPM_POLICY.model_copy(update={"accept_no_sysrq": "CONFIG_MAGIC_SYSRQ is not set"})
+    for policy in (TPM_POLICY, reason):
+        assert told(seen, policy)[0] is Verdict.PASS
+        done = judge_gate(dataclasses.replace(GATE, judge=forgetful), seen, policy)
+        assert done.verdict is Verdict.NOT_PROVEN

@@ -187,10 +187,22 @@ def test_every_pattern_is_tested_and_complete() -> None:
     entries = load("console_failures")["pattern"]
     assert [entry["name"] for entry in entries] == list(FAILURES)
     for entry in entries:
-        assert set(entry) == {"name", "subject", "regex", "fatal", "meaning", "source"}
+        assert set(entry) - {"waits"} == {"name", "subject", "regex", "fatal", "meaning", "source"}
         assert re.compile(entry["regex"]).search("") is None
         assert all(entry[key] for key in ("subject", "meaning", "source"))
         assert isinstance(entry["fatal"], bool)
+
+
+def test_who_waits_for_a_passphrase_may_time_out_and_go_on_waiting() -> None:
+    timeout, *others = sorted(FAILURES["dracut-emergency"], key=lambda line: "timeout scripts" not in line)
+    for asked in (False, True):
+        watcher = Watcher(patterns(asked=asked))
+        watcher.scan("serial", timeout)
+        assert bool(watcher.alarms) is not asked
+    for line in others:
+        watcher = Watcher(patterns(asked=True))
+        watcher.scan("serial", line)
+        assert [alarm.name for alarm in watcher.alarms if alarm.fatal] == ["dracut-emergency"]
 
 
 def test_long_lines_of_noise_set_nothing_off() -> None:

@@ -76,7 +76,12 @@ REAL = {
             " the TPM is in DA lockout mode"
         ),
     ],
-    "sysrq": ["[   25.065342] sysrq: HELP : loglevel(0-9) reboot(b)", "sysrq: This sysrq operation is disabled."],
+    "sysrq-r": ["[   25.065342] sysrq: Keyboard mode set to system default"],
+    "sysrq-k": ["sysrq: SAK", "sysrq: SysRq : SAK"],
+    "sysrq-f": ["sysrq: Manual OOM execution"],
+    "sysrq-e": ["sysrq: Terminate All Tasks"],
+    "sysrq-i": ["sysrq: Kill All Tasks"],
+    "sysrq-off": ["[   25.065342] sysrq: This sysrq operation is disabled."],
 }
 INNOCENT = [
     # That it did not is no word of why.
@@ -97,6 +102,9 @@ INNOCENT = [
     "pinctrl core: initialized pinctrl subsystem",
     "PIN querying disabled via 'headless' option.",
     "The kernel is in lockdown mode",
+    # The kernel got another key, or is still at an earlier one.
+    "[   25.065342] sysrq: HELP : loglevel(0-9) reboot(b) terminate-all-tasks(e) sak(k) unraw(r)",
+    "[   25.065342] sysrq: OOM request ignored. No task eligible",
 ]
 
 

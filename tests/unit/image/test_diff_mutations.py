@@ -230,3 +230,22 @@ def test_another_owner_in_the_same_place_of_the_table(tmp_path: Path) -> None:
     trees = [{"file": Node(kind=b"0", uid=uid)} for uid in (7, 1234)]
     a, b = (pack(tree, tmp_path / name, "gzip") for tree, name in zip(trees, "ab", strict=True))
     assert ("/file", "owner") in {(d.path, d.what) for d in causes(compare(a, b))}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # A file of a hole alone is stored nowhere: its position is that of whatever comes next.
+        ({"e": b"0001" * 2500, "f": b"text" * 1024, "dir/hole": b"\0"}, {"e": b""}),
+        # mksquashfs stores the same contents once, where they come first.
+        ({"e": b"0001" * 2500, "f": b"other" * 1000, "g": b"text" * 1024}, {"e": b"text" * 1024}),
+    ],
+)
+def test_what_follows_from_a_changed_file_is_no_other_order(
+    before: dict[str, bytes], after: dict[str, bytes], tmp_path: Path
+) -> None:
+    one: Tree = {"dir": Node(tarfile.DIRTYPE, mode=0o755)}
+    one |= {name: Node(data=data) for name, data in before.items()}
+    other: Tree = {**one, **{name: Node(data=data) for name, data in after.items()}}
+    findings = compare(pack(one, tmp_path / "a", "gzip"), pack(other, tmp_path / "b", "gzip"))
+    assert {(d.path, d.what) for d in causes(findings)} - FOLLOWING == {("/e", "content"), ("/e", "size")}

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import struct
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_osgates.image import uki
+from pytest_osgates.image.uki_build import with_sections
 from pytest_osgates.vm.errors import ImageError
 from tests.pe_builders import program
 
@@ -51,6 +53,22 @@ def test_sections_are_as_in_memory() -> None:
     assert not uki.is_uki({".linux": b""})
     with pytest.raises(ImageError):
         uki.sections(b"MZ")
+
+
+def test_sections_that_overlap_take_no_memory() -> None:
+    """Of a small file, 90 of them would be as many copies of it."""
+    sections = {f".s{number}": b"" for number in range(12)}
+    hostile = bytearray(program({**sections, ".last": bytes(100_000)}))
+    for number in range(13):
+        # Size in memory, and in the file: all of what is there.
+        struct.pack_into("<IIII", hostile, 64 + 24 + 240 + 40 * number + 8, 100_000, 0x1000, 100_000, 1024)
+    for read in (uki.sections, lambda data: with_sections(data, {".x": b"y"})):
+        with pytest.raises(ImageError, match="its sections overlap"):
+            read(bytes(hostile))
+    for number in range(13):
+        struct.pack_into("<IIII", hostile, 64 + 24 + 240 + 40 * number + 8, 400_000, 0x1000, 8, 1024)
+    with pytest.raises(ImageError, match="its sections overlap"):
+        uki.sections(bytes(hostile))
 
 
 def test_pcr_11_is_measured_name_by_name_in_systemds_order() -> None:

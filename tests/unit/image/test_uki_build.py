@@ -97,6 +97,18 @@ def test_no_room_for_more_headers() -> None:
             with_sections(wrong, PARTS)
 
 
+def test_a_name_that_is_there_twice_is_not_replaced() -> None:
+    """As in an image with profiles: the first would be lost, and the last get what is new."""
+    twice = program({".cmdline": b"a", ".profile": b"p", ".cmdlinx": b"b"}).replace(b".cmdlinx", b".cmdline")
+    with pytest.raises(ImageError, match="cmdline is there twice"):
+        with_sections(twice, {".cmdline": b"c"})
+    assert [row[0] for row in places(with_sections(twice, {".new": b"c"}))][:3] == [
+        ".cmdline",
+        ".profile",
+        ".cmdline",
+    ]
+
+
 @given(st.binary(max_size=300), st.integers(0, 800))
 def test_any_bytes_are_taken_or_refused(noise: bytes, place: int) -> None:
     made = program(STUB)

@@ -16,14 +16,16 @@ from pydantic import ValidationError
 
 from pytest_osgates import installed
 from pytest_osgates.checks.install import FirstBoot, InstallObservation, InstallOutcome
-from pytest_osgates.observers import install
-from pytest_osgates.observers.install import Site
+from pytest_osgates.observers import install, install_talk
+from pytest_osgates.observers.install_work import Site
 from pytest_osgates.profiles.schema import BootSection, InstallSection, InstallStep
 from pytest_osgates.vm import dialogue as dialogue_module
 from pytest_osgates.vm import workdir
-from pytest_osgates.vm.errors import GuestFailed, MachineDied, MissingTool, UsageError
+from pytest_osgates.vm.errors import GuestFailed, HostError, MachineDied, MissingTool, UsageError
 from pytest_osgates.vm.guest.channel import ShellResult
 from pytest_osgates.vm.home import Home
+
+ACCELERATOR = "tcg"
 
 
 class FakeShell:
@@ -49,12 +51,14 @@ class FakeShell:
                 return ShellResult(command, 1, b"", b"")
             return ShellResult(command, 1 if self.status is None else 0, (self.status or "").encode() + b"\n", b"")
         if match := re.match(r"tail -c \+(\d+)", command):
-            return ShellResult(command, 0, self.log[int(match[1]) - 1 :][: install._PIECE], b"")
+            return ShellResult(command, 0, self.log[int(match[1]) - 1 :][: install.PIECE], b"")
         return ShellResult(command, 0, b"", b"")
 
 
 class FakeMachine:
     """A machine whose time passes by itself; `says`: what the serial console shows, by the second."""
+
+    watcher = SimpleNamespace(fatal=None, alarms=())
 
     def __init__(
         self,
@@ -74,6 +78,8 @@ class FakeMachine:
         self.picture = ""
         self.serial = self
         self.dropped, self.closed = 0, False
+        # How often its power button is pressed for nothing.
+        self.deaf, self.pressed_power = 0, 0
 
     @property
     def elapsed(self) -> float:
@@ -99,15 +105,16 @@ class FakeMachine:
         return 0
 
     def power_off(self, timeout: float) -> bool:
-        return True
+        self.pressed_power += 1
+        return self.pressed_power > self.deaf
 
     # -- console
 
     def text(self) -> str:
-        return "".join(text for at, text in self.says.items() if at <= self.now)
+        return "".join(text for at, text in sorted(self.says.items()) if at <= self.now)
 
     def tail(self, limit: int = 4096) -> str:
-        return self.text()
+        return self.text()[-limit:]
 
     @property
     def spoken(self) -> int:
@@ -143,10 +150,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def made(section: InstallSection, machine: FakeMachine, *, ready: bool = True) -> tuple[Site, Home]:
         boot = SimpleNamespace(run=lambda: ready, outcome="timeout", detail="waiting")
         monkeypatch.setattr(install, "Machine", lambda *_: machine)
+        monkeypatch.setattr(install_talk, "Machine", lambda *_: machine)
         monkeypatch.setattr(install, "Boot", lambda *_: boot)
         monkeypatch.setattr(install, "_starts", lambda *_: ("started", ""))
         monkeypatch.setattr(install, "ASK_SECONDS", 0.0)
-        monkeypatch.setattr(install, "LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(install_talk, "LOOK_SECONDS", 0.0)
         # The time of these machines is not the host's.
         monkeypatch.setattr(dialogue_module, "SETTLED", 0.0)
         records = tmp_path / "records"
@@ -158,7 +166,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 machine=cast("Any", section_machine),
                 firmware=cast("Any", "uefi"),
                 iso=tmp_path / "x.iso",
-                host=cast("Any", SimpleNamespace(pace=1.0, accelerator=SimpleNamespace(kind="tcg"))),
+                host=cast("Any", SimpleNamespace(pace=1.0, accelerator=SimpleNamespace(kind=ACCELERATOR))),
                 boot=cast("Any", None),
                 login=None,
                 progress=cast("Any", SimpleNamespace(step=lambda step: None)),
@@ -225,8 +233,8 @@ def log_of(*pieces: bytes) -> FakeShell:
         (log_of(b"FATAL: first\n" + b"x" * 60 + b"\n", b"later\n" * 200_000), "FATAL: first"),
         # Much more follows than is shown, or was kept of the log.
         (log_of(b"FATAL: early\n" + b"later\n" * 100_000), "FATAL: early"),
-        (log_of(b"y" * install._PIECE, b"\nFATAL: after a piece\n"), "FATAL: after a piece"),
-        (log_of(b"y" * (install._PIECE - 4) + b"\nFAT", b"AL: cut in two\n"), "FATAL: cut in two"),
+        (log_of(b"y" * install.PIECE, b"\nFATAL: after a piece\n"), "FATAL: after a piece"),
+        (log_of(b"y" * (install.PIECE - 4) + b"\nFAT", b"AL: cut in two\n"), "FATAL: cut in two"),
         (log_of(b"copying\nFATAL: without an end"), "FATAL: without an end"),
         (log_of(b"50%\r60%\rFATAL: over it\r"), "FATAL: over it"),
         (log_of(b"\x1b[1", b"mFATAL: bold\x1b[0m\n"), "FATAL: bold"),
@@ -262,7 +270,7 @@ def test_a_failure_is_found_however_the_log_is_cut(sizes: list[int]) -> None:
             shell.log = log[: len(shell.log) + size]
             worker._take(cast("Any", shell))
 
-    with pytest.raises(install._Over, match="FATAL: x"):
+    with pytest.raises(install.Over, match="FATAL: x"):
         taken()
 
 
@@ -424,8 +432,8 @@ def no_ocr(monkeypatch: pytest.MonkeyPatch) -> None:
             drawn = frame.text().startswith("drawn: ")
             return SimpleNamespace(exact=not drawn, lines=(frame.text().removeprefix("drawn: "),))
 
-    monkeypatch.setattr(install, "need", lambda: None)
-    monkeypatch.setattr(install, "Reader", Reader)
+    monkeypatch.setattr(install_talk, "need", lambda: None)
+    monkeypatch.setattr(install_talk, "Reader", Reader)
 
 
 @pytest.mark.usefixtures("no_ocr")
@@ -445,9 +453,9 @@ def test_a_screen_that_nothing_here_can_read(site: Any, monkeypatch: pytest.Monk
     def lacking() -> None:
         raise MissingTool("tesseract is not installed")
 
-    monkeypatch.setattr(install, "need", lacking)
+    monkeypatch.setattr(install_talk, "need", lacking)
     place, home = site(InstallSection(dialogue=STEPS, done="Done", done_on_screen=True, ends="text"), FakeMachine())
-    monkeypatch.setattr(install, "Machine", None)
+    monkeypatch.setattr(install_talk, "Machine", None)
     with pytest.raises(MissingTool):
         install.install(place, home)
 
@@ -529,6 +537,36 @@ def test_a_failed_installation_is_not_tried_again(run: Any, monkeypatch: pytest.
         with pytest.raises(UsageError, match="the installation stalled after 0 s: nothing"):
             installed.disk(run)
     assert len(calls) == 1
+
+
+def test_a_host_that_fails_is_tried_twice_and_not_by_every_gate(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def dies(site: Site, home: Home) -> InstallObservation:
+        calls.append(site)
+        raise MachineDied("QEMU was killed")
+
+    monkeypatch.setattr(install, "install", dies)
+    for said in ("^QEMU was killed", "^QEMU was killed", "failed 2 times .*: QEMU was killed", "failed 2 times"):
+        with pytest.raises(HostError, match=said):
+            installed.disk(run)
+    assert len(calls) == 2
+
+
+def test_a_host_that_failed_once_may_install(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(site: Site, home: Home) -> InstallObservation:
+        raise MachineDied("QEMU was killed")
+
+    def fake(site: Site, home: Home) -> InstallObservation:
+        home.directory.mkdir()
+        home.disk.write_bytes(b"disk")
+        return InstallObservation(way="script", outcome=InstallOutcome.DONE)
+
+    monkeypatch.setattr(install, "install", dies)
+    with pytest.raises(MachineDied):
+        installed.disk(run)
+    monkeypatch.setattr(install, "install", fake)
+    assert installed.disk(run).size == 4
 
 
 def test_a_first_boot_that_failed_leaves_no_disk_for_anybody(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

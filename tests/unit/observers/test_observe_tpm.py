@@ -28,7 +28,7 @@ from pytest_osgates.model import Verdict
 from pytest_osgates.observers import tpm
 from pytest_osgates.observers.tpm import Row, observe
 from pytest_osgates.observers.tpm_talk import Login, Phrases
-from pytest_osgates.vm.errors import GuestFailed, MachineDied, MissingTool, UsageError
+from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
 from pytest_osgates.vm.spec import Firmware, MachineSpec
@@ -63,6 +63,7 @@ class FakeMachine:
     records: Path
     serial: Serial = field(default_factory=Serial)
     elapsed: float = 40.0
+    resets: int = 1
 
     def check_guest(self) -> None:
         """It lives."""
@@ -86,6 +87,8 @@ class Script:
     grub: GrubSeen = EDITED
     sysrq: SysrqSeen = PRESSED
     most_keys: int = 9
+    resets: int = 0
+    machines: list[FakeMachine] = field(default_factory=list)
 
 
 class ScriptedTalk:
@@ -96,6 +99,7 @@ class ScriptedTalk:
 
     def __init__(self, *given: Any) -> None:
         self.script.pins.append(tuple(given[5]))
+        self.alive: Callable[[], None] = given[2]
         self.number = len(self.script.seen) - 1
         answers = self.script.answers
         self.answers = answers[self.number] if self.number < len(answers) else {}
@@ -113,6 +117,9 @@ class ScriptedTalk:
 
     def press(self, press: Callable[[str], None], keys: Sequence[str]) -> SysrqSeen:
         self.script.typed.append((self.number, "sysrq", "".join(keys)))
+        if self.script.resets and (gone := self.gone()):
+            pressed = tuple(KeySeen(key=key, line="sysrq: x") for key in keys[:3])
+            return SysrqSeen(keys=pressed, answer=Answer.ENDED, line=gone)
         return self.script.sysrq.model_copy(
             update={"keys": tuple(KeySeen(key=key, line="sysrq: x") for key in keys[: self.script.most_keys])}
         )
@@ -120,7 +127,19 @@ class ScriptedTalk:
     def said(self, name: str) -> str:
         return f"it says {name}" if name == self.script.says else ""
 
+    def gone(self) -> str:
+        """As `Talk` does it."""
+        for machine in self.script.machines[-1:]:
+            machine.resets += self.script.resets
+        try:
+            self.alive()
+        except GuestFailed as error:
+            return error.what
+        return ""
+
     def outcome(self) -> tuple[Outcome, str]:
+        if self.script.resets and (gone := self.gone()):
+            return Outcome.ENDED, gone
         return self.script.outcomes[self.number], f"it says {PASSPHRASE}"
 
     def guess(self, what: str, text: str) -> Try:
@@ -167,7 +186,8 @@ def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Pla
             # Every boot leaves traces.
             spec.home.tpm.mkdir(exist_ok=True)
             spec.home.tpm_state.write_bytes(b"used")
-            yield FakeMachine(spec, records)
+            script.machines.append(FakeMachine(spec, records))
+            yield script.machines[-1]
 
         monkeypatch.setattr(tpm, "Machine", machine)
         monkeypatch.setattr(tpm, "Talk", type("Now", (ScriptedTalk,), {"script": script}))
@@ -407,6 +427,41 @@ def test_keys_that_are_left_are_pressed_in_the_next_boot(play: Play) -> None:
     assert verdict(seen) is Verdict.PASS
 
 
+def test_each_key_that_does_something_has_a_boot_in_which_all_is_typed(play: Play) -> None:
+    script = Script([Outcome.ASKED] * 3 + [Outcome.UNLOCKED], most_keys=2)
+    seen = play(script, "sysrq")
+    assert [text for _, what, text in script.typed if what == "sysrq"] == ["rkfei", "fei", "i"]
+    assert [what for _, what, _ in script.typed] == ["sysrq", "shell probe", "blank", "right"] * 3
+    assert verdict(seen) is Verdict.PASS
+
+
+def test_a_shell_after_a_later_key(play: Play) -> None:
+    script = Script([Outcome.ASKED] * 2, [{}, {"shell probe": Answer.SHELL}], most_keys=3)
+    seen = play(script, "sysrq")
+    assert (len(seen.boots), verdict(seen)) == (2, Verdict.FAIL)
+
+
+def test_a_machine_that_starts_anew_forgets_what_was_typed(play: Play) -> None:
+    """What unlocks then was not edited, and keys that are left would go to the firmware."""
+    seen = play(Script([Outcome.UNLOCKED], resets=1), "grub-console")
+    assert [(boot.outcome, boot.line[:15]) for boot in seen.boots] == [(Outcome.ENDED, "the guest reset")]
+    done = judge(GATE, seen, TPM_POLICY)
+    assert done.verdict is Verdict.NOT_PROVEN
+    assert {finding.rule for finding in done.findings} == {"emergency-undecided", "undo-not-tried"}
+
+
+def test_keys_are_pressed_on_after_a_reset(play: Play) -> None:
+    script = Script([Outcome.ASKED, Outcome.ASKED, Outcome.UNLOCKED], resets=1)
+    seen = play(script, "sysrq")
+    assert [(what, text) for _, what, text in script.typed] == [("sysrq", "rkfei"), ("sysrq", "ei")]
+    assert verdict(seen) is Verdict.PASS
+
+
+def test_a_reset_in_any_other_row_changes_nothing(play: Play) -> None:
+    """The tamper is on the disk, in the variables or in the TPM: it is there after it as well."""
+    assert verdict(play(Script([Outcome.ASKED, Outcome.UNLOCKED], resets=1), "fresh")) is Verdict.PASS
+
+
 @pytest.mark.parametrize(
     ("answer", "said", "boots"),
     [
@@ -462,7 +517,9 @@ def test_load_options_that_are_ignored_have_a_twin(
     [
         ("[    0.000000] Command line: a b\r\n[    0.1] Kernel command line: a b\r\nx", ("a b",)),
         ("Command line: a=1\n[    0.2] Kernel command line: BOOT a=1\n", ("a=1", "BOOT a=1")),
+        ("[    0.000000][    T0] Command line: a\n[   12.345678][  T123] Kernel command line: b\n", ("a", "b")),
         ("subcommand line: x\nno command lines: y\n", ()),
+        ("Previous kernel command line: q\n[    5.1] x[1]: command line: /usr/bin/x\ncommand line: z\n", ()),
         ("Command line: \x1b]x\x07y\n", ("y",)),
         ("\n".join(f"Command line: {number}" for number in range(9)), ("0", "1", "2", "3")),
     ],
@@ -525,72 +582,3 @@ def test_a_pin_of_which_nothing_came_is_the_end_of_the_row(play: Play) -> None:
     script = Script([Outcome.ASKED], [{"PIN": Answer.TIMEOUT}], says="bad-pin")
     assert verdict(play(script, "wrong-pin", PIN_POLICY), PIN_POLICY) is Verdict.NOT_PROVEN
     assert len(script.seen) == 1
-
-
-SCREEN_POLICY = TPM_POLICY.model_copy(update={"console": "screen"})
-
-
-@pytest.fixture
-def readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is an OCR program."""
-    monkeypatch.setattr(tpm, "need", lambda: None)
-
-
-@pytest.mark.usefixtures("readable")
-def test_a_machine_that_asks_on_its_screen(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the screen that is talked to, and whose pictures are kept."""
-    lines: list[Any] = []
-    monkeypatch.setattr(tpm, "ScreenLine", lambda *given, **more: lines.append((given, more)) or Said())
-
-    class Said:
-        def tail(self, limit: int) -> str:
-            return f"asked\nand echoed {PASSPHRASE[:3]} {PASSPHRASE[3:].upper()}"
-
-    shot: list[str] = []
-    monkeypatch.setattr(tpm, "_shoot", lambda machine, name="last": shot.append(name))
-    seen = play(Script([Outcome.ASKED, Outcome.UNLOCKED]), "fresh", SCREEN_POLICY)
-    assert (verdict(seen, SCREEN_POLICY), seen.talked_on) == (Verdict.PASS, "screen")
-    assert shot == ["asked", "typed-1", "typed-2", "last", "last"]
-    assert seen.boots[0].console == ("asked", "and echoed (the passphrase)")
-    (_, _, known), more = lines[0]
-    assert any(sign.regex.search("Please unlock disk uvda3_crypt:") for sign in known if sign.name == "prompt")
-    assert more["transcript"].name == "screen.log"
-    assert more["hide"](f"login: {PASSPHRASE}") == "login: (the passphrase)"
-
-
-@pytest.mark.usefixtures("readable")
-def test_a_shell_on_the_serial_console_of_a_machine_that_asks_on_its_screen(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Serial, "tail", lambda self, limit: "Started debug-shell\r\n\x1b[0mroot@host:~# ")
-    seen = play(Script([Outcome.ASKED, Outcome.UNLOCKED]), "fresh", SCREEN_POLICY)
-    assert "root@host:~#" in seen.boots[0].screen
-    done = judge(GATE, seen, SCREEN_POLICY)
-    assert {finding.key for finding in done.findings} == {("serial-shell", "fresh")}
-    assert (done.verdict, "serial console" in done.findings[0].seen) == (Verdict.FAIL, True)
-    # Without that the controls are caught all the same.
-    clean = seen.model_copy(update={"boots": tuple(boot.model_copy(update={"screen": ()}) for boot in seen.boots)})
-    done = judge(GATE, clean, SCREEN_POLICY)
-    assert (done.verdict, [control for control in done.controls if not control.caught]) == (Verdict.PASS, [])
-
-
-@pytest.mark.usefixtures("readable")
-def test_a_serial_console_is_not_read_by_ocr(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may be a misread shell is none where nothing is misread."""
-    monkeypatch.setattr(Serial, "tail", lambda self, limit: "[initramfs)\r\n|#\r\nosgates_42\r\n")
-    seen = play(Script([Outcome.ASKED, Outcome.UNLOCKED]), "fresh", SCREEN_POLICY)
-    assert seen.boots[0].screen == ()
-
-
-def test_a_screen_that_cannot_be_read_or_typed_at_boots_nothing(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacking() -> None:
-        raise MissingTool("tesseract is not installed", remedy="apt-get install tesseract-ocr")
-
-    script = Script([Outcome.ASKED])
-    monkeypatch.setattr(tpm, "need", lacking)
-    with pytest.raises(MissingTool):
-        play(script, "fresh", SCREEN_POLICY)
-    monkeypatch.setattr(tpm, "need", lambda: None)
-    with pytest.raises(UsageError, match="no key of the US layout types 'ü'"):
-        play(script, "fresh", SCREEN_POLICY.model_copy(update={"wrong": ("für",)}))
-    assert script.seen == []

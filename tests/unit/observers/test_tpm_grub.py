@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,9 @@ class Grub:
     """A GRUB that is talked to by keys. `opens`: by which; `password`: wanted for the editor and the command line."""
 
     clock: Clock
-    opens: tuple[str, ...] = ("esc",)
+    opens: tuple[str, ...] = ("f4",)
+    nested: bool = False
+    fedora: bool = False
     password: tuple[str, ...] = ()
     picture: bool = False
     deaf: str = ""
@@ -92,6 +95,9 @@ class Grub:
             self._show_menu()
 
     def _menu(self, key: str) -> None:
+        if key == "esc" and self.nested:
+            self.state = "shell"
+            self._write(b"\x1b[2J\x1b[01;01H   Minimal BASH-like line editing\n\rgrub> ")
         if key in ("e", "c"):
             what = {"e": "editor", "c": "shell"}[key]
             if what in self.password:
@@ -145,6 +151,12 @@ class Grub:
 
     def _show_menu(self) -> None:
         self.state = "menu"
+        if self.fedora:
+            self._write(
+                b"\x1b[2J\x1b[05;03HFedora Linux (6.9)\x1b[26;02HUse the ^ and v keys to change the selection."
+                b"\x1b[27;02HPress 'e' to edit the selected item, or 'c' for a command prompt."
+            )
+            return
         self._write(
             b"\x1b[2J\x1b[02;35HGNU GRUB  version 2.12\x1b[26;02H      Press enter to boot the selected OS, `e' to"
             b" edit the commands before booting or `c' for \n\r      a command-line.\x1b[05;03H*OS Gates Demo 1"
@@ -154,6 +166,10 @@ class Grub:
         self.state, self.lines, self.line, self.at_end = "editor", list(self.entry), 0, False
         frame = b"\x1b[2J\x1b[02;35HGNU GRUB  version 2.12\x1b[04;02H\xda" + b"\xc4" * (WIDTH + 1) + b"\xbf"
         frame += b"".join(b"\x1b[%02d;02H\xb3\x1b[%02d;%02dH\xb3" % (row, row, WIDTH + 4) for row in range(5, 20))
+        if self.fedora:
+            self._write(b"\x1b[2J\x1b[26;02HPress Ctrl-x to start, Ctrl-c for a command prompt or Escape to")
+            self._draw()
+            return
         self._write(frame + b"\x1b[26;02H     Minimum Emacs-like screen editing is supported. TAB lists completions.")
         self._draw()
 
@@ -194,13 +210,37 @@ def test_an_entry_is_edited_and_booted(clock: Clock, typist: Typist) -> None:
     assert seen.line == f"linux /live/vmlinuz boot=live quiet console=ttyS0,115200 {PARAMETER}"
     assert (seen.command_line, seen.booting) == ("grub>", "Booting a command list")
     assert seen.commands == ()
-    assert grub.pressed[:3] == ["esc", "c", "esc"]
+    assert grub.pressed[:3] == ["f4", "c", "esc"]
     assert grub.command == "", "PCR 8 would see it"
 
 
 def test_each_key_that_may_open_the_menu_is_pressed(clock: Clock, typist: Typist) -> None:
-    for key in load("grub_console")["keys"]["open"]:
+    keys = load("grub_console")["keys"]
+    for key in (*keys["open"], keys["last"]):
         assert edited(boot(grub=typist(Grub(clock, opens=(key,)))))
+
+
+def test_a_menu_that_another_file_opened_is_not_left(clock: Clock, typist: Typist) -> None:
+    """It shows by itself, while keys wait in the firmware's queue."""
+    grub = Grub(clock, opens=("shift",), nested=True)
+    seen = typist(grub)
+    assert edited(boot(grub=seen))
+    assert grub.pressed[:4] == ["f4", "shift", "c", "esc"]
+
+
+def test_a_menu_that_escape_has_left(clock: Clock, typist: Typist) -> None:
+    def pressed(key: str) -> None:
+        Grub._firmware(grub, key)
+        if grub.state == "menu":
+            Grub._menu(grub, key)
+
+    grub = Grub(clock, opens=("esc",), nested=True)
+    grub._firmware = pressed  # type: ignore[method-assign]
+    seen = typist(grub)
+    assert seen.menu == ""
+    assert seen.missed.startswith("GRUB's command line came instead of its menu; Escape was pressed")
+    assert seen.commands == ()
+    assert grub.pressed.count("esc") == 1
 
 
 def test_a_password(clock: Clock, typist: Typist) -> None:
@@ -249,6 +289,38 @@ def test_keys_that_do_not_arrive(deaf: str, missed: str, clock: Clock, typist: T
     assert not edited(boot(grub=seen))
 
 
+def test_blanks_at_the_end_of_the_kernels_line(clock: Clock, typist: Typist) -> None:
+    """grub-mkconfig leaves one where GRUB_CMDLINE_LINUX_DEFAULT is empty."""
+    for line in ("\tlinux /vmlinuz ro ", "\tlinux /vmlinuz ro  ", "\tlinux /vmlinuz root=/dev/x ro "):
+        grub = Grub(clock, entry=("setparams 'x'", line, "\tinitrd /i"))
+        seen = typist(grub)
+        assert edited(boot(grub=seen)), seen.missed
+        assert grub.lines[1] == f"{line} {PARAMETER}"
+
+
+def test_a_blank_that_does_not_arrive(clock: Clock, typist: Typist) -> None:
+    seen = typist(Grub(clock, deaf="spc"))
+    assert "' ' was typed at the end of the kernel's line" in seen.missed
+
+
+def test_the_words_of_fedoras_grub(clock: Clock, typist: Typist) -> None:
+    """Its editor has no frame."""
+    grub = Grub(clock, fedora=True)
+    seen = typist(grub)
+    assert edited(boot(grub=seen)), seen.missed
+    assert grub.lines[2] == f"{ENTRY[2]} {PARAMETER}"
+
+
+def test_a_branch_that_may_not_be_taken(clock: Clock, typist: Typist) -> None:
+    entry = ("if [ x$a = xb ]; then", "  linux /a quiet", "else", "  linux /b quiet", "fi")
+    seen = typist(Grub(clock, entry=entry))
+    assert seen.missed.startswith("there is another line that begins with linux")
+    assert not edited(boot(grub=seen))
+    # A line that goes on with the word is none.
+    long = "\tlinux /vmlinuz 1234567linux x"
+    assert edited(boot(grub=typist(Grub(clock, entry=("setparams", long)))))
+
+
 def test_an_entry_without_a_kernel(clock: Clock, typist: Typist) -> None:
     seen = typist(Grub(clock, entry=("setparams 'x'", "chainloader /EFI/x.efi")))
     assert seen.missed == "no line in the editor begins with linux"
@@ -292,3 +364,48 @@ def test_whatever_a_console_says_it_ends_and_is_no_edit(clock: Clock, typist: Ty
     assert not edited(boot(grub=seen))
     assert not barred(boot(outcome=Outcome.GRUB, grub=seen))
     assert clock.now - begun < 600
+
+
+class Recording:
+    """What GRUB 2.12 of Debian 13 wrote to OVMF 2022.11's serial console, key by key: between lines "@@@KEY@@@"."""
+
+    def __init__(self, clock: Clock) -> None:
+        parts = re.split(rb"\n@@@(\S*)@@@\n", (Path(__file__).parent / "grub-2.12.raw").read_bytes())
+        self.clock = clock
+        self.rest = list(zip(parts[1::2], parts[2::2], strict=True))
+        self.out = self.rest.pop(0)[1]
+        self.records = Path()
+        self.serial = self
+
+    @property
+    def screen(self) -> object:
+        raise QmpFailed("no picture")
+
+    def kernel_runs(self) -> bool:
+        return False
+
+    def take_unread(self, size: int, timeout: float) -> bytes:
+        # Cut anywhere.
+        data, self.out = self.out[:100], self.out[100:]
+        self.clock.now += 0.0 if data else timeout
+        return data
+
+    def send_keys(self, *keys: str) -> None:
+        key, written = self.rest.pop(0)
+        # Its menu showed by itself, while Escape was pressed first then.
+        assert key.decode() == ("esc" if keys == ("f4",) else "-".join(keys))
+        self.out += written
+
+
+def test_a_grub_that_was_recorded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpm_grub, "time", clock)
+    recording = Recording(clock)
+    seen = type_at_grub(recording, "osg", lambda: None, lambda: 900.0, 1.0)  # type: ignore[arg-type]
+    assert seen.missed == ""
+    assert edited(boot(grub=seen))
+    assert seen.line.startswith("linux /live/vmlinuz boot=live noeject quiet slab_nomerge")
+    assert " page_alloc.shuffle=1 " in seen.line
+    assert "lockdown=integrity apparmor=1 " in seen.line
+    assert seen.line.endswith(" console=tty0 console=ttyS0,115200 osg")
+    assert (seen.command_line, seen.booting) == ("grub>", "Booting a command list")
+    assert recording.rest == []

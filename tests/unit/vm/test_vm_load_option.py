@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_osgates.vm import variables
+from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.host import find_firmware
-from pytest_osgates.vm.load_option import load_option
+from pytest_osgates.vm.load_option import FALLBACK, load_option, started_path
 from pytest_osgates.vm.spec import Firmware
 
 GUID = "05c0de01-0000-4000-8000-000000000101"
@@ -46,3 +49,31 @@ def test_it_is_the_first_and_the_next(tmp_path: Path) -> None:
     assert found["BootOrder"].startswith(b"\xc0\x05")
     assert found["Boot05C0"] == first
     assert found["PK"]
+
+
+# As OVMF writes them: its menu, its shell, and a disk.
+MENU = bytes.fromhex("090100002c0055006900410070007000000004071400") + bytes(16) + b"\x04\x06\x14\x00" + bytes(16)
+SHELL = b"\1\0\0\0\x2c\0E\0\0\0" + b"\x04\x07\x14\0" + bytes(16) + b"\x04\x06\x14\0" + bytes(16) + b"\x7f\xff\4\0"
+DISK = bytes.fromhex("0100000016004400000002010c00d041030a0000000001010600000 57fff0400".replace(" ", "")) + bytes(16)
+PXE = b"\1\0\0\0\x29\0N\0\0\0" + b"\x03\x0b\x25\0" + bytes(33) + b"\x7f\xff\4\0"
+
+
+def test_what_an_entry_starts() -> None:
+    mine = load_option("a title", (1, 1 << 20, 64 << 20, GUID), "/EFI/Linux/x.efi", "x=1 quiet")
+    assert started_path(mine) == "/EFI/Linux/x.efi"
+    assert started_path(DISK) == FALLBACK
+    assert started_path(MENU + b"\x7f\xff\4\0") is None
+    assert started_path(b"\0" + mine[1:]) is None
+    for odd in (SHELL, PXE, mine[:40], b"\1"):
+        with pytest.raises(ImageError):
+            started_path(odd)
+
+
+@given(st.binary(max_size=120))
+def test_any_entry_starts_something_or_nothing(raw: bytes) -> None:
+    for option in (raw, b"\1\0\0\0" + raw):
+        try:
+            path = started_path(option)
+        except ImageError:
+            continue
+        assert path is None or path.startswith("/")

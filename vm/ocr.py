@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pytest_osgates.vm.errors import HostError
 from pytest_osgates.vm.process import run, which
@@ -38,10 +39,11 @@ _UNKNOWN = "\ufffd"
 @dataclass(frozen=True)
 class Reading:
     """What one picture says, from top to bottom, without empty lines; `exact`: all of it glyph by glyph, so that the
-    picture is a text console."""
+    picture is a text console; `wrapped`: what may be the rest of the line above, or a line of its own."""
 
     lines: tuple[str, ...] = ()
     exact: bool = True
+    wrapped: tuple[str, ...] = ()
 
 
 def need() -> None:
@@ -128,7 +130,7 @@ class Reader:
             return known
         text = frame.text()
         if sum(char.isalnum() for char in text) >= _ENOUGH:
-            return Reading(joined(text, frame.width))
+            return Reading(joined(text, frame.width), wrapped=wrapped(text, frame.width))
         return Reading() if _blank(frame) else None
 
     def _read(self, frame: Frame) -> Reading:
@@ -152,6 +154,17 @@ def joined(text: str, width: int) -> tuple[str, ...]:
             whole[-1] += line
         else:
             whole.append(line)
-        # Cells are 8 or 9 pixels wide, and a VGA text mode has 80 of 9.
-        full = len(line) in {width // 8, *([width // 9] if width % 9 == 0 else [])}
+        full = _full(line, width)
     return tuple(line.rstrip() for line in whole if line.strip(f" {_UNKNOWN}"))
+
+
+def wrapped(text: str, width: int) -> tuple[str, ...]:
+    """The rows of a text console `width` pixels wide that come after a full one: nothing shows whether that line was
+    wrapped there, or ended."""
+    rows = text.splitlines()
+    return tuple(row.rstrip() for above, row in pairwise(rows) if _full(above, width) and row.strip())
+
+
+def _full(line: str, width: int) -> bool:
+    # Cells are 8 or 9 pixels wide, and a VGA text mode has 80 of 9.
+    return len(line) in {width // 8, *([width // 9] if width % 9 == 0 else [])}

@@ -33,6 +33,12 @@ _SURE_PINS = 2
 _OPENED = (Answer.OPENED, Answer.EARLY)
 _PROMPT = "the prompt for the passphrase"
 _CONSOLES = {"serial": "the serial console", "screen": "the screen"}
+# Of what a screen says not all is read; and what is typed there is typed by keys, and arrives in the guest's layout.
+_MISSED = {"serial": Severity.VIOLATION, "screen": _UNPROVEN}
+_LAYOUT = {
+    "serial": "",
+    "screen": "it was typed by keys of the US layout: the guest must have it, and from its start on",
+}
 
 
 def judge(seen: TpmObservation, policy: TpmPolicy) -> list[Finding]:
@@ -153,7 +159,8 @@ def _unlocks(seen: TpmObservation, boot: BootSeen, rule: str, what: str, policy:
         case Outcome.PIN if not policy.has_pin:
             yield _finding(seen, "pin", f"it asks for a PIN: {boot.line}", wanted, _UNPROVEN)
         case Outcome.PIN if boot.pins and boot.pins[-1].answer is Answer.REFUSED:
-            yield _finding(seen, "right-pin-refused", f"it asks again: {boot.line}", wanted)
+            what = f"it asks again: {boot.line}"
+            yield _finding(seen, "right-pin-refused", what, wanted, _MISSED[seen.talked_on], _LAYOUT[seen.talked_on])
         case Outcome.PIN:
             yield _finding(seen, "pin-undecided", f"it asks for the PIN: {boot.line}", wanted, _UNPROVEN)
         case Outcome.ASKED:
@@ -305,6 +312,7 @@ def _fallback(
             f"{'the journal' if seen.reason_from == 'journal' else _CONSOLES[seen.talked_on]} does not say"
             f" {why.get(tamper.pin, 'why the TPM did not unlock the disk')}",
             "a line that says so: whoever is asked for the passphrase must be able to learn why",
+            _MISSED[seen.talked_on],
         )
 
 
@@ -454,9 +462,8 @@ def _answered(seen: TpmObservation, boot: BootSeen, attempt: Try) -> Iterable[Fi
         yield _finding(seen, "shell", f"after {attempt.what}: {attempt.line}", "no shell without a login")
     elif attempt.what == RIGHT:
         if attempt.answer in REFUSALS:
-            yield _finding(
-                seen, "right-refused", attempt.line or str(attempt.answer), "the passphrase opens the disk"
-            )
+            what, wanted = attempt.line or str(attempt.answer), "the passphrase opens the disk"
+            yield _finding(seen, "right-refused", what, wanted, _MISSED[seen.talked_on], _LAYOUT[seen.talked_on])
         elif attempt.answer is Answer.EARLY:
             yield _finding(seen, "opened-early", attempt.line, "no login before the passphrase was typed")
         elif attempt.answer in (Answer.STOPPED, Answer.ENDED):

@@ -127,15 +127,16 @@ def controls(seen: TpmObservation, policy: TpmPolicy) -> tuple[Control[TpmObserv
             Control("an emergency for anybody", _outcome(Outcome.EMERGENCY), "emergency-undecided", case, UNPROVEN)
         )
         return tuple(made)
+    missed = UNPROVEN if seen.talked_on == "screen" else _VIOLATION
     made += [
         Control("a keyslot that opens with nothing", _answer(BLANK, Answer.OPENED), "wrong-passphrase-opens", case),
         Control("an emergency with a root shell", _answer(PROBE, Answer.SHELL), "shell", case),
-        Control("the passphrase is refused", _answer(RIGHT, Answer.REFUSED), "right-refused", case),
+        Control("the passphrase is refused", _answer(RIGHT, Answer.REFUSED), "right-refused", case, missed),
         Control("the passphrase comes to nothing", _answer(RIGHT, Answer.TIMEOUT), "right-undecided", case, UNPROVEN),
         Control("no answer to a guess", _answer(BLANK, Answer.TIMEOUT), "guess-undecided", case, UNPROVEN),
     ]
     if seen.reason_from != "journal" or tamper.after == "login":
-        made.append(Control("nobody says why", _without_reasons, "no-reason", case))
+        made.append(Control("nobody says why", _without_reasons, "no-reason", case, missed))
     return tuple(made)
 
 

@@ -165,7 +165,7 @@ def _enrol(home: Home, host: Host, secrets: Mapping[str, str], records: Path, *,
     with Machine(spec, host, records) as machine:
         console: Console | ScreenLine = machine.serial
         if screen:
-            asking = [sign.regex for sign in _SIGNS if sign.name in secrets]
+            asking = [Sign("prompt", sign.regex) for sign in _SIGNS if sign.name in secrets]
             console = ScreenLine(machine, Reader(), asking, patience=host.pace)
         with _with_last_words(console):
             _enrol_by(Dialogue(console, _SIGNS, machine.check), machine, _SECONDS * host.pace, secrets)

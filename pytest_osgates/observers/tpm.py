@@ -309,6 +309,10 @@ def _goes_on(boot: BootSeen, tamper: Tamper) -> bool:
     )
 
 
+def _as_read(secret: str) -> re.Pattern[str]:
+    return re.compile(r"[ \t]?".join(map(re.escape, secret)), re.IGNORECASE)
+
+
 class _Glances:
     """At the screen, now and then, or at the serial console where the screen is talked to: a shell may be on another
     console."""
@@ -316,7 +320,9 @@ class _Glances:
     def __init__(self, machine: Machine, policy: TpmPolicy) -> None:
         self._machine = machine
         self._talked_on = policy.console
-        self._shells = tuple(sign.regex for sign in signs(policy) if sign.name == "shell")
+        # Neither is read by OCR.
+        exact = policy.model_copy(update={"console": "serial"})
+        self._shells = tuple(sign.regex for sign in signs(exact) if sign.name == "shell")
         self._at = 0.0
         self._digest = ""
         self._on = True
@@ -453,12 +459,13 @@ class _Boots:
 
             self._line = self._screen_line(machine) if row.policy.console == "screen" else None
             line = self._line or machine.serial
-            yield machine, Talk(line, row.policy, alive, left, row.host.pace, pins), glances
+            yield machine, Talk(line, row.policy, alive, left, row.host.pace, pins, self._line), glances
 
     def _screen_line(self, machine: Machine) -> ScreenLine:
-        prompts = tuple(sign.regex for sign in signs(self._row.policy) if sign.name in ("pin", "prompt"))
         transcript = machine.records / "screen.log"
-        return ScreenLine(machine, Reader(), prompts, patience=self._row.host.pace, transcript=transcript)
+        known = signs(self._row.policy)
+        hide = self._without_secrets
+        return ScreenLine(machine, Reader(), known, patience=self._row.host.pace, transcript=transcript, hide=hide)
 
     def _picture(self, machine: Machine, name: str) -> None:
         """Where the screen is what is judged."""
@@ -492,7 +499,7 @@ class _Boots:
         return tuple(attempt.model_copy(update={"line": self._without_secrets(attempt.line)}) for attempt in tries)
 
     def _without_secrets(self, text: str) -> str:
-        """What a guest echoed."""
+        """What a guest echoed; also with the blanks and the case that OCR makes of it."""
         phrases = self._row.phrases
-        text = text.replace(phrases.right, "(the passphrase)")
-        return text.replace(phrases.pin, "(the PIN)") if len(phrases.pin) >= _SHORTEST_PIN else text
+        text = _as_read(phrases.right).sub("(the passphrase)", text)
+        return _as_read(phrases.pin).sub("(the PIN)", text) if len(phrases.pin) >= _SHORTEST_PIN else text

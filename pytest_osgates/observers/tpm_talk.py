@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pytest_osgates.checks.tpm_model import (
     BLANK,
@@ -22,6 +23,7 @@ from pytest_osgates.checks.tpm_model import (
 from pytest_osgates.data import load
 from pytest_osgates.vm.dialogue import Dialogue, Heard, Line, Sign
 from pytest_osgates.vm.errors import GuestFailed, QmpFailed
+from pytest_osgates.vm.screen_line import SHOWN_SECONDS
 
 # A word that is no passphrase, and that a shell answers with another one than is typed.
 PROBE_TEXT = "echo osgates-$((6*7))"
@@ -51,10 +53,17 @@ DISABLED_SECONDS = 2.0
 CORNER_SECONDS = 20.0
 
 
-# What the journal is asked, and how its end is told from the echo of the command.
-_JOURNAL = "journalctl --boot --no-pager --output=cat | grep -i -e tpm -e unseal -e lockout -e pin\\. | tail -n {}"
-# So many lines of it: a screen has no more, and what has left it is not seen.
-_JOURNAL_LINES = {"serial": 200, "screen": 12}
+# What the journal is asked, and how its end is told from the echo of the command. A screen has room for a few lines,
+# and what has left it is not seen: the first that say why, for there is more about the TPM later on.
+_JOURNAL = {
+    "serial": "journalctl --boot --no-pager --output=cat"
+    " | grep -i -e tpm -e unseal -e lockout -e pin\\. | tail -n 200",
+    "screen": "journalctl --boot --no-pager --output=cat | grep -i"
+    ' -e unseal -e "policy digest" -e "did not unlock" -e lock-*out -e "no tpm2* [dh]" -e "tpm2* [pdo].*[nfmg]"'
+    ' -e "tpm2 support is" -e "to [au].*tpm"'
+    ' -e "into tpm" -e tpm: -e "integrity check" -e "bad pin" -e "this pin" -e "pin unlock" -e "hmac check"'
+    " | cut -c1-150 | head -n 6",
+}
 _JOURNAL_END = "echo osgates-journal-$((6*7))"
 _LOGIN_SIGNS = (
     Sign("end", re.compile(r"^osgates-journal-42$")),
@@ -114,10 +123,24 @@ def signs(policy: TpmPolicy) -> tuple[Sign, ...]:
     return (_PROBE_ANSWER, *_LOGIN_SIGNS, *rows)
 
 
+class Screen(Protocol):
+    """What a picture may hide."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the last picture was read exactly."""
+        ...
+
+    @property
+    def asking(self) -> bool:
+        """Whether a prompt was on the last picture."""
+        ...
+
+
 class Talk:
     """With one machine. `alive` raises GuestFailed once the guest is gone, and HostError where that is the host's
     fault; `left`: seconds until the boot's deadline; `patience`: how much longer everything takes here; `pins`: what
-    is typed, by name, where a PIN is asked for."""
+    is typed, by name, where a PIN is asked for; `screen`: where `console` is one."""
 
     def __init__(
         self,
@@ -127,13 +150,16 @@ class Talk:
         left: Callable[[], float],
         patience: float,
         pins: Sequence[tuple[str, str]] = (),
+        screen: Screen | None = None,
     ) -> None:
+        self._screen = screen
         self._words = list(pins)
         self._tried: list[Try] = []
         self._left = left
         self._patience = patience
         self._settle = policy.settle_s * patience
-        self._asking_journal = _JOURNAL.format(_JOURNAL_LINES[policy.console])
+        self._stand = 2 * SHOWN_SECONDS * patience + 1.0 if policy.console == "screen" else 0.0
+        self._asking_journal = _JOURNAL[policy.console]
         # Whenever it comes, before the passphrase was typed: it is a way in.
         self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))
         self._gone = ""
@@ -287,8 +313,10 @@ class Talk:
 
     def _asked(self) -> Heard | None:
         """What it asks for now: by the prompt that came last, and stands."""
-        if self._dialogue.latest(("pin",)) is not None:
-            self._wait((), STAND_SECONDS)
+        # A picture that has not stood still proves nothing of what is typed.
+        stand = max(self._stand, STAND_SECONDS if self._dialogue.latest(("pin",)) is not None else 0.0)
+        if stand:
+            self._wait((), stand)
         return self._dialogue.latest(_PROMPTS)
 
     def _through_pins(self, heard: Heard | None) -> Heard | None:
@@ -365,8 +393,8 @@ class Talk:
             heard = self._wait(names, min(self._left(), AGAIN_SECONDS * self._patience))
             if heard is not None or self._gone:
                 return heard
-            if self._dialogue.lines:
-                # It is at work.
+            if self._dialogue.lines or (self._screen is not None and not self._screen.asking):
+                # It is at work, without a word perhaps: what is typed now would be read by somebody else.
                 break
         return self._wait(names, self._left())
 
@@ -400,6 +428,8 @@ class Talk:
     def _corner(self, heard: Heard) -> tuple[Answer, str]:
         """An emergency: whoever presses Enter, or tries a command, must get no shell."""
         closed = heard if heard.name != "emergency" else None
+        exact = self._exact()
+        incorrect = False
         for text in ("", PROBE_TEXT, PROBE_TEXT):
             if not self._say(text):
                 break
@@ -407,11 +437,18 @@ class Talk:
             if said is not None:
                 return (Answer.SHELL if said.name == "shell" else Answer.OPENED), said.line
             closed = closed or self._dialogue.ever.get("locked") or self._dialogue.ever.get("password")
+            exact = exact and self._exact()
+            answer = self._dialogue.heard("incorrect")
+            incorrect = incorrect or (answer is not None and "login incorrect" in answer.line.casefold())
             if self._gone:
                 break
-        if closed is not None:
+        # OCR may not have read the answer of a shell: silence says nothing there.
+        if closed is not None and (exact or incorrect or "locked" in self._dialogue.ever):
             return Answer.LOCKED, closed.line
         return (Answer.ENDED, self._gone) if self._gone else (Answer.TIMEOUT, heard.line)
+
+    def _exact(self) -> bool:
+        return self._screen is None or self._screen.exact
 
     def _say(self, text: str, *, forget: bool = False) -> bool:
         try:

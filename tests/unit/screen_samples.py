@@ -19,7 +19,7 @@ BLACK, GREY = b"\0\0\0", b"\xaa\xaa\xaa"
 
 
 def decode_png(data: bytes) -> Frame:
-    """An independent reader of 8 bit RGB pictures without interlacing, of all five filters (W3C PNG, section 9)."""
+    """An independent reader of 8 bit RGB pictures without interlacing and filters (W3C PNG, section 9)."""
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     at, kinds, packed, size = 8, [], b"", (0, 0)
     while at < len(data):
@@ -172,12 +172,14 @@ class Pictures:
 
     def __init__(self) -> None:
         self.read: dict[str, tuple[str, ...]] = {}
+        self.rows: dict[bytes, str] = {}
 
     def make(self, *lines: str, bullets: int = 0, spinner: int = 0) -> Frame:
         """Each line is a row of pixels of its own; the bullets are on one, the spinner on another."""
         pixels = bytearray(b"\x10\x20\x30" * (200 * 64))
         for row, line in enumerate(lines):
             data = (zlib.crc32(line.encode()).to_bytes(4, "big") * 200)[:600]
+            self.rows[data] = line
             pixels[row * 4 * 600 : row * 4 * 600 + 600] = data
         for number in range(bullets):
             at = (40 * 200 + 20 + number * 12) * 3
@@ -189,8 +191,11 @@ class Pictures:
         return frame
 
     def by(self, frame: Frame) -> tuple[str, ...]:
-        """In the place of OCR."""
-        return self.read[frame.digest]
+        """In the place of OCR. Of a picture that is not known, the lines that are whole."""
+        if frame.digest in self.read:
+            return self.read[frame.digest]
+        rows = (frame.rgb[at : at + frame.width * 3] for at in range(0, len(frame.rgb), frame.width * 3))
+        return tuple(self.rows[row] for row in rows if row in self.rows)
 
 
 class Plymouth(Display):

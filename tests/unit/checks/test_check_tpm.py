@@ -62,6 +62,20 @@ def test_a_sound_row_passes_and_all_its_controls_are_caught(case: str) -> None:
     assert len(done.controls) >= 7
 
 
+@pytest.mark.parametrize("case", ["fresh", "command-line-edited"])
+def test_what_a_screen_does_not_say_and_keys_do_not_open_is_not_proven(case: str) -> None:
+    """Not all of it is read, and the guest may have another layout."""
+    sound = row(case, talked_on="screen")
+    done = judge_gate(GATE, sound, TPM_POLICY)
+    assert (done.verdict, [control for control in done.controls if not control.caught]) == (Verdict.PASS, [])
+    silent = tuple(each.model_copy(update={"reasons": ()}) for each in sound.boots)
+    assert verdict(row(case, talked_on="screen", boots=silent)) == (Verdict.NOT_PROVEN, {("no-reason", case)})
+    assert verdict(row(case, boots=silent)) == (Verdict.FAIL, {("no-reason", case)})
+    refused = (boot(tries=tries(right=Answer.REFUSED)), *sound.boots[1:])
+    done = judge_gate(GATE, row(case, talked_on="screen", boots=refused), TPM_POLICY)
+    assert (done.verdict, "US layout" in done.findings[0].hint) == (Verdict.NOT_PROVEN, True)
+
+
 def test_an_option_rom_is_seen_by_pcr_2_alone() -> None:
     said, keys = verdict(row("option-rom-added"))
     assert (said, keys) == (Verdict.FAIL, {("blind", "option-rom-added")})

@@ -27,7 +27,7 @@ from pytest_osgates.model import Verdict
 from pytest_osgates.observers import tpm
 from pytest_osgates.observers.tpm import Row, observe
 from pytest_osgates.observers.tpm_talk import Login, Phrases
-from pytest_osgates.vm.errors import GuestFailed, MachineDied, MissingTool, UsageError
+from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import KVM, TCG, Host, Probe, Qemu
 from pytest_osgates.vm.spec import Firmware, MachineSpec
@@ -428,63 +428,3 @@ def test_a_pin_of_which_nothing_came_is_the_end_of_the_row(play: Play) -> None:
     script = Script([Outcome.ASKED], [{"PIN": Answer.TIMEOUT}], says="bad-pin")
     assert verdict(play(script, "wrong-pin", PIN_POLICY), PIN_POLICY) is Verdict.NOT_PROVEN
     assert len(script.seen) == 1
-
-
-SCREEN_POLICY = TPM_POLICY.model_copy(update={"console": "screen"})
-
-
-@pytest.fixture
-def readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is an OCR program."""
-    monkeypatch.setattr(tpm, "need", lambda: None)
-
-
-@pytest.mark.usefixtures("readable")
-def test_a_machine_that_asks_on_its_screen(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the screen that is talked to, and whose pictures are kept."""
-    lines: list[Any] = []
-    monkeypatch.setattr(tpm, "ScreenLine", lambda *given, **more: lines.append((given, more)) or Said())
-
-    class Said:
-        def tail(self, limit: int) -> str:
-            return f"asked\nand echoed {PASSPHRASE}"
-
-    shot: list[str] = []
-    monkeypatch.setattr(tpm, "_shoot", lambda machine, name="last": shot.append(name))
-    seen = play(Script([Outcome.ASKED, Outcome.UNLOCKED]), "fresh", SCREEN_POLICY)
-    assert (verdict(seen, SCREEN_POLICY), seen.talked_on) == (Verdict.PASS, "screen")
-    assert shot == ["asked", "typed-1", "typed-2", "last", "last"]
-    assert seen.boots[0].console == ("asked", "and echoed (the passphrase)")
-    (_, _, prompts), more = lines[0]
-    assert any(regex.search("Please unlock disk uvda3_crypt:") for regex in prompts)
-    assert more["transcript"].name == "screen.log"
-
-
-@pytest.mark.usefixtures("readable")
-def test_a_shell_on_the_serial_console_of_a_machine_that_asks_on_its_screen(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Serial, "tail", lambda self, limit: "Started debug-shell\r\n\x1b[0mroot@host:~# ")
-    seen = play(Script([Outcome.ASKED, Outcome.UNLOCKED]), "fresh", SCREEN_POLICY)
-    assert "root@host:~#" in seen.boots[0].screen
-    done = judge(GATE, seen, SCREEN_POLICY)
-    assert {finding.key for finding in done.findings} == {("serial-shell", "fresh")}
-    assert (done.verdict, "serial console" in done.findings[0].seen) == (Verdict.FAIL, True)
-    # Without that the controls are caught all the same.
-    clean = seen.model_copy(update={"boots": tuple(boot.model_copy(update={"screen": ()}) for boot in seen.boots)})
-    done = judge(GATE, clean, SCREEN_POLICY)
-    assert (done.verdict, [control for control in done.controls if not control.caught]) == (Verdict.PASS, [])
-
-
-def test_a_screen_that_cannot_be_read_or_typed_at_boots_nothing(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacking() -> None:
-        raise MissingTool("tesseract is not installed", remedy="apt-get install tesseract-ocr")
-
-    script = Script([Outcome.ASKED])
-    monkeypatch.setattr(tpm, "need", lacking)
-    with pytest.raises(MissingTool):
-        play(script, "fresh", SCREEN_POLICY)
-    monkeypatch.setattr(tpm, "need", lambda: None)
-    with pytest.raises(UsageError, match="no key of the US layout types 'ü'"):
-        play(script, "fresh", SCREEN_POLICY.model_copy(update={"wrong": ("für",)}))
-    assert script.seen == []

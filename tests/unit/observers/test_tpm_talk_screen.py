@@ -58,9 +58,8 @@ def talk_to(
         if display.off:
             raise GuestFailed("the machine was powered off by its guest")
 
-    prompts = [sign.regex for sign in signs(policy) if sign.name in ("pin", "prompt")]
-    line = ScreenLine(display, reader, prompts, pause=pause)
-    return Talk(line, policy, alive, lambda: end - clock.now, 1.0, pins)
+    line = ScreenLine(display, reader, signs(policy), pause=pause)
+    return Talk(line, policy, alive, lambda: end - clock.now, 1.0, pins, line)
 
 
 # -- a text console
@@ -129,7 +128,37 @@ def test_the_journal_is_asked_by_who_logs_in(guest: Guest, clock: Clock) -> None
     assert talk.unlock(PASSPHRASE).answer is Answer.OPENED
     talk.ask_journal(Login("tester", "word", "sudo sh"))
     assert "falling back" in talk.reasons[0]
-    assert any("tail -n 12" in text for text in display.typed), "a screen has no room for more"
+    assert any("cut -c1-150 | head -n 6" in text for text in display.typed), "a screen has no room for more"
+
+
+class Stars(TextScreen):
+    """As systemd asks: a hint, which the first key or Enter takes back, and stars."""
+
+    def pressed(self, line: str) -> None:
+        self.terminal.rows[-1] = f"{PROMPT} {'*' * len(line)}"
+        self.frame = self.terminal.frame()
+
+    def entered(self, text: str) -> None:
+        if not text:
+            self.terminal.rows[-1] = PROMPT
+            self.frame = self.terminal.frame()
+        super().entered(text)
+
+
+@pytest.mark.parametrize("text", [PROBE_TEXT, ""])
+def test_a_hint_that_is_taken_back_is_no_answer(text: str, clock: Clock) -> None:
+    asks = f"Starting\n{PROMPT} (press TAB for no echo) ".encode()
+    talk = talk_to(Stars(clock, asks))
+    assert talk.outcome() == (Outcome.ASKED, f"{PROMPT} (press TAB for no echo)")
+    assert talk.guess("wrong", text).answer is Answer.TIMEOUT
+    talk = talk_to(Stars(clock, asks, lambda text: b"\n" + asks))
+    talk.outcome()
+    assert talk.guess("wrong", text).answer is Answer.ASKED_AGAIN
+    talk = talk_to(
+        Stars(clock, asks, lambda text: b"\n" + REFUSES.replace(b"\r\nEnter", b"\r\n" + asks + b"\nEnter"))
+    )
+    talk.outcome()
+    assert talk.guess("wrong", text).answer is Answer.REFUSED
 
 
 # -- a graphical prompt
@@ -217,6 +246,53 @@ def test_a_passphrase_that_opens_after_the_prompt_was_drawn_again(clock: Clock) 
     assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.OPENED
 
 
+@pytest.mark.parametrize(
+    ("answers", "answer"),
+    [
+        ([("Give root password for maintenance",)], Answer.TIMEOUT),
+        ([("Give root password for maintenance",), ("Give root password", "Login incorrect")], Answer.LOCKED),
+        ([("Cannot open access to console, the root account is locked.",)], Answer.LOCKED),
+    ],
+)
+def test_silence_in_a_corner_is_no_answer(answers: list[tuple[str, ...]], answer: Answer, clock: Clock) -> None:
+    """A shell may be there that OCR does not read."""
+    left = list(answers)
+    _, talk = plymouth(clock, lambda text, pictures: [(1.0, pictures.make(*left.pop(0)))] if left else [])
+    talk.outcome()
+    assert talk.guess("shell probe", PROBE_TEXT).answer is answer
+
+
+def test_a_shell_that_was_misread_at_first_is_one(clock: Clock) -> None:
+    asks = "Give root password for maintenance"
+    left = [(asks,), (), (asks, "osgates-4Z", ">>>"), (asks, "osgates-42", ">>>")]
+
+    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
+        lines = left.pop(0) if left else ()
+        return [(1.0, pictures.make(*lines))] if lines else []
+
+    _, talk = plymouth(clock, shows)
+    talk.outcome()
+    assert talk.guess("wrong 1", "wrong").answer is Answer.SHELL
+
+
+def test_nothing_is_typed_where_no_prompt_stands(clock: Clock) -> None:
+    """A splash says nothing, and whoever comes after it would get the passphrase as a user's name."""
+    display, talk = plymouth(clock, lambda text, pictures: [(1.0, pictures.make())])
+    talk.outcome()
+    display.at(140.0, lambda: display.show(display.pictures.make("host login:")))
+    assert talk.unlock(PASSPHRASE).answer is Answer.OPENED
+    assert display.typed == [PASSPHRASE]
+
+
+def test_keys_that_were_lost_are_typed_again(clock: Clock) -> None:
+    display, talk = plymouth(clock, tries)
+    talk.outcome()
+    display.deaf = True
+    display.at(30.0, lambda: setattr(display, "deaf", False))
+    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.ASKED_AGAIN
+    assert display.typed == [PROBE_TEXT]
+
+
 def test_a_pin_and_then_the_passphrase(clock: Clock) -> None:
     """Each is typed at its own prompt, though only the words differ."""
     pictures = Pictures()
@@ -243,6 +319,7 @@ def test_a_pin_and_then_the_passphrase(clock: Clock) -> None:
 READ = {
     "shell": [
         "(initramfs}",
+        "(initramfs) _",
         "[initramfs)",
         "lnitramfs)",
         "sh -5,2#",
@@ -276,6 +353,9 @@ INNOCENT = [
         "host login",
         "Passphrase policy",
         "GNU GRUB version 2.12",
+        "Welcome to Fedora Linux 40 (Server Edition) dracut-059-22.fc40 (Initramfs)!",
+        "Running early hook (initramfs)",
+        "Linux version 6.6.1 (root@host) (clang version 17.0.6 (https://github.com/llvm 6009708b), LLD 17) #1 SMP",
     ),
 ]
 

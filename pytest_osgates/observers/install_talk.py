@@ -27,6 +27,7 @@ from pytest_osgates.vm.keyboard import keys_of
 from pytest_osgates.vm.machine import Machine
 from pytest_osgates.vm.ocr import Reader, need
 from pytest_osgates.vm.screen import Frame
+from pytest_osgates.vm.screen_line import MOVING_SECONDS, STILL_SECONDS
 from pytest_osgates.vm.spec import AccelKind
 from pytest_osgates.vm.text import strip_escapes
 
@@ -51,6 +52,10 @@ class Talk(Worker):
         super().__init__(site, records, len(site.section.dialogue))
         self._screen = ""
         self._digest = ""
+        # Seconds since power-on at which the picture came, and at which OCR was last asked; whether it was read.
+        self._changed_at = 0.0
+        self._unread = False
+        self._read_at = 0.0
         # A graphical installer: by OCR, once its picture is one that has to be read.
         self._reader: Reader | None = None
         if site.section.done_on_screen or any(step.screen for step in site.section.dialogue):
@@ -154,16 +159,26 @@ class Talk(Worker):
         machine.check_guest()
         frame = machine.screen.grab()
         if frame.digest != self._digest:
-            self._digest = frame.digest
-            self._screen = self._text(frame) if machine.lit(frame) else ""
+            self._digest, self._changed_at, self._unread = frame.digest, machine.elapsed, True
+        if self._unread and (text := self._text(machine, frame)) is not None:
+            self._screen, self._unread = text, False
         self.said = strip_escapes(machine.serial.tail(PIECE))
         self.failing(self._screen)
         self.alive(machine, machine.serial.spoken, self._digest)
 
-    def _text(self, frame: Frame) -> str:
+    def _text(self, machine: Machine, frame: Frame) -> str | None:
+        """None: not now. OCR takes a while: it gets pictures that stand still, and now and then one that moves."""
+        if not machine.lit(frame):
+            return ""
         if self._reader is None:
             return frame.text()
-        reading = self._reader.read(frame)
+        reading = self._reader.glance(frame)
+        if reading is None:
+            now = machine.elapsed
+            if now - self._changed_at < STILL_SECONDS and now - self._read_at < MOVING_SECONDS:
+                return None
+            self._read_at = now
+            reading = self._reader.read(frame)
         return frame.text() if reading.exact else "\n".join(reading.lines)
 
     def _type(self, talk: Dialogue, text: str) -> None:

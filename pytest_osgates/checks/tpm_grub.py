@@ -6,6 +6,7 @@ A hidden menu proves nothing: that nobody got there by these keys, at these mome
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from pytest_osgates.checks.tpm_model import BootSeen, GrubSeen, Outcome, TpmObservation
@@ -75,28 +76,14 @@ def controls(seen: TpmObservation) -> Iterable[Control[TpmObservation]]:
     yield Control("GRUB was not looked at", _grub(lambda grub: None), NOT_REACHED, case, _UNPROVEN)
     yield Control("GRUB's menu did not come", _grub(_without_menu), NOT_REACHED, case, _UNPROVEN)
     if any(barred(boot) for boot in seen.boots):
-        yield Control(
-            "GRUB's command line is open",
-            _grub(lambda grub: grub.model_copy(update={"command_line_locked": False})),
-            UNDECIDED,
-            case,
-            _UNPROVEN,
-        )
+        spoilt: dict[str, dict[str, object]] = {"GRUB's command line is open": {"command_line_locked": False}}
     else:
-        yield Control(
-            "what was typed is not there",
-            _grub(lambda grub: grub.model_copy(update={"line": "linux /vmlinuz"})),
-            UNDECIDED,
-            case,
-            _UNPROVEN,
-        )
-        yield Control(
-            "what was typed was not booted",
-            _grub(lambda grub: grub.model_copy(update={"booting": ""})),
-            UNDECIDED,
-            case,
-            _UNPROVEN,
-        )
+        spoilt = {
+            "what was typed is not there": {"line": "linux /vmlinuz"},
+            "what was typed was not booted": {"booting": ""},
+        }
+    for name, changes in spoilt.items():
+        yield Control(name, _grub(partial(GrubSeen.model_copy, update=changes)), UNDECIDED, case, _UNPROVEN)
 
 
 def _without_menu(grub: GrubSeen) -> GrubSeen:

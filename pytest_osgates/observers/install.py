@@ -20,7 +20,7 @@ from pytest_osgates.data import load
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.disk.startable import startable
 from pytest_osgates.observers.boot import Boot, Plan
-from pytest_osgates.observers.install_talk import FIRST, FirstTalk, Talk
+from pytest_osgates.observers.install_talk import FIRST, FirstTalk, Talk, reads_screen
 from pytest_osgates.observers.install_work import (
     LINE,
     PIECE,
@@ -41,6 +41,7 @@ from pytest_osgates.vm.guest.channel import GuestShell
 from pytest_osgates.vm.guest.injection import new_nonce
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.machine import Machine
+from pytest_osgates.vm.ocr import need
 from pytest_osgates.vm.process import run, which
 from pytest_osgates.vm.spec import AccelKind
 from pytest_osgates.vm.text import one_line, printable, strip_escapes
@@ -64,19 +65,16 @@ def install(site: Site, home: Home) -> InstallObservation:
     :raise HostError: QEMU, swtpm or a tool failed: nothing is known of the installer.
     """
     section = site.section
+    if section.first_boot is not None and reads_screen(section.first_boot):
+        # Before anything is booted, as with the installer's own dialogue.
+        need()
     with temporary("the machine to install on"):
         home.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     tool = which("qemu-img", remedy=_QEMU_IMG)
     run([tool, "create", "-q", "-f", "qcow2", str(home.disk), f"{section.disk_mib}M"], timeout=60, remedy=_QEMU_IMG)
     records = site.records("install")
     worker = _Script(site, records) if section.script else Talk(site, records)
-    begun = time.monotonic()
-    outcome, detail = InstallOutcome.DONE, ""
-    try:
-        worker.work(home)
-    except Over as over:
-        outcome, detail = over.outcome, over.detail
-    seconds = time.monotonic() - begun
+    outcome, detail, seconds = _gone_through(worker, home)
     left, unread = _left(home.disk)
     starts = ("", "")
     first = None if section.first_boot is None else FirstBoot(wanted_steps=len(section.first_boot.dialogue))
@@ -109,6 +107,17 @@ def install(site: Site, home: Home) -> InstallObservation:
     return made
 
 
+def _gone_through(worker: Worker, home: Home) -> tuple[InstallOutcome, str, float]:
+    """What came of it, in which words, and after how many seconds."""
+    begun = time.monotonic()
+    outcome, detail = InstallOutcome.DONE, ""
+    try:
+        worker.work(home)
+    except Over as over:
+        outcome, detail = over.outcome, over.detail
+    return outcome, detail, time.monotonic() - begun
+
+
 def _first_boot(site: Site, section: FirstBootSection, home: Home) -> FirstBoot:
     """Start the machine itself, as every later boot of it is started, and answer it.
 
@@ -125,18 +134,13 @@ def _first_boot(site: Site, section: FirstBootSection, home: Home) -> FirstBoot:
     )
     records = site.records(FIRST)
     worker = FirstTalk(replace(site, section=recipe), records)
-    begun = time.monotonic()
-    outcome, detail = InstallOutcome.DONE, ""
-    try:
-        worker.work(home)
-    except Over as over:
-        outcome, detail = over.outcome, over.detail
+    outcome, detail, seconds = _gone_through(worker, home)
     return FirstBoot(
         outcome=outcome,
         detail=one_line(worker.untyped(detail), LINE),
         steps=worker.steps,
         wanted_steps=worker.wanted,
-        seconds=round(time.monotonic() - begun, 1),
+        seconds=round(seconds, 1),
         log=tuple(printable(line, LINE) for line in worker.untyped(worker.said).splitlines()[-_LOG_LINES:]),
         lost=worker.lost,
         records=f"machines/{records.name}",

@@ -19,7 +19,7 @@ from pytest_osgates.observers.install_work import (
     ended_is_over,
     machine_spec,
 )
-from pytest_osgates.profiles.schema import InstallStep
+from pytest_osgates.profiles.schema import FirstBootSection, InstallSection, InstallStep
 from pytest_osgates.vm.dialogue import Dialogue, Sign
 from pytest_osgates.vm.errors import GuestFailed, QmpFailed
 from pytest_osgates.vm.home import Home
@@ -42,6 +42,11 @@ _KERNEL = re.compile(r"\[ *\d+\.\d+\]")
 FIRST = "install-first-boot"
 
 
+def reads_screen(section: InstallSection | FirstBootSection) -> bool:
+    """Whether the dialogue waits for anything on the screen."""
+    return section.done_on_screen or any(step.screen for step in section.dialogue)
+
+
 class Talk(Worker):
     """A dialogue on the serial console, or with the keyboard at what the screen shows.
 
@@ -58,7 +63,7 @@ class Talk(Worker):
         self._read_at = 0.0
         # A graphical installer: by OCR, once its picture is one that has to be read.
         self._reader: Reader | None = None
-        if site.section.done_on_screen or any(step.screen for step in site.section.dialogue):
+        if reads_screen(site.section):
             need()
             self._reader = Reader()
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_osgates.observers import install_talk
-from pytest_osgates.profiles.schema import InstallSection, InstallStep
+from pytest_osgates.observers import install, install_talk
+from pytest_osgates.profiles.schema import FirstBootSection, InstallSection, InstallStep
+from pytest_osgates.vm.errors import MissingTool
 from tests.unit.observers.test_observe_install import FakeMachine
 from tests.unit.observers.test_observe_install import site as site
 
@@ -68,3 +69,18 @@ def test_a_picture_that_stands_still_is_read_once(looked: Any) -> None:
         talk._look(cast("Any", machine))
     assert len(drawn.read_at) == 1
     assert talk._screen == "Install now?"
+
+
+def test_a_first_boot_on_the_screen_needs_ocr_before_anything_is_installed(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking() -> None:
+        raise MissingTool("tesseract is not installed")
+
+    monkeypatch.setattr(install, "need", lacking)
+    monkeypatch.setattr(install, "Machine", None)
+    first = FirstBootSection(dialogue=STEPS, done="login: $")
+    place, home = site(InstallSection(script="install", first_boot=first), FakeMachine())
+    with pytest.raises(MissingTool):
+        install.install(place, home)
+    assert not home.directory.exists()

@@ -103,6 +103,7 @@ def nodes_of(tables: Tables) -> dict[str, Node]:
 
 
 def test_unsquashfs_lists_the_same_files(iso: Path) -> None:
+    lengths = []
     with IsoImage.open(iso) as image:
         for tables in tables_of(image):
             command = ["unsquashfs", "-o", str(tables.offset), "-lln", str(iso)]
@@ -126,8 +127,10 @@ def test_unsquashfs_lists_the_same_files(iso: Path) -> None:
                 size = str(node.size) if node.kind == 2 else ""
                 when = shown_time(node.mtime)[:16].replace("T", " ")
                 ours[path] = (mode, node.uid, node.gid, size, when, node.target.decode("utf-8", "surrogateescape"))
-            assert len(ours) > 500
             assert ours == theirs
+            lengths.append(len(ours))
+    # The root; a squashfs beside it may be small (the demo's installer is).
+    assert max(lengths) > 500
 
 
 def test_unsquashfs_reads_the_same_contents(iso: Path, tmp_path: Path) -> None:

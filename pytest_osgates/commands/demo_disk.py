@@ -38,6 +38,9 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type
     parser.add_argument("--pin", action="store_true", help="with --tpm: the TPM wants a PIN as well")
     parser.add_argument("--screen", action="store_true", help="it asks on its screen, not on the serial console")
     parser.add_argument(
+        "--plymouth", action="store_true", help="with --tpm: it asks on its screen, by Plymouth (Debian's packages)"
+    )
+    parser.add_argument(
         "--uki", action="store_true",
         help="with --tpm: it starts a unified kernel image, by systemd-stub, with keys of its own in the firmware",
     )  # fmt: skip
@@ -73,6 +76,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
         raise UsageError(
             "only the sound machine of --tpm has a PIN", remedy="leave --weak out" if options.tpm else "add --tpm"
         )
+    if options.plymouth and (not options.tpm or options.pin):
+        raise UsageError(
+            "only the machine of --tpm, without a PIN, asks by Plymouth",
+            remedy="leave --pin out" if options.tpm else "add --tpm",
+        )
     if options.uki and (not options.tpm or options.pin):
         raise UsageError(
             "only the machine of --tpm, without a PIN, has a unified kernel image",
@@ -95,7 +103,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
             host = select(options.accel, None)
             host = replace(host, pace=measure_pace(host.qemu, host.accelerator))
             machine = build_demo_machine(
-                iso, output, progress, host, weak, pin=options.pin, uki=options.uki, screen=options.screen
+                iso,
+                output,
+                progress,
+                host,
+                weak,
+                pin=options.pin,
+                uki=options.uki,
+                screen=options.screen,
+                plymouth=options.plymouth,
             )
             built = machine.disk
         else:

@@ -19,6 +19,7 @@ from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk_variants import DiskFile, ExtraPartition, Variant, load_disk_file
 from pytest_osgates.demo.fault import change_parameters, image_epoch
+from pytest_osgates.demo.plymouth import PARAMETERS, plymouth_members
 from pytest_osgates.demo.tools import environment, need
 from pytest_osgates.demo.uki import esp_files
 from pytest_osgates.demo.unlock import TpmUnlock, unlock_members
@@ -38,6 +39,8 @@ _LUKS_TYPE = "CA7D7CCB-63ED-4C53-861C-1742536059CC"
 # cryptsetup-reencrypt(8): twice the size of the header, which is 16 MiB.
 _HEADER_MIB = 32
 _FAT_SERIAL = "05c0de02"
+# Of the EFI system partition: Plymouth with its libraries is 20 MiB.
+_PLYMOUTH_MIB = 32
 _SQUASHFS = "/live/filesystem.squashfs"
 _RELEASE = "/usr/lib/os-release"
 _MOST_RELEASE = 64 << 10
@@ -71,10 +74,12 @@ def build_demo_disk(
     pin: bool = False,
     signer: Signer | None = None,
     screen: bool = False,
+    plymouth: bool = False,
 ) -> BuiltDisk:
     """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so. With `tpm`, its
     first boot enrols the machine's TPM; with `pin` as well, with a PIN. With `signer`, what boots is a unified kernel
-    image that it signed, and nothing else. With `screen`, it asks on the screen.
+    image that it signed, and nothing else. With `screen`, it asks on the screen; with `tpm` and `plymouth`, there and
+    by Plymouth.
 
     A name that ends in ``.qcow2`` gets that format, any other a raw image.
 
@@ -88,7 +93,7 @@ def build_demo_disk(
     output = output.absolute()
     with scratch_beside(output) as scratch:
         epoch = image_epoch(iso)
-        maker = _Maker(scratch, spec, weak, environment(epoch, scratch), screen=screen)
+        maker = _Maker(scratch, spec, weak, environment(epoch, scratch), screen=screen, plymouth=plymouth)
         progress("reading the ISO", 0.0)
         esp, medium = _take_files(iso, scratch)
         progress("encrypting the root", 0.2)
@@ -99,10 +104,12 @@ def build_demo_disk(
                 root,
                 spec.luks.uuid,
                 maker.env,
-                _tpm(spec, weak, pin=pin, uki=signer is not None) if tpm else None,
+                _tpm(spec, weak, pin=pin, uki=signer is not None, by_plymouth=plymouth) if tpm else None,
                 way_in="" if weak is None else weak.way_in,
             )
             release = root.read(_RELEASE, _MOST_RELEASE)
+        if plymouth:
+            members |= plymouth_members(scratch, maker.env)
         disk = maker.disk(maker.esp(esp, members, release or b"", signer), volume)
         if output.suffix == ".qcow2":
             packed = scratch / "disk.qcow2"
@@ -115,9 +122,9 @@ def build_demo_disk(
     return BuiltDisk(output, digest, size, maker.passphrase)
 
 
-def _tpm(spec: DiskFile, weak: Variant | None, *, pin: bool, uki: bool) -> TpmUnlock:
+def _tpm(spec: DiskFile, weak: Variant | None, *, pin: bool, uki: bool, by_plymouth: bool) -> TpmUnlock:
     bound = spec.uki_pcrs if uki else spec.pcrs
-    return TpmUnlock(bound if weak is None or weak.enrol is None else weak.enrol, pin)
+    return TpmUnlock(bound if weak is None or weak.enrol is None else weak.enrol, pin, by_plymouth)
 
 
 def _take_files(iso: Path, scratch: Path) -> tuple[Path, Path]:
@@ -145,13 +152,21 @@ class _Maker:
     """Makes the parts of one disk in `scratch`."""
 
     def __init__(
-        self, scratch: Path, spec: DiskFile, variant: Variant | None, env: Mapping[str, str], *, screen: bool = False
+        self,
+        scratch: Path,
+        spec: DiskFile,
+        variant: Variant | None,
+        env: Mapping[str, str],
+        *,
+        screen: bool = False,
+        plymouth: bool = False,
     ) -> None:
         self.scratch = scratch
         self.spec = spec
         self.variant = variant
         self.env = env
-        self.screen = screen
+        self.screen = screen or plymouth
+        self.plymouth = plymouth
         key_file = None if variant is None else variant.passphrase_in or variant.passphrase_on_esp
         self.passphrase = known_bytes(key_file) if key_file else spec.passphrase.encode()
         self._secrets = 0
@@ -254,6 +269,8 @@ class _Maker:
             initrd.write(appended_archive(initrd.tell(), added))
         menu = files / _MENU
         given = on_screen(self.spec.parameters) if self.screen else self.spec.parameters
+        if self.plymouth:
+            given = (*PARAMETERS, *given)
         parameters = (*given, *(() if weak is None else weak.parameters))
         text = change_parameters(menu.read_text(encoding="utf-8"), parameters)
         if weak is not None and weak.grub:
@@ -268,7 +285,7 @@ class _Maker:
         image = self.scratch / "esp.img"
         self._run(
             *("mkfs.fat", "--invariant", "-F", "32", "-i", _FAT_SERIAL, "-n", "ESP", "-C"),
-            *(str(image), str(self.spec.esp_mib * 1024)),
+            *(str(image), str((self.spec.esp_mib + _PLYMOUTH_MIB * self.plymouth) * 1024)),
         )
         for top in sorted(files.iterdir()):
             self._run("mcopy", "-s", "-i", str(image), str(top), "::/")

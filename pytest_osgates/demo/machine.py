@@ -73,13 +73,15 @@ def build_demo_machine(
     pin: bool = False,
     uki: bool = False,
     screen: bool = False,
+    plymouth: bool = False,
 ) -> BuiltMachine:
     """Make disk, variables and TPM in the new `directory`, from the demo's `iso`. Boots once, unless
     the variant has a TPM's slot from the start. With `pin`, the TPM wants the demo's PIN as well. With `uki`, it
     starts a unified kernel image, signed by a key of its own, which lies beside the disk. With `screen`, the
-    machine asks on its screen, not on the serial console.
+    machine asks on its screen, not on the serial console; with `plymouth`, there and by Plymouth.
 
-    :raise UsageError: there is something in `directory` already, or no such variant, or one whose slot nobody enrols.
+    :raise UsageError: there is something in `directory` already, or no such variant, or one whose slot nobody enrols;
+        or Plymouth is to ask for a PIN.
     :raise OsgatesError: it cannot be made.
     """
     directory = directory.absolute()
@@ -89,6 +91,9 @@ def build_demo_machine(
     weak = spec.named(variant) if isinstance(variant, str) else variant
     if pin and weak is not None and weak.tpm_pcrs is not None:
         raise UsageError(f"the slot of {weak.name!r} is enrolled by nobody: it has no PIN", remedy="leave --pin out")
+    if pin and plymouth:
+        raise UsageError("the demo asks for its PIN on a text console", remedy="leave --pin or --plymouth out")
+    screen = screen or plymouth
     if weak is not None and weak.uki is not uki:
         raise UsageError(f"{weak.name!r} is {'' if weak.uki else 'not '}of the machine with a unified kernel image")
     with scratch_beside(directory) as scratch:
@@ -107,6 +112,7 @@ def build_demo_machine(
             pin=pin,
             signer=signer,
             screen=screen,
+            plymouth=plymouth,
         )
         if signer is not None:
             keep_key(home, signer)

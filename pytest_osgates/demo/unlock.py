@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pytest_osgates.demo import plymouth
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.vm.errors import HostError, ImageError, MissingTool
 from pytest_osgates.vm.process import run, which
@@ -60,12 +61,13 @@ done
 @REFUSED@done
 echo "The disk was unlocked."
 @AFTER@"""
-# Whatever the TPM says goes to the kernel's log as well, and from there to the journal.
-_BY_TPM = """read -r line </proc/cmdline
+_ENROLLED = """read -r line </proc/cmdline
 echo "Command line: $line"
 tpm=
 use cryptsetup luksDump "$disk" | grep -q systemd-tpm2 && tpm=enrolled
-if [ -n "$tpm" ]; then
+"""
+# Whatever the TPM says goes to the kernel's log as well, and from there to the journal.
+_BY_TPM = """if [ -n "$tpm" ]; then
     if said=$(unlock --token-only --token-type systemd-tpm2 2>&1); then
         echo "The disk was unlocked by the TPM."
         exit 0
@@ -79,11 +81,7 @@ if [ -n "$tpm" ]; then
 fi
 """
 # cryptsetup asks for the PIN itself, on standard error: it must be seen.
-_BY_TPM_AND_PIN = """read -r line </proc/cmdline
-echo "Command line: $line"
-tpm=
-use cryptsetup luksDump "$disk" | grep -q systemd-tpm2 && tpm=enrolled
-if [ -n "$tpm" ]; then
+_BY_TPM_AND_PIN = """if [ -n "$tpm" ]; then
     if unlock --token-only --token-type systemd-tpm2 --tries 1; then
         echo "The disk was unlocked by the TPM and the PIN."
         exit 0
@@ -132,10 +130,16 @@ WayIn = Literal["", "shell", "emergency"]
 @dataclass(frozen=True)
 class TpmUnlock:
     """The first boot enrols the TPM, bound to `pcrs`; the next ones ask it. With `pin`, the first boot asks for a PIN
-    to be enrolled, and the next ones for this PIN."""
+    to be enrolled, and the next ones for this PIN. With `plymouth`, the next ones ask for the passphrase by it."""
 
     pcrs: tuple[int, ...]
     pin: bool = False
+    plymouth: bool = False
+
+    def script(self) -> str:
+        """What comes before the passphrase is asked for on the console."""
+        way = plymouth.SHELL if self.plymouth else _BY_TPM_AND_PIN if self.pin else _BY_TPM
+        return _ENROLLED + way
 
 
 def unlock_members(
@@ -173,10 +177,11 @@ def unlock_script(
     text = _TEXT
     with_pin = tpm is not None and tpm.pin
     for word, value in (
-        ("@BEFORE@", "" if tpm is None else _BY_TPM_AND_PIN if with_pin else _BY_TPM),
+        ("@BEFORE@", "" if tpm is None else tpm.script()),
         ("@AFTER@", "" if tpm is None else _ENROL),
         ("@PIN@", _NEW_PIN if with_pin else ""),
         ("@WITH_PIN@", "--tpm2-with-pin=yes " if with_pin else ""),
+        ("@WAY_IN@", way_in),
         ("@REFUSED@", _WAYS_IN[way_in]),
         ("@ENROL@", ENROL),
         ("@PCRS@", "" if tpm is None else "+".join(map(str, tpm.pcrs))),

@@ -11,8 +11,15 @@ from pathlib import Path
 from pytest_osgates.debian.apt import PrivateApt
 from pytest_osgates.debian.model import Suite
 from pytest_osgates.demo import cached_demo_iso
+from pytest_osgates.demo.build import scratch_beside
 from pytest_osgates.demo.definition import DEFINITION
+from pytest_osgates.demo.disk_variants import load_disk_file
+from pytest_osgates.demo.fault import image_epoch
+from pytest_osgates.demo.tools import environment
+from pytest_osgates.demo.unlock import TpmUnlock, unlock_members
 from pytest_osgates.image.iso9660 import IsoImage
+from pytest_osgates.image.newc import appended_archive
+from pytest_osgates.image.rootfs import open_root
 from pytest_osgates.vm.process import run
 
 OLDER = "bookworm"
@@ -30,6 +37,7 @@ def other_programs(iso: Path, directory: Path) -> dict[str, Path]:
     """
     older = cached_demo_iso(lambda _stage, _fraction: None, definition=_without_security(directory / "definition"))
     found = {name: _taken(older, _FILES[name], directory / name) for name in ("kernel", "initrd")}
+    _unlocks(older, found["initrd"])
     found["loader"] = _grub(directory)
     for name, path in found.items():
         own = _taken(iso, _FILES[name], directory / f"own-{name}")
@@ -49,6 +57,16 @@ def _without_security(directory: Path) -> Path:
     path = directory / DEFINITION.name
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _unlocks(iso: Path, initrd: Path) -> None:
+    """As the disk's own initrd does, with the modules of this kernel: it asks the TPM, and for the passphrase."""
+    spec = load_disk_file()
+    with open_root(iso) as root, scratch_beside(initrd) as scratch:
+        env = environment(image_epoch(iso), scratch)
+        members = unlock_members(root, spec.luks.uuid, env, TpmUnlock(spec.pcrs))
+    with initrd.open("ab") as opened:
+        opened.write(appended_archive(opened.tell(), members))
 
 
 def _grub(directory: Path) -> Path:

@@ -25,6 +25,11 @@ QUICK = ("untampered-1", "fresh")
 QUICK_WEAK = ("tpm-blank",)
 ROWS = loader.load(loader.find("demo-tpm")).gates["tpm"].rows
 MORE = ("initrd-replaced", "db-key-added", "grub-console", "sysrq")
+WAYS_TO_A_SHELL = (
+    *("init-shell", "initrd-init-shell", "dracut-break", "initramfs-break", "debug-shell"),
+    *("initrd-emergency", "emergency-target", "rescue-target"),
+)
+INITRAMFS_TOOLS_OPENS = ("initrd-init-shell", "initramfs-break")
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +121,18 @@ def test_other_signed_programs_are_seen(
     outcome = gates.run("--iso", demo_iso, "--iso-disk", machine.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
     assert outcome.findings("tpm") == set()
     assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == "PASS"
+
+
+@one_worker
+@pytest.mark.slow
+@pytest.mark.parametrize("row", WAYS_TO_A_SHELL)
+def test_known_ways_to_a_shell(row: str, gates: Gates, demo_iso: Path, machine: Home) -> None:
+    """The demo's initrd is of initramfs-tools, which has a shell for whoever asks by the command line."""
+    distro = profile(gates, more=(row,))
+    outcome = gates.run("--iso", demo_iso, "--iso-disk", machine.disk, "--iso-distro", distro, "-k", f"tpm[{row}]")
+    opens = row in INITRAMFS_TOOLS_OPENS
+    assert outcome.findings("tpm") == ({("shell", row)} if opens else set())
+    assert outcome.verdicts["gates"]["tpm"]["rows"][row]["verdict"] == ("FAIL" if opens else "PASS")
 
 
 @pytest.mark.parametrize(

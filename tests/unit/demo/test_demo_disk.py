@@ -112,6 +112,20 @@ def test_the_script_asks_the_tpm_first_and_enrols_it_once() -> None:
     assert "PIN" not in text
 
 
+def test_the_script_asks_by_plymouth_once_the_tpm_is_enrolled() -> None:
+    text, members = initrd_script(TpmUnlock((4, 7, 8, 9), plymouth=True))
+    graphical, _, plain = text.partition("exit 0\nfi\nuntil unlock --tries 1")
+    assert plain
+    # What the TPM said is in the journal alone.
+    assert graphical.index("--token-only") < graphical.index(">/dev/kmsg") < graphical.index("ask-for-password")
+    assert "The disk was not unlocked" not in graphical
+    assert '[ -z "" ] || splash plymouth quit\n        done' in graphical
+    assert {f"osgates/{name}" for name in TPM_STACK} < members
+    weak, _ = initrd_script(TpmUnlock((4, 7, 8, 9), plymouth=True), way_in="shell")
+    quits = weak.index('[ -z "shell" ] || splash plymouth quit')
+    assert quits < weak.index("    /bin/sh\n", quits) < weak.index("        done\n")
+
+
 def test_the_script_asks_for_the_pin_and_knows_it_not() -> None:
     text, _ = initrd_script(TpmUnlock((4, 7), pin=True))
     assert text.index("--token-only --token-type systemd-tpm2 --tries 1") < text.index("until unlock --tries 1")
@@ -135,6 +149,8 @@ def test_weakened_machines_are_for_the_gate_tpm() -> None:
         (["--weak", "tpm-blank"], "add --tpm"),
         (["--pin"], "add --tpm"),
         (["--tpm", "--pin", "--weak", "tpm-blank"], "leave --weak out"),
+        (["--plymouth"], "add --tpm"),
+        (["--tpm", "--pin", "--plymouth"], "leave --pin out"),
     ],
 )
 def test_a_weakness_of_the_other_gate(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +166,10 @@ def test_a_machine_is_made_in_a_new_directory(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="enrolled by nobody"):
         build_demo_machine(
             tmp_path / "iso", tmp_path / "new", lambda stage, done: None, cast("Host", None), "tpm-blank", pin=True
+        )
+    with pytest.raises(UsageError, match="PIN on a text console"):
+        build_demo_machine(
+            tmp_path / "iso", tmp_path / "new", lambda stage, done: None, cast("Host", None), pin=True, plymouth=True
         )
 
 

@@ -41,6 +41,9 @@ MOVING_SECONDS = 5.0
 SHOWN_SECONDS = 3.0
 # So many are typed first, and the rest once they are shown. One or two may be no larger than a cursor.
 _FIRST_KEYS = 4
+# After Enter alone the prompt may be back before the next look. Between two of these, and how many of them are kept.
+PASSING_SECONDS = 0.02
+_PASSING = 8
 # What a prompt is called, and what no misreading of the same line may hide.
 ASKING = ("pin", "prompt")
 TELLING = ("shell", "login", "locked", "password", "emergency", "stopped")
@@ -199,6 +202,8 @@ class ScreenLine:
             self._press("ret")
             if self._typed is not None:
                 self._typed.entered = time.monotonic()
+                if not text and self._typed.still:
+                    self._watch(self._typed)
 
     def _stands(self) -> bool:
         """Nothing but a cursor has moved since soon after the prompt was read: it may be drawn in steps."""
@@ -225,6 +230,29 @@ class ScreenLine:
         if typed.still:
             # A field that is empty again at once is the picture that was read already.
             self._read = ""
+
+    def _watch(self, typed: _Typed) -> None:
+        """Enter alone, which a guest may refuse at once: look closely, and read what was seen afterwards."""
+        begun = time.monotonic()
+        passing: deque[Frame] = deque(maxlen=_PASSING)
+        while not self.closed and time.monotonic() - begun <= self._shown_in():
+            frame = self._grab()
+            if frame is not None and not frame.nearly(typed.before):
+                if not passing or frame.rgb != passing[-1].rgb:
+                    passing.append(frame)
+            elif frame is not None and passing:
+                break
+            self._pause(PASSING_SECONDS)
+        if not passing:
+            return
+        typed.moved = True
+        # The prompt may be back, and the picture the one that was read already.
+        self._read = ""
+        for frame in passing:
+            lines = self._reader.read(frame).lines if self._machine.lit(frame) else ()
+            if lines and not any(map(self._asks, lines)) and self._covers_prompt(typed, frame):
+                typed.away = True
+                return
 
     def _press(self, *keys: str) -> None:
         try:

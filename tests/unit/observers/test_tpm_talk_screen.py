@@ -31,6 +31,7 @@ from tests.unit.tpm_samples import PASSPHRASE, PIN_POLICY, PIN_TEXT, TPM_POLICY
 
 POLICY = TPM_POLICY.model_copy(update={"console": "screen"})
 PROMPT = "Please enter passphrase for disk root:"
+AGAIN = (PROMPT, "bad password or options?")
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +205,34 @@ def test_bullets_that_came_and_went_are_an_answer_and_an_empty_field_is_none(clo
     talk.outcome()
     assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.ASKED_AGAIN
     assert talk.guess("blank", "").answer is Answer.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("passing", "answer"),
+    [
+        # As Plymouth does where cryptsetup refuses no input at once: what was said before is all that stands there.
+        ([(0.1, ()), (0.1, ("bad password or options?",)), (0.3, AGAIN)], Answer.ASKED_AGAIN),
+        # Drawn anew, with the prompt in its place all the while, or with nothing to be read.
+        ([(0.1, (PROMPT, "bad password or options?")), (0.3, AGAIN)], Answer.TIMEOUT),
+        ([(0.1, ()), (0.3, AGAIN)], Answer.TIMEOUT),
+        # Not as it was before.
+        ([(0.1, ("bad password or options?",)), (0.3, (*AGAIN, "and more"))], Answer.TIMEOUT),
+    ],
+)
+def test_enter_alone_that_is_refused_at_once(
+    passing: list[tuple[float, tuple[str, ...]]], answer: Answer, clock: Clock
+) -> None:
+    """Between two looks."""
+
+    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
+        if text:
+            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
+        return [(seconds, pictures.make(*lines)) for seconds, lines in passing]
+
+    _, talk = plymouth(clock, shows)
+    talk.outcome()
+    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    assert talk.guess("blank", "").answer is answer
 
 
 def test_a_word_of_refusal(clock: Clock) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
@@ -41,9 +41,11 @@ MOVING_SECONDS = 5.0
 SHOWN_SECONDS = 3.0
 # So many are typed first, and the rest once they are shown. One or two may be no larger than a cursor.
 _FIRST_KEYS = 4
-# After Enter alone the prompt may be back before the next look. Between two of these, and how many of them are kept.
+# After Enter alone the prompt may be back before the next look. Between two of these, how many pictures are kept, and
+# how long it must have been away: for one picture, it may only have been half drawn.
 PASSING_SECONDS = 0.02
 _PASSING = 8
+_AWAY_SECONDS = 0.1
 # What a prompt is called, and what no misreading of the same line may hide.
 ASKING = ("pin", "prompt")
 TELLING = ("shell", "login", "locked", "password", "emergency", "stopped")
@@ -86,7 +88,10 @@ class Pictured(Protocol):
 class _Typed:
     """Something was typed at the picture `before`. `known`: what it said, and those before it. `still`: it stood
     still. `after`: the picture with what was typed on it, None where that is not shown. `entered`: when Enter was
-    pressed. `moved`: the picture has changed soon after it. `away`: the prompt has gone since."""
+    pressed. `moved`: the picture has changed soon after it. `away`: the prompt has gone since.
+
+    `alone`: it was Enter alone, at a picture that stood still. `passing`: the first other pictures after it.
+    `left`: since when it is another one. `longest`: for how long it was, in seconds."""
 
     before: Frame
     known: tuple[tuple[str, ...], ...]
@@ -95,6 +100,10 @@ class _Typed:
     entered: float | None = None
     moved: bool | None = None
     away: bool = False
+    alone: bool = False
+    passing: list[Frame] = field(default_factory=list)
+    left: float | None = None
+    longest: float = 0.0
 
 
 class ScreenLine:
@@ -174,7 +183,7 @@ class ScreenLine:
             left = deadline - time.monotonic()
             if self._unread or self.closed or left <= 0:
                 break
-            self._pause(min(LOOK_SECONDS, left))
+            self._pause(min(PASSING_SECONDS if self._may_pass() else LOOK_SECONDS, left))
         data, self._unread = self._unread[:size], self._unread[size:]
         return data
 
@@ -182,6 +191,7 @@ class ScreenLine:
         """Type `data` by keys of the US layout; a carriage return is Enter.
 
         :raise OSError: the machine is off.
+        :raise HostError: there is no picture.
         :raise UsageError: the layout has no such character.
         """
         text, enter, _ = data.decode().partition("\r")
@@ -202,8 +212,7 @@ class ScreenLine:
             self._press("ret")
             if self._typed is not None:
                 self._typed.entered = time.monotonic()
-                if not text and self._typed.still:
-                    self._watch(self._typed)
+                self._typed.alone = not text and self._typed.still
 
     def _stands(self) -> bool:
         """Nothing but a cursor has moved since soon after the prompt was read: it may be drawn in steps."""
@@ -230,29 +239,6 @@ class ScreenLine:
         if typed.still:
             # A field that is empty again at once is the picture that was read already.
             self._read = ""
-
-    def _watch(self, typed: _Typed) -> None:
-        """Enter alone, which a guest may refuse at once: look closely, and read what was seen afterwards."""
-        begun = time.monotonic()
-        passing: deque[Frame] = deque(maxlen=_PASSING)
-        while not self.closed and time.monotonic() - begun <= self._shown_in():
-            frame = self._grab()
-            if frame is not None and not frame.nearly(typed.before):
-                if not passing or frame.rgb != passing[-1].rgb:
-                    passing.append(frame)
-            elif frame is not None and passing:
-                break
-            self._pause(PASSING_SECONDS)
-        if not passing:
-            return
-        typed.moved = True
-        # The prompt may be back, and the picture the one that was read already.
-        self._read = ""
-        for frame in passing:
-            lines = self._reader.read(frame).lines if self._machine.lit(frame) else ()
-            if lines and not any(map(self._asks, lines)) and self._covers_prompt(typed, frame):
-                typed.away = True
-                return
 
     def _press(self, *keys: str) -> None:
         try:
@@ -301,11 +287,15 @@ class ScreenLine:
             self._since = at
         self._frame = frame
         self._moves(frame, at)
+        typed = self._typed
+        if typed is not None and typed.alone and self._passes(typed, frame, at):
+            return
         if frame.digest == self._read:
             return
         reading = self._reader.glance(frame) if self._machine.lit(frame) else Reading()
         if reading is None:
-            if not now and at - self._since < STILL_SECONDS and at - self._read_at < MOVING_SECONDS:
+            kept = typed is not None and self._may_pass() and len(typed.passing) < _PASSING
+            if not now and at - self._since < STILL_SECONDS and (kept or at - self._read_at < MOVING_SECONDS):
                 return
             reading = self._reader.read(frame)
         self._read, self._read_at = frame.digest, time.monotonic()
@@ -327,6 +317,39 @@ class ScreenLine:
             return
         if not frame.nearly(typed.after or typed.before):
             typed.moved = at - typed.entered <= self._shown_in()
+
+    def _may_pass(self) -> bool:
+        """Whether Enter alone was pressed a moment ago."""
+        typed = self._typed
+        if typed is None or not typed.alone or typed.entered is None:
+            return False
+        return time.monotonic() - typed.entered <= self._shown_in()
+
+    def _passes(self, typed: _Typed, frame: Frame, at: float) -> bool:
+        """Keep what is to be seen after Enter alone, which a guest may refuse at once; once the picture stands as it
+        was before, read what was kept, one at a look. Whether that was all of this look."""
+        if not frame.nearly(typed.before):
+            typed.left = at if typed.left is None else typed.left
+            typed.longest = max(typed.longest, at - typed.left)
+            if (
+                self._may_pass()
+                and len(typed.passing) < _PASSING
+                and (not typed.passing or typed.passing[-1].rgb != frame.rgb)
+            ):
+                typed.passing.append(frame)
+            return False
+        typed.left = None
+        if not typed.passing or at - self._since < STILL_SECONDS:
+            return False
+        passed = typed.passing.pop(0)
+        lines = self._reader.read(passed).lines if self._machine.lit(passed) else ()
+        # Nothing that stood there for an instant is lost.
+        self._add("".join(f"\n{line}\n" for line in self._misread(lines, [*self._recent, *typed.known])))
+        if lines and not any(map(self._asks, lines)):
+            typed.away = typed.away or self._covers_prompt(typed, passed)
+        # The prompt is back, and the picture the one that was read already.
+        self._read = ""
+        return True
 
     def _asks(self, line: str) -> list[Sign]:
         return [sign for sign in self._prompts if sign.regex.search(line)]
@@ -372,6 +395,8 @@ class ScreenLine:
     def _covers_prompt(self, typed: _Typed, frame: Frame) -> bool:
         """Whether no prompt is to be read in what `frame` has left of the picture that was typed at: OCR may only
         have missed it this time."""
+        if typed.alone and typed.longest < _AWAY_SECONDS:
+            return False
         left = _unchanged(typed.before, frame)
         return left is not None and not any(map(self._asks, self._reader.read(left).lines))
 

@@ -302,8 +302,9 @@ def _fallback(
                 "it opens the disk, and the login comes",
                 _UNPROVEN,
             )
-    # A shell instead of the system has no journal to be asked.
-    unasked = seen.reason_from == "journal" and tamper.after == "shell"
+    # A shell instead of the system has no journal to be asked, nor is it asked behind one.
+    behind = any(attempt.answer is Answer.SHELL for attempt in tries if attempt.what != RIGHT)
+    unasked = seen.reason_from == "journal" and (tamper.after == "shell" or behind)
     if not unasked and not any(_reason(boot, tamper) for boot in boots):
         why = {"right": "that the TPM is locked out", "wrong": "that the PIN was wrong"}
         yield _finding(

@@ -140,6 +140,17 @@ def test_a_shell_has_no_journal_to_be_asked(case: str) -> None:
     assert (done.verdict, done.findings) == (Verdict.PASS, ())
 
 
+def test_behind_a_shell_no_journal_is_asked() -> None:
+    """One finding says it all; a console would have said why all the same."""
+    seen = row("fresh", boots=(boot(tries=tries(shell_probe=Answer.SHELL)[:1], reasons=()),))
+    assert verdict(seen) == (Verdict.FAIL, {("shell", "fresh"), ("no-reason", "fresh")})
+    assert verdict(seen.model_copy(update={"reason_from": "journal"})) == (Verdict.FAIL, {("shell", "fresh")})
+    # Nor is anybody the wiser where nothing answered.
+    silent = row("fresh", boots=(boot(tries=tries(shell_probe=Answer.TIMEOUT)[:1], reasons=()),))
+    _, keys = verdict(silent.model_copy(update={"reason_from": "journal"}))
+    assert ("no-reason", "fresh") in keys
+
+
 def test_rows_and_their_states() -> None:
     assert TPM_POLICY.rows() == ("untampered-1", "untampered-2", "untampered-3", *REQUIRED)
     assert GATE.state_of_case is not None

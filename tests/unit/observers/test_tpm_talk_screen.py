@@ -15,7 +15,7 @@ from pytest_osgates.vm import screen_line
 from pytest_osgates.vm.errors import GuestFailed
 from pytest_osgates.vm.screen import Frame
 from pytest_osgates.vm.screen_line import ScreenLine
-from tests.unit.screen_samples import Display, Pictures, Plymouth, TextScreen, reader_of
+from tests.unit.screen_samples import FONTS, Display, Pictures, Plymouth, TextScreen, draw, reader_of
 from tests.unit.talk_samples import (
     ASKS,
     LOCKED,
@@ -211,7 +211,20 @@ def test_bullets_that_came_and_went_are_an_answer_and_an_empty_field_is_none(clo
     ("passing", "answer"),
     [
         # As Plymouth does where cryptsetup refuses no input at once: what was said before is all that stands there.
-        ([(0.1, ()), (0.1, ("bad password or options?",)), (0.3, AGAIN)], Answer.ASKED_AGAIN),
+        ([(0.1, ()), (0.2, ("bad password or options?",)), (0.4, AGAIN)], Answer.ASKED_AGAIN),
+        # In many steps, and later than that.
+        (
+            [(0.1 + step / 20, ("bad password or options?", f"{step}")) for step in range(40)] + [(2.2, AGAIN)],
+            Answer.ASKED_AGAIN,
+        ),
+        ([(0.1, ("bad password or options?",)), (9.0, AGAIN)], Answer.ASKED_AGAIN),
+        # Drawn anew at once, and gone after that.
+        (
+            [(0.1, (*AGAIN, "Caps Lock")), (0.2, AGAIN), (0.6, ("bad password or options?",)), (0.9, AGAIN)],
+            Answer.ASKED_AGAIN,
+        ),
+        # Too short to be more than a picture that was half drawn.
+        ([(0.1, ("bad password or options?",)), (0.14, AGAIN)], Answer.TIMEOUT),
         # Drawn anew, with the prompt in its place all the while, or with nothing to be read.
         ([(0.1, (PROMPT, "bad password or options?")), (0.3, AGAIN)], Answer.TIMEOUT),
         ([(0.1, ()), (0.3, AGAIN)], Answer.TIMEOUT),
@@ -233,6 +246,90 @@ def test_enter_alone_that_is_refused_at_once(
     talk.outcome()
     assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
     assert talk.guess("blank", "").answer is answer
+
+
+BUSYBOX = draw(["BusyBox v1.37.0 (Debian) built-in shell (ash)", "", "(initramfs) "], FONTS[0]["glyphs"])
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.9, 2.4, 2.9, 8.0])
+@pytest.mark.parametrize("by", ["ocr", "glyphs"])
+def test_a_shell_that_comes_and_goes_after_enter_alone(by: str, seconds: float, clock: Clock) -> None:
+    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
+        if text:
+            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
+        shell = BUSYBOX if by == "glyphs" else pictures.make("(initramfs}")
+        return [(0.1, shell), (0.1 + seconds, pictures.make(*AGAIN))]
+
+    _, talk = plymouth(clock, shows)
+    talk.outcome()
+    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    assert talk.guess("blank", "").answer is Answer.SHELL
+
+
+def test_a_shell_that_comes_while_pictures_are_read(clock: Clock) -> None:
+    """OCR of what was kept takes its time."""
+
+    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
+        if text:
+            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
+        steps = [(0.1 + step / 20, pictures.make("bad password or options?", f"{step}")) for step in range(8)]
+        return [*steps, (0.6, pictures.make(*AGAIN)), (3.2, BUSYBOX), (7.2, pictures.make(*AGAIN))]
+
+    display, talk = plymouth(clock, shows)
+    slow = talk._screen._reader  # type: ignore[union-attr]
+    by: Callable[[Frame], tuple[str, ...]] = slow._by
+
+    def read(frame: Frame) -> tuple[str, ...]:
+        clock.now += 1.0
+        return by(frame)
+
+    slow._by = read
+    talk.outcome()
+    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    assert talk.guess("blank", "").answer is Answer.SHELL
+    assert display.typed == [PROBE_TEXT, ""]
+
+
+def test_a_prompt_that_ocr_misses_for_once_after_enter_alone_is_no_answer(clock: Clock) -> None:
+    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
+        if text:
+            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
+        drawn = pictures.make(*AGAIN, spinner=3)
+        pictures.read[drawn.digest] = ("noise",)
+        return [(0.1, drawn), (0.4, pictures.make(*AGAIN))]
+
+    _, talk = plymouth(clock, shows)
+    talk.outcome()
+    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    assert talk.guess("blank", "").answer is Answer.TIMEOUT
+
+
+def test_a_machine_that_goes_off_at_enter_alone(clock: Clock) -> None:
+    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
+        return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))] if text else []
+
+    display, talk = plymouth(clock, shows)
+    talk.outcome()
+    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    # Once it was typed.
+    enter = display.entered
+
+    def entered(text: str) -> None:
+        enter(text)
+        display.at(0.2, lambda: setattr(display, "off", True))
+
+    display.entered = entered  # type: ignore[method-assign]
+    assert talk.guess("blank", "").answer is Answer.ENDED
+
+
+def test_enter_alone_at_a_text_console_is_looked_at_as_ever(clock: Clock) -> None:
+    """Not ten times as often: what it shows says enough."""
+    display = TextScreen(clock, ASKS, honest)
+    talk = talk_to(display)
+    talk.outcome()
+    looks = display.looks
+    assert talk.guess("blank", "").answer is Answer.REFUSED
+    assert display.looks - looks < 75
 
 
 def test_a_word_of_refusal(clock: Clock) -> None:

@@ -27,7 +27,7 @@ from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.iso9660 import IsoImage
 from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.image.rootfs import open_root
-from pytest_osgates.vm.errors import ImageError
+from pytest_osgates.vm.errors import ImageError, UsageError
 from pytest_osgates.vm.process import run
 
 TOOLS = ("cryptsetup", "sfdisk", "mke2fs", "mkfs.fat", "mcopy", "qemu-img")
@@ -39,8 +39,6 @@ _LUKS_TYPE = "CA7D7CCB-63ED-4C53-861C-1742536059CC"
 # cryptsetup-reencrypt(8): twice the size of the header, which is 16 MiB.
 _HEADER_MIB = 32
 _FAT_SERIAL = "05c0de02"
-# Of the EFI system partition: Plymouth with its libraries is 20 MiB.
-_PLYMOUTH_MIB = 32
 _SQUASHFS = "/live/filesystem.squashfs"
 _RELEASE = "/usr/lib/os-release"
 _MOST_RELEASE = 64 << 10
@@ -83,12 +81,14 @@ def build_demo_disk(
 
     A name that ends in ``.qcow2`` gets that format, any other a raw image.
 
-    :raise UsageError: there is no such variant, or no directory for `output`.
+    :raise UsageError: there is no such variant, or no directory for `output`; or Plymouth has nothing to ask for.
     :raise ImageError: `iso` is not the demo's.
     :raise HostError: a program is missing or failed.
     """
     spec = load_disk_file()
     weak = spec.named(variant) if isinstance(variant, str) else variant
+    if plymouth and (pin or not tpm):
+        raise UsageError("Plymouth asks for the passphrase of a disk that a TPM opens without a PIN")
     need(*TOOLS)
     output = output.absolute()
     with scratch_beside(output) as scratch:
@@ -96,6 +96,10 @@ def build_demo_disk(
         maker = _Maker(scratch, spec, weak, environment(epoch, scratch), screen=screen, plymouth=plymouth)
         progress("reading the ISO", 0.0)
         esp, medium = _take_files(iso, scratch)
+        if plymouth:
+            # Before the rest is made for nothing.
+            progress("fetching Plymouth", 0.1)
+        graphical = plymouth_members(scratch, maker.env) if plymouth else {}
         progress("encrypting the root", 0.2)
         volume = maker.volume(medium)
         progress("writing the disk", 0.8)
@@ -108,8 +112,8 @@ def build_demo_disk(
                 way_in="" if weak is None else weak.way_in,
             )
             release = root.read(_RELEASE, _MOST_RELEASE)
-        if plymouth:
-            members |= plymouth_members(scratch, maker.env)
+        members |= graphical
+        maker.more_mib = sum(len(content) for _, content in graphical.values()) * 5 // 4 // MIB
         disk = maker.disk(maker.esp(esp, members, release or b"", signer), volume)
         if output.suffix == ".qcow2":
             packed = scratch / "disk.qcow2"
@@ -167,6 +171,8 @@ class _Maker:
         self.env = env
         self.screen = screen or plymouth
         self.plymouth = plymouth
+        # Of the EFI system partition, for what its initrd has besides.
+        self.more_mib = 0
         key_file = None if variant is None else variant.passphrase_in or variant.passphrase_on_esp
         self.passphrase = known_bytes(key_file) if key_file else spec.passphrase.encode()
         self._secrets = 0
@@ -285,7 +291,7 @@ class _Maker:
         image = self.scratch / "esp.img"
         self._run(
             *("mkfs.fat", "--invariant", "-F", "32", "-i", _FAT_SERIAL, "-n", "ESP", "-C"),
-            *(str(image), str((self.spec.esp_mib + _PLYMOUTH_MIB * self.plymouth) * 1024)),
+            *(str(image), str((self.spec.esp_mib + self.more_mib) * 1024)),
         )
         for top in sorted(files.iterdir()):
             self._run("mcopy", "-s", "-i", str(image), str(top), "::/")

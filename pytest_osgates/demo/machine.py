@@ -91,8 +91,6 @@ def build_demo_machine(
     weak = spec.named(variant) if isinstance(variant, str) else variant
     if pin and weak is not None and weak.tpm_pcrs is not None:
         raise UsageError(f"the slot of {weak.name!r} is enrolled by nobody: it has no PIN", remedy="leave --pin out")
-    if pin and plymouth:
-        raise UsageError("the demo asks for its PIN on a text console", remedy="leave --pin or --plymouth out")
     screen = screen or plymouth
     if weak is not None and weak.uki is not uki:
         raise UsageError(f"{weak.name!r} is {'' if weak.uki else 'not '}of the machine with a unified kernel image")

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pytest_osgates.debian import DebStore
 from pytest_osgates.debian.apt import PrivateApt
 from pytest_osgates.debian.model import Suite
+from pytest_osgates.demo.tools import need
 from pytest_osgates.vm.errors import HostError
-from pytest_osgates.vm.process import run, which
-from pytest_osgates.vm.workdir import temporary
+from pytest_osgates.vm.process import run
 
 SUITE = "trixie"
 PACKAGES = ("plymouth", "plymouth-label", "plymouth-themes", "fonts-dejavu-core")
@@ -24,7 +25,8 @@ THEME = "spinner"
 DIRECTORY = "plymouth"
 _LOADER = "usr/lib64/ld-linux-x86-64.so.2"
 _PROGRAMS = ("usr/sbin/plymouthd", "usr/bin/plymouth")
-_PLUGINS = "usr/lib/x86_64-linux-gnu/plymouth"
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_PLUGINS = f"{_LIBRARIES}/plymouth"
 _LOADED = (
     *("two-step.so", "text.so", "details.so", "label-pango.so"),
     *("renderers/drm.so", "renderers/frame-buffer.so"),
@@ -41,10 +43,14 @@ _CONFIGURATION = {
 }
 # A console on a serial port makes Plymouth show its messages as text on every terminal.
 PARAMETERS = ("plymouth.ignore-serial-consoles", "splash")
-_LIBRARY = re.compile(r"^\s*(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
-_MISSING = re.compile(r"^\s*(\S+) => not found$", re.MULTILINE)
+# "libc.so.6 => usr/lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)", "libdrm.so.2 => not found".
+_LIBRARY = re.compile(r"^\s*(\S+) => (not found$|\S+)", re.MULTILINE)
+# What the packages take once they are unpacked.
+_MIB = 120
+_TEXT = "run: osgates demo-disk --tpm --screen, which asks on a text console"
 # The words and their order are those of Debian's cryptsetup-initramfs (scripts/local-top/cryptroot) and of Plymouth's
-# own script (scripts/init-premount/plymouth). Plymouth hides what is written on the console meanwhile.
+# own script (scripts/init-premount/plymouth). Plymouth hides what is written on the console meanwhile. Where it does
+# not start, the text console asks.
 SHELL = f"""splash() {{
     program=$1
     shift
@@ -55,19 +61,25 @@ if [ -n "$tpm" ]; then
     mkdir -p -m 0755 /run/plymouth
     splash plymouthd --mode=boot --attach-to-session --pid-file=/run/plymouth/pid
     splash plymouth --show-splash
-    if ! said=$(unlock --token-only --token-type systemd-tpm2 2>&1); then
+    opened=
+    if said=$(unlock --token-only --token-type systemd-tpm2 2>&1); then
+        opened=yes
+    else
         [ -e /dev/tpm0 ] || said="no TPM device. $said"
         set -f
         echo osgates-demo: the TPM did not unlock the disk: $said >/dev/kmsg
-        until splash plymouth ask-for-password --prompt="Please unlock disk root:" | unlock --tries 1 --key-file -; do
+    fi
+    while [ -z "$opened" ] && splash plymouth --ping; do
+        if splash plymouth ask-for-password --prompt="Please unlock disk root:" | unlock --tries 1 --key-file -; then
+            opened=yes
+        else
             splash plymouth display-message \\
                 --text="cryptsetup: ERROR: root: cryptsetup failed, bad password or options?"
             [ -z "@WAY_IN@" ] || splash plymouth quit
-@REFUSED@        done
-        splash plymouth display-message --text="cryptsetup: root: set up successfully"
-    fi
+@REFUSED@        fi
+    done
     splash plymouth quit
-    exit 0
+    [ -z "$opened" ] || exit 0
 fi
 """
 
@@ -75,61 +87,62 @@ fi
 def plymouth_members(scratch: Path, env: Mapping[str, str]) -> dict[str, tuple[int, bytes]]:
     """Files for the initrd, by their paths, with their permissions. The packages are unpacked below `scratch`.
 
-    :raise HostError: they cannot be fetched, or do not hold what they should.
+    :raise HostError: they cannot be fetched, there is no room, or they do not hold what they should.
     """
     root = scratch / "plymouth"
-    with temporary("Plymouth"):
-        _unpack(root, scratch / "packages")
-        names = [*_PROGRAMS, *(f"{_PLUGINS}/{name}" for name in _LOADED)]
-        libraries = _libraries(root, names, env)
-        members = {f"{DIRECTORY}/{path.name}": (0o755, path.read_bytes()) for path in libraries}
+    _unpack(root)
+    names = [*_PROGRAMS, *(f"{_PLUGINS}/{name}" for name in _LOADED)]
+    try:
+        members = {
+            f"{DIRECTORY}/{Path(name).name}": (0o755, _read(root, name)) for name in _libraries(root, names, env)
+        }
         members |= {f"{DIRECTORY}/{Path(name).name}": (0o755, _read(root, name)) for name in (*_PROGRAMS, _LOADER)}
         # Where Plymouth looks for them.
         members |= {name: (0o644, _read(root, name)) for name in names if name not in _PROGRAMS}
         members |= {name: (0o644, _read(root, name)) for name in _FILES}
         for theme in (THEME, "text", "details"):
-            _read(root, f"{_THEMES}/{theme}/{theme}.plymouth")
-            for path in sorted((root / _THEMES / theme).iterdir()):
-                if path.is_file():
-                    members[f"{_THEMES}/{theme}/{path.name}"] = (0o644, path.read_bytes())
+            where = f"{_THEMES}/{theme}"
+            _read(root, f"{where}/{theme}.plymouth")
+            for path in sorted((root / where).iterdir()):
+                members[f"{where}/{path.name}"] = (0o644, _read(root, f"{where}/{path.name}"))
+    except OSError as error:
+        raise HostError(
+            f"Plymouth's files cannot be read: {error.filename}: {error.strerror}", remedy=_TEXT
+        ) from error
     return members | {name: (0o644, text.encode()) for name, text in _CONFIGURATION.items()}
 
 
-def _unpack(root: Path, debs: Path) -> None:
+def _unpack(root: Path) -> None:
+    need("dpkg-deb")
     apt = PrivateApt([Suite(SUITE)])
     apt.update()
-    debs.mkdir()
-    packages = apt.resolve(PACKAGES, essential=False)
-    files = [(package, debs / f"{number}.deb") for number, package in enumerate(packages)]
-    said = apt.download(files)
-    extract = which("dpkg-deb", remedy="install the package dpkg")
-    for package, path in files:
-        if not path.exists():
-            raise HostError(f"{package.name} {package.version} could not be fetched: {said[-300:]}")
-        run([extract, "--extract", str(path), str(root)], timeout=120)
+    for deb in DebStore().fetch(apt.resolve(PACKAGES, essential=False), lambda: apt):
+        run(["dpkg-deb", "--extract", str(deb), str(root)], timeout=120, remedy=f"is there room for {_MIB} MiB?")
 
 
 def _read(root: Path, name: str) -> bytes:
     path = root / name
-    if not path.is_file():
-        raise HostError(f"Debian's packages of Plymouth have no /{name}", remedy="run: osgates demo-disk --screen")
+    # A link of a package's might lead to a file of the host.
+    if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+        raise HostError(f"Debian's packages of Plymouth have no /{name}", remedy=_TEXT)
     return path.read_bytes()
 
 
-def _libraries(root: Path, names: Iterable[str], env: Mapping[str, str]) -> list[Path]:
-    """What they load, by the packages' own loader: none of the host's."""
-    loader = root / _LOADER
-    where = root / "usr/lib/x86_64-linux-gnu"
-    found: dict[str, Path] = {}
+def _libraries(root: Path, names: Iterable[str], env: Mapping[str, str]) -> list[str]:
+    """What they load, as paths below `root`, by the packages' own loader.
+
+    Started below `root`, so that no blank or colon of its path gets in the way; whatever is found elsewhere is the
+    host's, for a loader looks there, too.
+    """
+    found: dict[str, str] = {}
     for name in names:
-        command = [str(loader), "--library-path", str(where), "--list", str(root / name)]
-        said = run(command, timeout=30, env=env, check=False).text
-        for library in _MISSING.findall(said):
-            raise HostError(f"{library}, which /{name} needs, is in none of the packages that it depends on")
-        paths = [Path(text) for text in _LIBRARY.findall(said)]
-        if not paths:
-            raise HostError(f"the libraries of /{name} cannot be found out: {said[-300:]}")
-        for path in paths:
-            if path.is_relative_to(where):
-                found.setdefault(path.name, path)
+        command = [str(root.resolve() / _LOADER), "--library-path", _LIBRARIES, "--list", name]
+        listed = _LIBRARY.findall(run(command, timeout=30, cwd=root, env=env, check=False).text)
+        if not listed:
+            raise HostError(f"what /{name} of Debian's packages loads cannot be found out", remedy=_TEXT)
+        for library, path in listed:
+            if path.startswith(f"{_LIBRARIES}/"):
+                found[library] = path
+            elif not Path(library).name.startswith("ld-linux"):
+                raise HostError(f"{library}, which /{name} loads, is in none of Debian's packages", remedy=_TEXT)
     return list(found.values())

@@ -119,11 +119,55 @@ def test_the_script_asks_by_plymouth_once_the_tpm_is_enrolled() -> None:
     # What the TPM said is in the journal alone.
     assert graphical.index("--token-only") < graphical.index(">/dev/kmsg") < graphical.index("ask-for-password")
     assert "The disk was not unlocked" not in graphical
-    assert '[ -z "" ] || splash plymouth quit\n        done' in graphical
+    assert '[ -z "" ] || splash plymouth quit\n        fi' in graphical
     assert {f"osgates/{name}" for name in TPM_STACK} < members
     weak, _ = initrd_script(TpmUnlock((4, 7, 8, 9), plymouth=True), way_in="shell")
     quits = weak.index('[ -z "shell" ] || splash plymouth quit')
-    assert quits < weak.index("    /bin/sh\n", quits) < weak.index("        done\n")
+    assert quits < weak.index("    /bin/sh\n", quits) < weak.index("    done\n", quits)
+
+
+@pytest.mark.parametrize(
+    ("opens", "pings", "said"),
+    [
+        # By the TPM; at the second passphrase; by the text console, where Plymouth does not answer or goes away.
+        ("tpm", "00", ["show-splash", "quit"]),
+        ("2", "0000", ["show-splash", "ping", "ask", "display-message", "ping", "ask", "quit"]),
+        ("text", "1", ["show-splash", "ping", "quit", "text"]),
+        ("text", "01", ["show-splash", "ping", "ask", "display-message", "ping", "quit", "text"]),
+    ],
+)
+def test_the_script_ends_whatever_becomes_of_plymouth(
+    opens: str, pings: str, said: list[str], tmp_path: Path
+) -> None:
+    """The part after the TPM was found to be enrolled, with programs that are played."""
+    text, _ = initrd_script(TpmUnlock((7,), plymouth=True))
+    start, end = text.index("# The first boot asks"), text.index('if [ -z "$tpm" ]; then\n    printf')
+    part = (
+        text[start:end].replace("/dev/kmsg", str(tmp_path / "kmsg")).replace("/run/plymouth", str(tmp_path / "run"))
+    )
+    played = f"""opens={opens}
+pings={pings}
+tpm=enrolled
+log() {{ echo "$1" >>{tmp_path}/log; }}
+splash() {{
+    case "$*" in
+        *--show-splash) log show-splash ;;
+        *--ping) log ping; pinged=${{pings%"${{pings#?}}"}}; pings=${{pings#?}}; return "$pinged" ;;
+        *ask-for-password*) log ask ;;
+        *display-message*) log display-message ;;
+        *quit) log quit ;;
+    esac
+}}
+unlock() {{
+    case "$*" in
+        *--token-only*) [ "$opens" = tpm ] ;;
+        *--key-file*) echo x >>{tmp_path}/tries; [ "$(wc -l <{tmp_path}/tries)" = "$opens" ] ;;
+        *) log text ;;
+    esac
+}}
+"""
+    subprocess.run(["sh"], input=(played + part).encode(), check=True, timeout=20)
+    assert (tmp_path / "log").read_text().split() == said
 
 
 def test_the_script_asks_for_the_pin_and_knows_it_not() -> None:
@@ -167,10 +211,11 @@ def test_a_machine_is_made_in_a_new_directory(tmp_path: Path) -> None:
         build_demo_machine(
             tmp_path / "iso", tmp_path / "new", lambda stage, done: None, cast("Host", None), "tpm-blank", pin=True
         )
-    with pytest.raises(UsageError, match="PIN on a text console"):
-        build_demo_machine(
-            tmp_path / "iso", tmp_path / "new", lambda stage, done: None, cast("Host", None), pin=True, plymouth=True
-        )
+    for tpm, pin in ((False, False), (True, True)):
+        with pytest.raises(UsageError, match="opens without a PIN"):
+            build_demo_disk(
+                tmp_path / "iso", tmp_path / "d", lambda stage, done: None, tpm=tpm, pin=pin, plymouth=True
+            )
 
 
 def test_the_profile_of_the_machine_knows_its_secrets() -> None:

@@ -22,7 +22,10 @@ NAMES = (
     *(f"usr/share/plymouth/themes/{name}/{name}.plymouth" for name in ("spinner", "text", "details")),
     *("usr/share/plymouth/themes/spinner/bullet.png", f"{LIBRARIES}/libply.so.5"),
 )
-LISTED = "  linux-vdso.so.1 (0x00007ffc)\n  libply.so.5 => {}/libply.so.5 (0x00007f00)\n  /lib64/ld.so (0x00007f01)\n"
+LISTED = f"""  linux-vdso.so.1 (0x7ffc)
+  libply.so.5 => {LIBRARIES}/libply.so.5 (0x7f00)
+  /lib64/ld-linux-x86-64.so.2 => /tmp/x/ld-linux-x86-64.so.2 (0x7f01)
+"""
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What they hold, and what their loader says of every program is in the environment (`SAYS`)."""
     names = list(NAMES)
 
-    def unpack(root: Path, debs: Path) -> None:
+    def unpack(root: Path) -> None:
         for name in names:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(name)
@@ -50,7 +53,7 @@ def members(scratch: Path, says: str) -> dict[str, tuple[int, bytes]]:
 def test_programs_and_libraries_lie_together_and_the_rest_where_plymouth_looks(
     packages: list[str], tmp_path: Path
 ) -> None:
-    found = members(tmp_path, LISTED.format(tmp_path / "plymouth" / LIBRARIES))
+    found = members(tmp_path, LISTED)
     executable = {name for name, (mode, _) in found.items() if mode == 0o755}
     assert executable == {
         f"plymouth/{name}" for name in ("plymouthd", "plymouth", "libply.so.5", "ld-linux-x86-64.so.2")
@@ -61,17 +64,36 @@ def test_programs_and_libraries_lie_together_and_the_rest_where_plymouth_looks(
     assert b"Theme=spinner" in found["etc/plymouth/plymouthd.conf"][1]
 
 
-def test_a_library_of_the_host_is_not_taken(packages: list[str], tmp_path: Path) -> None:
-    assert "plymouth/libply.so.5" not in members(tmp_path, LISTED.format("/usr/lib"))
-
-
 @pytest.mark.parametrize(
     ("says", "said"),
-    [("    libdrm.so.2 => not found\n", "libdrm.so.2, which /usr/sbin/plymouthd needs"), ("", "cannot be found out")],
+    [
+        ("    libdrm.so.2 => not found\n", r"libdrm.so.2, which /usr/sbin/plymouthd loads, is in none"),
+        # A loader looks at the host's directories, too.
+        (
+            f"{LISTED}  libm.so.6 => /lib/libm.so.6 (0x7f02)\n",
+            r"libm.so.6, which /usr/sbin/plymouthd loads, is in none",
+        ),
+        ("", "cannot be found out"),
+    ],
 )
 def test_what_no_package_has_is_named(says: str, said: str, packages: list[str], tmp_path: Path) -> None:
     with pytest.raises(HostError, match=said):
         members(tmp_path, says)
+
+
+def test_a_blank_and_a_colon_in_the_path(packages: list[str], tmp_path: Path) -> None:
+    (tmp_path / "my machines: all").mkdir()
+    assert "plymouth/libply.so.5" in members(tmp_path / "my machines: all", LISTED)
+
+
+def test_a_link_of_a_package_to_a_file_of_the_host(packages: list[str], tmp_path: Path) -> None:
+    name = "usr/share/plymouth/debian-logo.png"
+    packages.remove(name)
+    target = tmp_path / "plymouth" / name
+    target.parent.mkdir(parents=True)
+    target.symlink_to("/etc/passwd")
+    with pytest.raises(HostError, match=r"no /usr/share/plymouth/debian-logo\.png"):
+        members(tmp_path, LISTED)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +102,7 @@ def test_what_no_package_has_is_named(says: str, said: str, packages: list[str],
 def test_packages_without_the_theme_or_the_font(name: str, packages: list[str], tmp_path: Path) -> None:
     packages.remove(name)
     with pytest.raises(HostError, match=f"no /{re.escape(name)}"):
-        members(tmp_path, LISTED.format(tmp_path / "plymouth" / LIBRARIES))
+        members(tmp_path, LISTED)
 
 
 def test_its_parameters_come_before_the_console_that_asks() -> None:

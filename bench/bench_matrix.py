@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -58,7 +59,9 @@ def main(workers: int, machine: Path | None, evidence: Path | None) -> None:
         scratch = Path(name)
         if machine is None:
             machine = scratch / "machine"
-            build_demo_machine(iso, machine, lambda _stage, _fraction: None, vm_host.select("auto", None))
+            host = vm_host.select("auto", None)
+            host = replace(host, pace=vm_host.measure_pace(host.qemu, host.accelerator))
+            build_demo_machine(iso, machine, lambda _stage, _fraction: None, host)
         evidence = (evidence or scratch / "evidence").absolute()
         (scratch / "others").mkdir()
         distro = profile(scratch, other_programs(iso, scratch / "others"))
@@ -77,13 +80,16 @@ def main(workers: int, machine: Path | None, evidence: Path | None) -> None:
         begun = time.perf_counter()
         run = subprocess.run(command, cwd=scratch, check=False)
         minutes = (time.perf_counter() - begun) / 60
-        verdicts = max(evidence.glob("*/*/verdicts.json"), key=lambda path: path.stat().st_mtime)
+        found = sorted(evidence.glob("*/*/verdicts.json"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise SystemExit(f"no figure: pytest ended with {run.returncode} and no verdict")
+        verdicts = found[-1]
         rows = json.loads(verdicts.read_text(encoding="utf-8"))["gates"]["tpm"]["rows"]
         seen = [
             json.loads(path.read_text(encoding="utf-8")) for path in verdicts.parent.glob("observations/tpm/*.json")
         ]
         boots = sum(len(row["boots"]) for row in seen)
-        failed = sorted(row for row, found in rows.items() if found["verdict"] != "PASS")
+        failed = sorted(row for row, given in rows.items() if given["verdict"] != "PASS")
         if run.returncode or failed:
             raise SystemExit(f"no figure: not all rows passed: {', '.join(failed) or run.returncode}")
         print(

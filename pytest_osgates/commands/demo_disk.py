@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type
     parser.add_argument("--pin", action="store_true", help="with --tpm: the TPM wants a PIN as well")
     parser.add_argument("--screen", action="store_true", help="it asks on its screen, not on the serial console")
     parser.add_argument(
-        "--plymouth", action="store_true", help="with --tpm: it asks on its screen, by Plymouth (Debian's packages)"
+        "--plymouth", action="store_true", help="with --tpm: it asks on its screen, by Plymouth (fetched from Debian)"
     )
     parser.add_argument(
         "--uki", action="store_true",

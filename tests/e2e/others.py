@@ -37,11 +37,11 @@ def other_programs(iso: Path, directory: Path) -> dict[str, Path]:
     """
     older = cached_demo_iso(lambda _stage, _fraction: None, definition=_without_security(directory / "definition"))
     found = {name: _taken(older, _FILES[name], directory / name) for name in ("kernel", "initrd")}
-    _unlocks(older, found["initrd"])
     found["loader"] = _grub(directory)
     for name, path in found.items():
         own = _taken(iso, _FILES[name], directory / f"own-{name}")
         assert _digest(path) != _digest(own), f"the other {name} is the demo's own"
+    _unlocks(older, found["initrd"])
     return found
 
 

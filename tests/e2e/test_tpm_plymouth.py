@@ -46,6 +46,7 @@ def test_the_sound_machine_passes(gates: Gates, demo_iso: Path) -> None:
     assert outcome.findings("tpm") == set()
     gate = outcome.verdicts["gates"]["tpm"]
     assert gate["rows"]["fresh"]["verdict"] == "PASS"
+    assert gate["controls"]
     assert all(control["caught"] for control in gate["controls"])
     assert outcome.root is not None
     seen = json.loads((outcome.root / "observations/tpm/fresh.json").read_text())

@@ -8,6 +8,7 @@ Programs and libraries lie in a directory of their own, for the initrd has other
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 

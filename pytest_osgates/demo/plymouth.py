@@ -110,6 +110,8 @@ def plymouth_members(scratch: Path, env: Mapping[str, str]) -> dict[str, tuple[i
         raise HostError(
             f"Plymouth's files cannot be read: {error.filename}: {error.strerror}", remedy=_TEXT
         ) from error
+    # Room for what comes after it.
+    shutil.rmtree(root)
     return members | {name: (0o644, text.encode()) for name, text in _CONFIGURATION.items()}
 
 

@@ -180,6 +180,10 @@ class _Maker:
     def _run(self, *argv: str) -> None:
         run(list(argv), timeout=600, env=self.env)
 
+    def _cryptsetup(self, action: str, *argv: str) -> None:
+        """On a file of ours: its locks are in a directory of root's, and would keep anybody else out."""
+        self._run("cryptsetup", action, "--disable-locks", *argv)
+
     def _secret(self, content: bytes) -> str:
         """A file with a passphrase."""
         self._secrets += 1
@@ -213,17 +217,17 @@ class _Maker:
         luks = self.spec.luks
         main = self._secret(self.passphrase)
         kdf = "pbkdf2" if weak is not None and weak.luks1 else "argon2id" if weak is None else weak.kdf
-        self._run(
-            *("cryptsetup", "reencrypt", "--encrypt", "--type", "luks2", "--batch-mode", "--key-file", main),
-            # cryptsetup lets nobody else encrypt the volume of the same UUID meanwhile, whoever's it is.
+        self._cryptsetup(
+            *("reencrypt", "--encrypt", "--type", "luks2", "--batch-mode", "--key-file", main),
+            # Where it takes a lock all the same, that is by the UUID, whoever's volume it is.
             *("--reduce-device-size", f"{_HEADER_MIB}M", "--force-offline-reencrypt", "--uuid", str(uuid.uuid4())),
             *("--cipher", luks.cipher, "--key-size", str(luks.key_size), "--sector-size", "512"),
             *self._kdf(kdf, None if weak is None else weak.memory_kib),
             str(image),
         )
-        self._run("cryptsetup", "luksUUID", "--batch-mode", "--uuid", luks.uuid, str(image))
+        self._cryptsetup("luksUUID", "--batch-mode", "--uuid", luks.uuid, str(image))
         if weak is not None and weak.luks1:
-            self._run("cryptsetup", "convert", "--batch-mode", "--type", "luks1", str(image))
+            self._cryptsetup("convert", "--batch-mode", "--type", "luks1", str(image))
             return image
         if weak is None or weak.recovery:
             self._add_slot(image, main, self.spec.recovery_key.encode(), "pbkdf2")
@@ -236,22 +240,22 @@ class _Maker:
                 self._add_token(image, tpm_token(weak.tpm_pcrs, slot=weak.recovery + 1 + len(weak.slots)))
             if not weak.passphrase:
                 self.passphrase = self.spec.recovery_key.encode()
-                self._run(
-                    *("cryptsetup", "luksKillSlot", "--batch-mode", "--key-file", self._secret(self.passphrase)),
+                self._cryptsetup(
+                    *("luksKillSlot", "--batch-mode", "--key-file", self._secret(self.passphrase)),
                     *(str(image), "0"),
                 )
         return image
 
     def _add_slot(self, image: Path, main: str, passphrase: bytes, kdf: str) -> None:
-        self._run(
-            *("cryptsetup", "luksAddKey", "--batch-mode", "--key-file", main, *self._kdf(kdf)),
+        self._cryptsetup(
+            *("luksAddKey", "--batch-mode", "--key-file", main, *self._kdf(kdf)),
             *(str(image), self._secret(passphrase)),
         )
 
     def _add_token(self, image: Path, token: Mapping[str, object]) -> None:
         path = self.scratch / "token.json"
         path.write_text(json.dumps(token), encoding="utf-8")
-        self._run("cryptsetup", "token", "import", "--json-file", str(path), str(image))
+        self._cryptsetup("token", "import", "--json-file", str(path), str(image))
 
     def esp(
         self,

@@ -13,6 +13,7 @@ import pytest
 from pytest_osgates.checks.registry import GATES
 from pytest_osgates.checks.tpm_model import tampers
 from pytest_osgates.cli import main
+from pytest_osgates.demo import disk as demo_disk
 from pytest_osgates.demo.disk import build_demo_disk, known_bytes, on_screen, tpm_token
 from pytest_osgates.demo.disk_variants import load_disk_file, variant_names
 from pytest_osgates.demo.machine import build_demo_machine
@@ -68,6 +69,21 @@ def test_wrong_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["demo-disk", "-o", str(tmp_path / "no" / "d")]) == 4
     assert main(["demo-disk", "--list-weak"]) == 0
     assert "luks: luks1 partition 2" in capsys.readouterr().out
+
+
+def test_cryptsetup_takes_no_lock_of_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/run/cryptsetup is root's alone: an ordinary user would make no disk."""
+    argvs: list[list[str]] = []
+    monkeypatch.setattr(demo_disk, "run", lambda argv, **_: argvs.append(argv))
+    spec = load_disk_file()
+    (tmp_path / "medium").mkdir()
+    for name in ("no-passphrase", "luks1", "extra-slot"):
+        (tmp_path / "root.img").touch()
+        demo_disk._Maker(tmp_path, spec, spec.named(name), {}).volume(tmp_path / "medium")
+    given = [argv for argv in argvs if argv[0] == "cryptsetup"]
+    actions = {argv[1] for argv in given}
+    assert actions == {"reencrypt", "luksUUID", "convert", "luksAddKey", "token", "luksKillSlot"}
+    assert all("--disable-locks" in argv for argv in given)
 
 
 class Root:

@@ -207,6 +207,20 @@ def test_bullets_that_came_and_went_are_an_answer_and_an_empty_field_is_none(clo
     assert talk.guess("blank", "").answer is Answer.TIMEOUT
 
 
+def refused_once(clock: Clock, enter: Callable[[Pictures], list[tuple[float, Frame]]]) -> tuple[Plymouth, Talk]:
+    """At a prompt that has refused the shell probe, and says so; `enter`: what Enter alone shows."""
+
+    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
+        if text:
+            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
+        return enter(pictures)
+
+    display, talk = plymouth(clock, shows)
+    talk.outcome()
+    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    return display, talk
+
+
 @pytest.mark.parametrize(
     ("passing", "answer"),
     [
@@ -237,14 +251,7 @@ def test_enter_alone_that_is_refused_at_once(
 ) -> None:
     """Between two looks."""
 
-    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
-        if text:
-            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
-        return [(seconds, pictures.make(*lines)) for seconds, lines in passing]
-
-    _, talk = plymouth(clock, shows)
-    talk.outcome()
-    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    _, talk = refused_once(clock, lambda pictures: [(seconds, pictures.make(*lines)) for seconds, lines in passing])
     assert talk.guess("blank", "").answer is answer
 
 
@@ -254,28 +261,22 @@ BUSYBOX = draw(["BusyBox v1.37.0 (Debian) built-in shell (ash)", "", "(initramfs
 @pytest.mark.parametrize("seconds", [0.3, 0.9, 2.4, 2.9, 8.0])
 @pytest.mark.parametrize("by", ["ocr", "glyphs"])
 def test_a_shell_that_comes_and_goes_after_enter_alone(by: str, seconds: float, clock: Clock) -> None:
-    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
-        if text:
-            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
+    def shows(pictures: Pictures) -> list[tuple[float, Frame]]:
         shell = BUSYBOX if by == "glyphs" else pictures.make("(initramfs}")
         return [(0.1, shell), (0.1 + seconds, pictures.make(*AGAIN))]
 
-    _, talk = plymouth(clock, shows)
-    talk.outcome()
-    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    _, talk = refused_once(clock, shows)
     assert talk.guess("blank", "").answer is Answer.SHELL
 
 
 def test_a_shell_that_comes_while_pictures_are_read(clock: Clock) -> None:
     """OCR of what was kept takes its time."""
 
-    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
-        if text:
-            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
+    def shows(pictures: Pictures) -> list[tuple[float, Frame]]:
         steps = [(0.1 + step / 20, pictures.make("bad password or options?", f"{step}")) for step in range(8)]
         return [*steps, (0.6, pictures.make(*AGAIN)), (3.2, BUSYBOX), (7.2, pictures.make(*AGAIN))]
 
-    display, talk = plymouth(clock, shows)
+    display, talk = refused_once(clock, shows)
     slow = talk._screen._reader  # type: ignore[union-attr]
     by: Callable[[Frame], tuple[str, ...]] = slow._by
 
@@ -284,33 +285,22 @@ def test_a_shell_that_comes_while_pictures_are_read(clock: Clock) -> None:
         return by(frame)
 
     slow._by = read
-    talk.outcome()
-    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
     assert talk.guess("blank", "").answer is Answer.SHELL
     assert display.typed == [PROBE_TEXT, ""]
 
 
 def test_a_prompt_that_ocr_misses_for_once_after_enter_alone_is_no_answer(clock: Clock) -> None:
-    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
-        if text:
-            return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))]
+    def shows(pictures: Pictures) -> list[tuple[float, Frame]]:
         drawn = pictures.make(*AGAIN, spinner=3)
         pictures.read[drawn.digest] = ("noise",)
         return [(0.1, drawn), (0.4, pictures.make(*AGAIN))]
 
-    _, talk = plymouth(clock, shows)
-    talk.outcome()
-    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    _, talk = refused_once(clock, shows)
     assert talk.guess("blank", "").answer is Answer.TIMEOUT
 
 
 def test_a_machine_that_goes_off_at_enter_alone(clock: Clock) -> None:
-    def shows(text: str, pictures: Pictures) -> list[tuple[float, Frame]]:
-        return [(1.0, pictures.make("Starting up")), (4.0, pictures.make(*AGAIN))] if text else []
-
-    display, talk = plymouth(clock, shows)
-    talk.outcome()
-    assert talk.guess("shell probe", PROBE_TEXT).answer is Answer.REFUSED
+    display, talk = refused_once(clock, lambda pictures: [])
     # Once it was typed.
     enter = display.entered
 

@@ -109,8 +109,8 @@ def boot_catalog(offset: int) -> Callable[[IsoImage], int]:
     return lambda iso: int.from_bytes(iso.source.read_at(17 * SECTOR + 71, 4), "little") * SECTOR + offset
 
 
-def table(name: str, offset: int = 6) -> Callable[[IsoImage], int]:
-    """A byte of a table of the squashfs, after the length of its first block; or of its superblock."""
+def table(name: str, offset: int = 2) -> Callable[[IsoImage], int]:
+    """A byte of a table of the squashfs, the first one (zlib's CMF) of its first block; or of its superblock."""
 
     def find(iso: IsoImage) -> int:
         file = iso.lookup(SQUASHFS)
@@ -155,8 +155,9 @@ def with_root(files: dict[str, str]) -> Callable[[Path], None]:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
         (tree / "live").mkdir()
-        pack = ["mksquashfs", str(root), str(tree / SQUASHFS[1:]), "-quiet", "-no-progress"]
-        run([*pack, "-processors", "1", "-mem", "64M"], timeout=60)
+        pack = ["mksquashfs", str(root), str(tree / SQUASHFS[1:]), "-quiet", "-no-progress", "-all-root"]
+        # No times of now: what a flipped byte leads to is the same in every run.
+        run([*pack, "-mkfs-time", "1", "-all-time", "1", "-processors", "1", "-mem", "64M"], timeout=60)
 
     return change
 
@@ -311,7 +312,7 @@ MAKERS: dict[str, Callable[[Place], Outcome]] = {
     "flip: squashfs version": flipped(table("superblock", 28), named=False),
     "flip: squashfs inodes": flipped(table("inode_table"), named=False),
     "flip: squashfs directories": flipped(table("directory_table"), named=False),
-    "flip: squashfs fragments": flipped(table("fragment_table", 0), named=False),
+    "flip: squashfs fragments": flipped(table("fragment_table", 7), named=False),
     "flip: squashfs contents": flipped(first_data, named=False),
     "evidence in a file": options("--iso", "test.iso", *NAMED, "--iso-evidence", "bench.toml"),
     "evidence where nothing may be written": powerless(

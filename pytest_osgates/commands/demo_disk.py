@@ -14,7 +14,7 @@ from pytest_osgates.commands.progress import bar
 from pytest_osgates.demo import build_demo_disk, cached_demo_iso
 from pytest_osgates.demo.disk_variants import load_disk_file
 from pytest_osgates.demo.machine import build_demo_machine
-from pytest_osgates.demo.uki import KEY
+from pytest_osgates.demo.uki import KEY, PCR_KEY
 from pytest_osgates.run import existing_file
 from pytest_osgates.vm.errors import UsageError
 from pytest_osgates.vm.host import measure_pace, select
@@ -43,6 +43,10 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401  (argparse's private type
     parser.add_argument(
         "--uki", action="store_true",
         help="with --tpm: it starts a unified kernel image, by systemd-stub, with keys of its own in the firmware",
+    )  # fmt: skip
+    parser.add_argument(
+        "--signed-pcrs", action="store_true",
+        help="with --uki: PCR 11 is bound by a policy that a key of its own signs, in the image (.pcrsig)",
     )  # fmt: skip
     parser.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="accelerator of that boot (default: auto)"
@@ -86,6 +90,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
             "only the machine of --tpm, without a PIN, has a unified kernel image",
             remedy="leave --pin out" if options.tpm else "add --tpm",
         )
+    if options.signed_pcrs and (not options.uki or weak is not None):
+        raise UsageError(
+            "only the sound machine of --uki has a policy that is signed",
+            remedy="leave --weak out" if options.uki else "add --tpm --uki",
+        )
     if weak is not None and weak.uki is not options.uki:
         raise UsageError(
             f"the weakened disk {weak.name!r} is of the machine {'with' if weak.uki else 'without'} --uki",
@@ -110,6 +119,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 weak,
                 pin=options.pin,
                 uki=options.uki,
+                signed_pcrs=options.signed_pcrs,
                 screen=options.screen,
                 plymouth=options.plymouth,
             )
@@ -128,6 +138,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if options.uki:
             console.print(f"key that signs its image: {built.path.parent / KEY}", markup=False, soft_wrap=True)
         console.print(f"bound to PCRs: {pcrs}", markup=False, soft_wrap=True)
+        if options.signed_pcrs:
+            by_policy = ", ".join(map(str, machine.token.signed_pcrs))
+            key = built.path.parent / PCR_KEY
+            console.print(f"bound by a signed policy to PCRs: {by_policy}", markup=False, soft_wrap=True)
+            console.print(f"key that signs it: {key}", markup=False, soft_wrap=True)
     console.print(f"sha256: {built.sha256}", markup=False, soft_wrap=True)
     console.print(str(built.path), markup=False, soft_wrap=True)
     return 0

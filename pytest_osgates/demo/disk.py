@@ -21,12 +21,12 @@ from pytest_osgates.demo.disk_variants import DiskFile, ExtraPartition, Variant,
 from pytest_osgates.demo.fault import change_parameters, image_epoch
 from pytest_osgates.demo.plymouth import PARAMETERS, plymouth_members
 from pytest_osgates.demo.tools import environment, need
-from pytest_osgates.demo.uki import esp_files
+from pytest_osgates.demo.uki import Keys, esp_files
 from pytest_osgates.demo.unlock import TpmUnlock, unlock_members
-from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.iso9660 import IsoImage
 from pytest_osgates.image.newc import appended_archive
 from pytest_osgates.image.rootfs import open_root
+from pytest_osgates.image.uki import PCR
 from pytest_osgates.vm.errors import ImageError, UsageError
 from pytest_osgates.vm.process import run
 
@@ -70,14 +70,14 @@ def build_demo_disk(
     *,
     tpm: bool = False,
     pin: bool = False,
-    signer: Signer | None = None,
+    keys: Keys | None = None,
     screen: bool = False,
     plymouth: bool = False,
 ) -> BuiltDisk:
     """Make the installed disk of the demo's `iso` at `output`, a weakened one if `variant` says so. With `tpm`, its
-    first boot enrols the machine's TPM; with `pin` as well, with a PIN. With `signer`, what boots is a unified kernel
-    image that it signed, and nothing else. With `screen`, it asks on the screen; with `tpm` and `plymouth`, there and
-    by Plymouth.
+    first boot enrols the machine's TPM; with `pin` as well, with a PIN. With `keys`, what boots is a unified kernel
+    image that they signed, and nothing else. With `screen`, it asks on the screen; with `tpm` and `plymouth`, there
+    and by Plymouth.
 
     A name that ends in ``.qcow2`` gets that format, any other a raw image.
 
@@ -108,13 +108,13 @@ def build_demo_disk(
                 root,
                 spec.luks.uuid,
                 maker.env,
-                _tpm(spec, weak, pin=pin, uki=signer is not None, by_plymouth=plymouth) if tpm else None,
+                _tpm(spec, weak, keys, pin=pin, by_plymouth=plymouth) if tpm else None,
                 way_in="" if weak is None else weak.way_in,
             )
             release = root.read(_RELEASE, _MOST_RELEASE)
         members |= graphical
         maker.more_mib = sum(len(content) for _, content in graphical.values()) * 5 // 4 // MIB
-        disk = maker.disk(maker.esp(esp, members, release or b"", signer), volume)
+        disk = maker.disk(maker.esp(esp, members, release or b"", keys), volume)
         if output.suffix == ".qcow2":
             packed = scratch / "disk.qcow2"
             run(["qemu-img", "convert", "-O", "qcow2", str(disk), str(packed)], timeout=600, env=maker.env)
@@ -126,9 +126,12 @@ def build_demo_disk(
     return BuiltDisk(output, digest, size, maker.passphrase)
 
 
-def _tpm(spec: DiskFile, weak: Variant | None, *, pin: bool, uki: bool, by_plymouth: bool) -> TpmUnlock:
-    bound = spec.uki_pcrs if uki else spec.pcrs
-    return TpmUnlock(bound if weak is None or weak.enrol is None else weak.enrol, pin, by_plymouth)
+def _tpm(spec: DiskFile, weak: Variant | None, keys: Keys | None, *, pin: bool, by_plymouth: bool) -> TpmUnlock:
+    bound = spec.pcrs if keys is None else spec.uki_pcrs
+    if weak is not None and weak.enrol is not None:
+        bound = weak.enrol
+    signed = (PCR,) if keys is not None and keys.policy is not None else ()
+    return TpmUnlock(tuple(pcr for pcr in bound if pcr not in signed), pin, by_plymouth, signed)
 
 
 def _take_files(iso: Path, scratch: Path) -> tuple[Path, Path]:
@@ -262,9 +265,9 @@ class _Maker:
         files: Path,
         members: Mapping[str, tuple[int, bytes]],
         os_release: bytes = b"",
-        signer: Signer | None = None,
+        keys: Keys | None = None,
     ) -> Path:
-        """The EFI system partition; `members` and what a variant adds are put behind the initrd. With `signer`, all
+        """The EFI system partition; `members` and what a variant adds are put behind the initrd. With `keys`, all
         that boots is one image."""
         weak = self.variant
         added = dict(members)
@@ -286,8 +289,8 @@ class _Maker:
         if weak is not None and weak.grub:
             text = weak.grub + text.replace("menuentry ", "menuentry --unrestricted ")
         menu.write_text(text, encoding="utf-8")
-        if signer is not None:
-            image_files = esp_files(files, _MENU, _INITRD, _KERNEL, os_release, signer)
+        if keys is not None:
+            image_files = esp_files(files, _MENU, _INITRD, _KERNEL, os_release, keys)
             files = self.scratch / "image"
             for name, content in image_files.items():
                 (files / name).parent.mkdir(parents=True)

@@ -19,7 +19,7 @@ from pytest_osgates.debian.store import sha256_of
 from pytest_osgates.demo.build import ProgressCallback, scratch_beside
 from pytest_osgates.demo.disk import BuiltDisk, build_demo_disk
 from pytest_osgates.demo.disk_variants import Variant, load_disk_file
-from pytest_osgates.demo.uki import keep_key, new_signer, own_keys, stub
+from pytest_osgates.demo.uki import keep_keys, new_keys, own_keys, stub
 from pytest_osgates.image.disk.luks import Token, read_luks
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import SourceContent, open_disk
@@ -72,16 +72,18 @@ def build_demo_machine(
     *,
     pin: bool = False,
     uki: bool = False,
+    signed_pcrs: bool = False,
     screen: bool = False,
     plymouth: bool = False,
 ) -> BuiltMachine:
     """Make disk, variables and TPM in the new `directory`, from the demo's `iso`. Boots once, unless
     the variant has a TPM's slot from the start. With `pin`, the TPM wants the demo's PIN as well. With `uki`, it
-    starts a unified kernel image, signed by a key of its own, which lies beside the disk. With `screen`, the
-    machine asks on its screen, not on the serial console; with `plymouth`, there and by Plymouth.
+    starts a unified kernel image, signed by a key of its own, which lies beside the disk; with `signed_pcrs` as well,
+    PCR 11 is bound by a policy that another such key signs. With `screen`, the machine asks on its screen, not on the
+    serial console; with `plymouth`, there and by Plymouth.
 
     :raise UsageError: there is something in `directory` already, or no such variant, or one whose slot nobody enrols;
-        or Plymouth is to ask for a PIN.
+        or Plymouth is to ask for a PIN, or a policy is to be signed for no image.
     :raise OsgatesError: it cannot be made.
     """
     directory = directory.absolute()
@@ -94,10 +96,12 @@ def build_demo_machine(
     screen = screen or plymouth
     if weak is not None and weak.uki is not uki:
         raise UsageError(f"{weak.name!r} is {'' if weak.uki else 'not '}of the machine with a unified kernel image")
+    if signed_pcrs and (not uki or weak is not None):
+        raise UsageError("only the sound machine with a unified kernel image has a policy that is signed")
     with scratch_beside(directory) as scratch:
         home = Home.at(scratch / "machine")
         home.directory.mkdir(mode=0o755)
-        signer = new_signer() if uki else None
+        keys = new_keys(signed_pcrs=signed_pcrs) if uki else None
         if uki:
             # Before the rest is made for nothing.
             stub()
@@ -108,13 +112,13 @@ def build_demo_machine(
             variant,
             tpm=True,
             pin=pin,
-            signer=signer,
+            keys=keys,
             screen=screen,
             plymouth=plymouth,
         )
-        if signer is not None:
-            keep_key(home, signer)
-            own_keys(home, signer, scratch / "keys", host.pace)
+        if keys is not None:
+            keep_keys(home, keys)
+            own_keys(home, keys.image, scratch / "keys", host.pace)
         if weak is None or weak.tpm_pcrs is None:
             progress("the first boot, in which the TPM is enrolled", 0.35)
             secrets = {"asked": disk.passphrase.decode(), "again": disk.passphrase.decode(), "new-pin": spec.pin}

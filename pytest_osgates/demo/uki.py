@@ -2,23 +2,25 @@
 
 The kernel, the initrd and the parameters are those of the machine with shim and GRUB, in systemd-stub of Debian's
 package systemd-boot-efi. The key is made for one machine, and lies beside it: whoever tries what a signed image can
-do needs it.
+do needs it. So does the one that signs policies for PCR 11, which is another: who can sign images cannot sign those.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_osgates.image import authenticode, uki
 from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.uki_build import with_sections
+from pytest_osgates.image.uki_sign import PolicyKey
+from pytest_osgates.vm import variables
 from pytest_osgates.vm.errors import HostError, ImageError, MissingTool
 from pytest_osgates.vm.home import Home
 from pytest_osgates.vm.host import find_firmware
 from pytest_osgates.vm.spec import Firmware
-from pytest_osgates.vm.variables import Keys, enrol
 from pytest_osgates.vm.workdir import temporary
 
 STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
@@ -26,14 +28,23 @@ INSTALL = "apt-get install systemd-boot-efi (Fedora: dnf install systemd-boot-un
 # Where a firmware looks by itself, without an entry of its own (UEFI 2.10, 3.5.1.1).
 PATH = "EFI/BOOT/BOOTX64.EFI"
 KEY, CERTIFICATE = "uki-key.pem", "uki-certificate.pem"
+PCR_KEY = "pcr-key.pem"
 # Longer than that of any key that a test signs with: theirs has to fit in its place.
 _NAME = "osgates demo, key of a machine with a unified kernel image"
 _LINUX = ("linux", "linux16", "linuxefi")
 
 
-def new_signer() -> Signer:
-    """A key for one machine."""
-    return Signer.made(_NAME)
+@dataclass(frozen=True)
+class Keys:
+    """Of one machine: what signs its image and, where PCR 11 is bound by a policy, what signs that."""
+
+    image: Signer
+    policy: PolicyKey | None = None
+
+
+def new_keys(*, signed_pcrs: bool = False) -> Keys:
+    """For one machine."""
+    return Keys(Signer.made(_NAME), PolicyKey.made() if signed_pcrs else None)
 
 
 def stub() -> bytes:
@@ -56,10 +67,8 @@ def parameters_of(menu: str) -> tuple[str, ...]:
     raise ImageError("a boot loader's configuration has no line with kernel parameters")
 
 
-def assemble(
-    kernel: bytes, initrd: bytes, parameters: Sequence[str], os_release: bytes, signer: Signer | None
-) -> bytes:
-    """A unified kernel image; without `signer`, one that is not signed.
+def assemble(kernel: bytes, initrd: bytes, parameters: Sequence[str], os_release: bytes, keys: Keys | None) -> bytes:
+    """A unified kernel image; without `keys`, one that is not signed.
 
     :raise MissingTool: there is no systemd-stub.
     :raise ImageError: the stub is none, or has no room.
@@ -71,17 +80,28 @@ def assemble(
         ".linux": kernel,
         ".initrd": initrd,
     }
+    if keys is not None and keys.policy is not None:
+        parts[".pcrpkey"] = keys.policy.public_pem()
     made = with_sections(stub(), parts)
-    if not uki.is_uki(uki.sections(made)):
+    there = uki.sections(made)
+    if not uki.is_uki(there):
         raise ImageError(f"no unified kernel image came of {STUB}")
-    return made if signer is None else authenticode.newly_signed(made, signer)
+    if keys is None:
+        return made
+    if keys.policy is not None:
+        # Its initrd unlocks the disk before anybody measures a phase.
+        made = with_sections(made, {".pcrsig": keys.policy.policies(there)})
+    return authenticode.newly_signed(made, keys.image)
 
 
-def keep_key(home: Home, signer: Signer) -> None:
+def keep_keys(home: Home, keys: Keys) -> None:
     """Beside the disk, and not on it. :raise HostError: no room."""
-    key, certificate = signer.pem()
-    with temporary("the key of a machine"):
-        for name, content, mode in ((KEY, key, 0o600), (CERTIFICATE, certificate, 0o644)):
+    key, certificate = keys.image.pem()
+    files = [(KEY, key, 0o600), (CERTIFICATE, certificate, 0o644)]
+    if keys.policy is not None:
+        files.append((PCR_KEY, keys.policy.pem(), 0o600))
+    with temporary("the keys of a machine"):
+        for name, content, mode in files:
             path = home.directory / name
             path.touch(mode=mode)
             path.write_bytes(content)
@@ -99,13 +119,11 @@ def own_keys(home: Home, signer: Signer, scratch: Path, patience: float) -> None
         scratch.mkdir(exist_ok=True)
         shutil.copyfile(firmware.variables.path, home.variables)
     der = signer.der
-    keys = Keys(pk=der, kek=(der,), db=(der,), own=True, microsoft=False)
-    enrol(home.variables, keys, scratch, patience)
+    keys = variables.Keys(pk=der, kek=(der,), db=(der,), own=True, microsoft=False)
+    variables.enrol(home.variables, keys, scratch, patience)
 
 
-def esp_files(
-    files: Path, menu: str, initrd: str, kernel: str, os_release: bytes, signer: Signer
-) -> Mapping[str, bytes]:
+def esp_files(files: Path, menu: str, initrd: str, kernel: str, os_release: bytes, keys: Keys) -> Mapping[str, bytes]:
     """What the EFI system partition holds instead of `files`: one image, by its path.
 
     :raise ImageError: it cannot be made of them.
@@ -114,4 +132,4 @@ def esp_files(
     with temporary("the files that boot"):
         text = (files / menu).read_text(encoding="utf-8")
         parts = (files / kernel).read_bytes(), (files / initrd).read_bytes()
-    return {PATH: assemble(*parts, parameters_of(text), os_release, signer)}
+    return {PATH: assemble(*parts, parameters_of(text), os_release, keys)}

@@ -66,6 +66,10 @@ echo "Command line: $line"
 tpm=
 use cryptsetup luksDump "$disk" | grep -q systemd-tpm2 && tpm=enrolled
 """
+# systemd-stub(7) puts .pcrsig into the initrd; systemd-cryptsetup@.service(8) says where it is looked for.
+_SIGNED = """mkdir -p /run/systemd
+cp /.extra/tpm2-pcr-signature.json /run/systemd/
+"""
 # Whatever the TPM says goes to the kernel's log as well, and from there to the journal.
 _BY_TPM = """if [ -n "$tpm" ]; then
     if said=$(unlock --token-only --token-type systemd-tpm2 2>&1); then
@@ -97,13 +101,14 @@ _ENROL = """if [ -z "$tpm" ]; then
     IFS= read -r -s PASSWORD
     echo
     export PASSWORD
-@PIN@    if use @ENROL@ --tpm2-device=auto --tpm2-pcrs=@PCRS@ @WITH_PIN@"$disk"; then
+@PIN@    if use @ENROL@ --tpm2-device=auto --tpm2-pcrs=@PCRS@ @BY_KEY@@WITH_PIN@"$disk"; then
         echo "The TPM was enrolled."
     else
         echo "The TPM was not enrolled."
     fi
 fi
 """
+_BY_KEY = "--tpm2-public-key=/.extra/tpm2-pcr-public-key.pem --tpm2-public-key-pcrs=@SIGNED@ "
 # systemd-cryptenroll(1): $NEWPIN is the PIN to be enrolled.
 _NEW_PIN = """    printf 'The PIN without which the TPM is not to unlock this disk: '
     IFS= read -r -s NEWPIN
@@ -130,16 +135,18 @@ WayIn = Literal["", "shell", "emergency"]
 @dataclass(frozen=True)
 class TpmUnlock:
     """The first boot enrols the TPM, bound to `pcrs`; the next ones ask it. With `pin`, the first boot asks for a PIN
-    to be enrolled, and the next ones for this PIN. With `plymouth`, the next ones ask for the passphrase by it."""
+    to be enrolled, and the next ones for this PIN. With `plymouth`, the next ones ask for the passphrase by it.
+    `signed`: PCRs that a policy binds which the key in the unified kernel image signs."""
 
     pcrs: tuple[int, ...]
     pin: bool = False
     plymouth: bool = False
+    signed: tuple[int, ...] = ()
 
     def script(self) -> str:
         """What comes before the passphrase is asked for on the console."""
         way = plymouth.SHELL if self.plymouth else _BY_TPM_AND_PIN if self.pin else _BY_TPM
-        return _ENROLLED + way
+        return (_SIGNED if self.signed else "") + _ENROLLED + way
 
 
 def unlock_members(
@@ -176,11 +183,14 @@ def unlock_script(
     """The text of the initrd's script. `loader`, `modules`: names of files beside its programs."""
     text = _TEXT
     with_pin = tpm is not None and tpm.pin
+    signed = () if tpm is None else tpm.signed
     for word, value in (
         ("@BEFORE@", "" if tpm is None else tpm.script()),
         ("@AFTER@", "" if tpm is None else _ENROL),
         ("@PIN@", _NEW_PIN if with_pin else ""),
         ("@WITH_PIN@", "--tpm2-with-pin=yes " if with_pin else ""),
+        ("@BY_KEY@", _BY_KEY if signed else ""),
+        ("@SIGNED@", "+".join(map(str, signed))),
         ("@WAY_IN@", way_in),
         ("@REFUSED@", _WAYS_IN[way_in]),
         ("@ENROL@", ENROL),

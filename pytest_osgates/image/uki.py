@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ MEASURED = (
     *(".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey"),
     *(".profile", ".dtbauto", ".hwids", ".efifw"),
 )
+# Before version 254 a stub measured fewer: what systemd-measure(1) of 252 takes.
+_MEASURED_ONCE = (".linux", ".osrel", ".cmdline", ".initrd", ".splash", ".dtb", ".pcrpkey")
+_FIRST_WITH_ALL = 254
+_STUB = re.compile(rb"systemd-stub ([0-9]{3})\b")
 # Those for which systemd-measure signs a policy: words that are measured on the way (systemd-pcrphase.service(8)).
 PHASES = (
     "",
@@ -31,6 +36,7 @@ PCR = 11
 _MAX_SECTIONS = 96
 _MOST_SIGNED = 64
 _MOST_JSON = 1 << 20
+_MOST_MAGIC = 1 << 10
 _POLICY_PCR = 0x17F
 _SHA256 = 0x000B
 
@@ -71,12 +77,18 @@ def is_uki(parts: Mapping[str, bytes]) -> bool:
 def pcr11(parts: Mapping[str, bytes], phase: str = "") -> bytes:
     """What PCR 11 of the SHA-256 bank comes to, on a machine that measures nothing else into it."""
     value = bytes(32)
-    for name in MEASURED:
+    for name in measured_by(parts.get(".sdmagic", b"")):
         if name in parts:
             value = _extended(_extended(value, name.encode() + b"\x00"), parts[name])
     for word in phase.split(":") if phase else ():
         value = _extended(value, word.encode())
     return value
+
+
+def measured_by(magic: bytes) -> tuple[str, ...]:
+    """The names of the sections that this stub measures. `magic`: its .sdmagic, which names stub and version."""
+    stub = _STUB.search(magic[:_MOST_MAGIC])
+    return _MEASURED_ONCE if stub and int(stub[1]) < _FIRST_WITH_ALL else MEASURED
 
 
 def _extended(value: bytes, data: bytes) -> bytes:

@@ -57,11 +57,12 @@ CORNER_SECONDS = 20.0
 # and what has left it is not seen: the first that say why, for there is more about the TPM later on.
 _JOURNAL = {
     "serial": "journalctl --boot --no-pager --output=cat"
-    " | grep -i -e tpm -e unseal -e lockout -e pin\\. | tail -n 200",
+    " | grep -i -e tpm -e unseal -e lockout -e pin\\. -e 'signature for this' -e 'pcr signature' | tail -n 200",
     "screen": "journalctl --boot --no-pager --output=cat | grep -i"
-    ' -e unseal -e "policy digest" -e "did not unlock" -e lock-*out -e "no tpm2* [dh]" -e "tpm2* [pdo].*[nfmg]"'
+    ' -e unseal -e "policy digest" -e "did not unlock" -e lock-*out -e "no tpm2* [dhm]" -e "tpm2* [pdo].*[nfmg]"'
     ' -e "tpm2 support is" -e "to [au].*tpm"'
     ' -e "into tpm" -e tpm: -e "integrity check" -e "bad pin" -e "this pin" -e "pin unlock" -e "hmac check"'
+    ' -e "signature for this" -e "pcr signature"'
     " | cut -c1-150 | head -n 6",
 }
 _JOURNAL_END = "echo osgates-journal-$((6*7))"

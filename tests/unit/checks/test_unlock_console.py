@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
 from pytest_osgates.data import load
+from pytest_osgates.observers import tpm_talk
 
 LINES = load("unlock_console")["line"]
 # Quoted from consoles of bookworm and trixie, Fedora and busybox, or from the sources that the table names.
@@ -55,6 +57,12 @@ REAL = {
         "No TPM device.",
         "Current policy digest does not match stored policy digest, cancelling TPM2 authentication attempt.",
         "Failed to load HMAC key in TPM: tpm:parameter(1):integrity check failed",
+        "Couldn't find signature for this PCR bank, PCR index and public key.",
+        "Failed to load PCR signature: No such file or directory",
+        (
+            "No TPM2 metadata matching the current system state found in LUKS2 header, falling back to traditional"
+            " unlocking."
+        ),
         "Failed to unseal secret using TPM2: No such device or address",
         "TPM policy does not match current system state. Either system has been tempered with or policy out-of-date",
         "No TPM2 hardware discovered and EFI firmware does not see it either, falling back to traditional unlocking.",
@@ -126,6 +134,18 @@ def test_real_lines(sign: str, line: str) -> None:
 @pytest.mark.parametrize("line", INNOCENT)
 def test_innocent_lines(line: str) -> None:
     assert found(line) == set()
+
+
+@pytest.mark.parametrize("console", ["serial", "screen"])
+@pytest.mark.parametrize("line", [line for sign in ("reason", "bad-pin", "lockout") for line in REAL[sign]])
+def test_what_the_journal_is_asked_for_has_it(line: str, console: str) -> None:
+    """The command that is typed at the guest's shell lets it through; this one's words in place of the journal's."""
+    reads, _, filters = tpm_talk._JOURNAL[console].partition(" | ")
+    assert reads.startswith("journalctl ")
+    done = subprocess.run(
+        ["sh", "-c", filters], input=f"Reached target x.\n{line}\n", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{line}\n"[:151]
 
 
 def test_each_line_has_its_source_and_fits_nothing_empty() -> None:

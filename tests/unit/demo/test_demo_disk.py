@@ -128,6 +128,15 @@ def test_the_script_asks_the_tpm_first_and_enrols_it_once() -> None:
     assert "PIN" not in text
 
 
+def test_the_script_hands_on_what_the_image_signed() -> None:
+    text, _ = initrd_script(TpmUnlock((7, 12), signed=(11,)))
+    enrols = "--tpm2-pcrs=7+12 --tpm2-public-key=/.extra/tpm2-pcr-public-key.pem --tpm2-public-key-pcrs=11 "
+    assert enrols in text
+    assert text.index("cp /.extra/tpm2-pcr-signature.json /run/systemd/") < text.index("--token-only")
+    plain, _ = initrd_script(TpmUnlock((7, 11, 12)))
+    assert ".extra" not in plain
+
+
 def test_the_script_asks_by_plymouth_once_the_tpm_is_enrolled() -> None:
     text, members = initrd_script(TpmUnlock((4, 7, 8, 9), plymouth=True))
     graphical, _, plain = text.partition("exit 0\nfi\nuntil unlock --tries 1")

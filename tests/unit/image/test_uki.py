@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 
 from pytest_osgates.image import uki
 from pytest_osgates.image.uki_build import with_sections
+from pytest_osgates.image.uki_sign import PolicyKey
 from pytest_osgates.vm.errors import ImageError
+from pytest_osgates.vm.process import run
 from tests.pe_builders import program
 
 PARTS = {".osrel": b"ID=x\n", ".cmdline": b"quiet", ".linux": b"kernel" * 100, ".initrd": b"initrd", ".text": b"stub"}
@@ -81,6 +84,55 @@ def test_pcr_11_is_measured_name_by_name_in_systemds_order() -> None:
     assert uki.pcr11({**PARTS, ".pcrsig": b"x"}) == value
     entered = hashlib.sha256(value + hashlib.sha256(b"enter-initrd").digest()).digest()
     assert uki.pcr11(PARTS, "enter-initrd") == entered
+
+
+@pytest.mark.parametrize(
+    ("magic", "sees"),
+    [
+        (b"#### LoaderInfo: systemd-stub 252.39-1~deb12u2 ####\0", False),
+        (b"#### LoaderInfo: systemd-stub 254.1 ####\0", True),
+        (b"#### LoaderInfo: systemd-stub 257.9-1 ####\0", True),
+        (b"#### LoaderInfo: another stub 252 ####\0", True),
+        (b"", True),
+    ],
+)
+def test_an_older_stub_measures_fewer_sections(magic: bytes, sees: bool) -> None:
+    parts = {**PARTS, ".sdmagic": magic}
+    for name in (".sbat", ".uname"):
+        assert (uki.pcr11({**parts, name: b"x"}) != uki.pcr11(parts)) is sees
+    for name in (".splash", ".dtb", ".pcrpkey", ".cmdline"):
+        assert uki.pcr11({**parts, name: b"x"}) != uki.pcr11(parts)
+
+
+@pytest.mark.parametrize("phase", ["", "enter-initrd", "enter-initrd:leave-initrd"])
+def test_systemds_own_program_comes_to_the_same(phase: str, key: rsa.RSAPrivateKey, tmp_path: Path) -> None:
+    measure = Path("/usr/lib/systemd/systemd-measure")
+    if not measure.exists():
+        pytest.skip(f"{measure} is not installed")
+    parts = {**PARTS, ".pcrpkey": public(key), ".sdmagic": b"systemd-stub 252"}
+    options = []
+    for name in (".linux", ".osrel", ".cmdline", ".initrd", ".pcrpkey"):
+        (tmp_path / name).write_bytes(parts[name])
+        options.append(f"--{name[1:]}={tmp_path / name}")
+    said = run([str(measure), "calculate", *options, "--bank=sha256", f"--phase={phase}", "-j"], timeout=30)
+    (told,) = json.loads(said.text)["sha256"]
+    assert (told["pcr"], told["hash"]) == (11, uki.pcr11(parts, phase).hex())
+
+
+@pytest.mark.parametrize("phases", [("",), ("", "enter-initrd")])
+def test_what_is_signed_here_is_read_as_systemds(phases: tuple[str, ...], other_key: rsa.RSAPrivateKey) -> None:
+    ours = PolicyKey.made()
+    parts = {**PARTS, ".pcrpkey": ours.public_pem()}
+    raw = ours.policies(parts, phases)
+    signed = uki.signed_policies(raw)
+    assert [uki.phase_of(parts, entry) for entry in signed] == list(phases)
+    assert all(uki.is_by(entry, parts[".pcrpkey"]) for entry in signed)
+    assert not any(uki.is_by(entry, public(other_key)) for entry in signed)
+    # By which key, systemd knows by the digest of what openssl calls RSAPublicKey.
+    pem = serialization.load_pem_public_key(parts[".pcrpkey"])
+    der = pem.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.PKCS1)
+    assert {entry["pkfp"] for entry in json.loads(raw)["sha256"]} == {hashlib.sha256(der).hexdigest()}
+    assert ours.pem() not in raw
 
 
 def test_the_digest_of_a_policy() -> None:

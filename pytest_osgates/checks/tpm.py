@@ -432,7 +432,7 @@ def _asks(
                 what = f"the disk was unlocked, and nobody was asked for the passphrase: {boot.line}; {_typed(boot)}"
             if blind:
                 what, wanted = f"{what}; {blind[0]}", f"{wanted}; bound to {blind[1]}"
-            hint = "" if tamper.pin else "bind the TPM's slot to PCRs that see it"
+            hint = "" if tamper.pin else _see_it(seen.slots, tamper)
             yield _finding(seen, "unlocked", what, wanted, hint=hint)
         case Outcome.SHELL:
             yield _finding(seen, "shell", f"a shell: {boot.line}", wanted)
@@ -455,6 +455,19 @@ def _asks(
             yield _finding(seen, "no-prompt", f"{boot.outcome}: {boot.line}", wanted, severity, hint)
         case Outcome.TIMEOUT | Outcome.GRUB:
             yield _finding(seen, "timeout", f"neither prompt nor login after {boot.at:.0f} s", wanted, _UNPROVEN)
+
+
+def _see_it(slots: Iterable[TpmSlot], tamper: Tamper) -> str:
+    """What to bind, so that it is seen."""
+    sees = {entry.pcr for entry in tamper.pcrs}
+    signed = sorted({pcr for slot in slots for pcr in set(slot.signed_pcrs) & sees - set(slot.pcrs)})
+    if signed and sees - set(signed):
+        others = " or ".join(map(str, sorted(sees - set(signed))))
+        return (
+            f"of PCR {_numbers(signed)}, a signed policy lets in whatever its key has signed; bind the TPM's slot to"
+            f" PCR {others} as well, or have that key sign nothing else"
+        )
+    return "bind the TPM's slot to PCRs that see it"
 
 
 def _answered(seen: TpmObservation, boot: BootSeen, attempt: Try) -> Iterable[Finding]:

@@ -14,10 +14,13 @@ from pytest_osgates.checks.secureboot_model import SecureBootPolicy, Stage
 from pytest_osgates.cli import main
 from pytest_osgates.demo.disk_variants import load_disk_file, variant_names
 from pytest_osgates.demo.machine import build_demo_machine, tpm_token
-from pytest_osgates.demo.uki import CERTIFICATE, KEY
+from pytest_osgates.demo.uki import CERTIFICATE, KEY, PCR_KEY
 from pytest_osgates.image import uki
+from pytest_osgates.image.authenticode import Signer, newly_signed
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.medium import files_of_disk
+from pytest_osgates.image.uki_build import with_sections
+from pytest_osgates.image.uki_sign import PolicyKey
 from pytest_osgates.observers.tpm_images import images_of
 from pytest_osgates.profiles import loader
 from pytest_osgates.vm import host as vm_host
@@ -123,6 +126,28 @@ def test_a_policy_that_is_signed_passes_as_well(
     assert said in " ".join(line for boot in seen["boots"] for line in boot["reasons"])
 
 
+def test_another_image_by_the_same_keys_opens_the_disk(gates: Gates, demo_iso: Path, signing: Home) -> None:
+    """An older one of its owner's: such a policy is made for that. Who does not want it binds PCR 4 as well."""
+    key, certificate = ((signing.directory / name).read_bytes() for name in (KEY, CERTIFICATE))
+    policy = PolicyKey(load_pem_private_key((signing.directory / PCR_KEY).read_bytes(), password=None))
+    (file,) = files_of_disk(signing.disk, re.compile(r"."))
+    with open_disk(signing.disk) as source:
+        image = file.read(source)
+    older = with_sections(image, {".osrel": uki.sections(image)[".osrel"] + b"VARIANT=older\n"})
+    older = with_sections(older, {".pcrsig": policy.policies(uki.sections(older))})
+    (gates.directory / "older.efi").write_bytes(newly_signed(older, Signer.read(key, certificate)))
+    distro = profile(gates)
+    distro.write_text(
+        distro.read_text().replace("tampers = [", 'other_kernel = "older.efi"\ntampers = [\n    "kernel-replaced",')
+    )
+    disk = ("--iso-disk", signing.disk)
+    outcome = gates.run("--iso", demo_iso, *disk, "--iso-distro", distro, "-k", "tpm[kernel-replaced]")
+    assert outcome.findings("tpm") == {("unlocked", "kernel-replaced")}, outcome.output
+    (finding,) = outcome.verdicts["gates"]["tpm"]["findings"]
+    assert "a signed policy lets in whatever its key has signed; bind the TPM's slot to PCR 4" in finding["hint"]
+    assert outcome.status == 1
+
+
 def test_each_policy_in_the_image_is_its_own(gates: Gates, demo_iso: Path, signing: Home) -> None:
     """Nothing is booted for that."""
     distro = secure(gates, signing)
@@ -155,8 +180,6 @@ def test_each_weakness_is_found(name: str, gates: Gates, demo_iso: Path) -> None
 
 def test_an_image_of_another_key_is_not_tried(gates: Gates, demo_iso: Path, machine: Home) -> None:
     """PCR 7 would see the key, and nobody would know whether PCR 11 sees the rest."""
-    from pytest_osgates.image.authenticode import Signer
-
     distro = profile(gates)
     for name, content in zip((KEY, CERTIFICATE), Signer.made("nobody's").pem(), strict=True):
         (gates.directory / name).write_bytes(content)

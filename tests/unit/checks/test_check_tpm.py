@@ -24,7 +24,7 @@ from pytest_osgates.checks.tpm_model import (
     tampers,
 )
 from pytest_osgates.judging import judge as judge_gate
-from pytest_osgates.model import State, Verdict
+from pytest_osgates.model import Severity, State, Verdict
 from pytest_osgates.observers.tpm_tamper import WAYS
 from tests.unit.tpm_samples import PASSPHRASE, SLOT, TPM_POLICY, boot, row, tries
 
@@ -319,6 +319,30 @@ def test_a_tamper_that_the_pcrs_do_not_see_names_those_that_would() -> None:
     # A PCR that is seen is enough, also in a signed policy.
     for other in (slot.model_copy(update={"pcrs": (8,)}), slot.model_copy(update={"signed_pcrs": (12,)})):
         assert ("blind", case) not in verdict(row(case, slots=(other,)), policy)[1]
+
+
+@pytest.mark.parametrize(
+    ("pcrs", "signed", "hint"),
+    [
+        (
+            (7, 12),
+            (11,),
+            "of PCR 11, a signed policy lets in whatever its key has signed; bind the TPM's slot to PCR 4 or 9",
+        ),
+        # By its value as well: then it is not the key.
+        ((7, 11), (11,), "bind the TPM's slot to PCRs that see it"),
+        ((7, 11), (), "bind the TPM's slot to PCRs that see it"),
+        ((7,), (12,), "bind the TPM's slot to PCRs that see it"),
+    ],
+)
+def test_what_a_signed_policy_lets_in(pcrs: tuple[int, ...], signed: tuple[int, ...], hint: str) -> None:
+    """An older image by the same key: it unlocks, fails, and says why."""
+    case = "kernel-replaced"
+    policy = TPM_POLICY.model_copy(update={"pcrs": tuple(sorted({*pcrs, *signed}))})
+    slot = SLOT.model_copy(update={"pcrs": pcrs, "signed_pcrs": signed})
+    (finding,) = judge(row(case, slots=(slot,), boots=(boot(outcome=Outcome.UNLOCKED),)), policy)
+    assert (finding.key, finding.severity) == (("unlocked", case), Severity.VIOLATION)
+    assert finding.hint.startswith(hint)
 
 
 def test_one_of_two_slots_that_is_blind_is_enough() -> None:

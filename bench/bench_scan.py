@@ -80,7 +80,8 @@ def run(code: str, image: Path) -> Ran:
 
 def choose(root: Path, files: int, megabytes: int) -> Iterator[Path]:
     """Programs and libraries first, then of the rest as many as fit, evenly over all of it; and all links."""
-    first, rest = [], []
+    first: list[tuple[Path, int]] = []
+    rest: list[tuple[Path, int]] = []
     for directory, _, names in os.walk(root):
         for name in sorted(names):
             path = Path(directory, name)

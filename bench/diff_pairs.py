@@ -89,6 +89,13 @@ def _add(entry: Entry) -> Mutation:
     return lambda entries: entries.update({entry.name: entry})
 
 
+def _remove(name: str) -> Mutation:
+    def apply(entries: dict[str, Entry]) -> None:
+        del entries[name]
+
+    return apply
+
+
 BASE = (
     Entry("etc", tarfile.DIRTYPE, mode=0o755),
     Entry("etc/machine-id", data=b"4f6c1b0a3d2e4f5a8b7c6d5e4f3a2b1c\n"),
@@ -108,7 +115,7 @@ BASE = (
 PLANTED: dict[str, Mutation] = {
     "/etc/machine-id": _change("etc/machine-id", data=b"aaaaaaaabbbb4cccadddeeeeeeeeeeee\n"),
     "/etc/link": _change("etc/link", target="mode"),
-    "/etc/gone": lambda entries: entries.pop("etc/gone") and None,
+    "/etc/gone": _remove("etc/gone"),
     "/etc/new": _add(Entry("etc/new", data=b"only in the second\n")),
     "/etc/mode": _change("etc/mode", mode=0o600),
     "/etc/owner": _change("etc/owner", uid=1000),

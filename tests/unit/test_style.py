@@ -32,6 +32,7 @@ def test_ruff_format() -> None:
 def test_mypy() -> None:
     """Strict."""
     _tool("mypy")
+    _tool("mypy", "bench")
 
 
 # Layer, and what it may not import: imports point one way.

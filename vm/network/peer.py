@@ -304,8 +304,11 @@ def main(arguments: list[str]) -> None:
     clock = CaptureClock(Path(settings.capture)) if settings.capture else None
     with contextlib.ExitStack() as stack:
         log = EventLog(_written(stack, arguments[3]), clock or time.time, settings.max_log)
-        ca = stack.enter_context(tempfile.TemporaryDirectory(prefix="osgates-ca-"))
-        authority = Authority(Path(ca), time.time()) if settings.tls is TlsAnswer.COMPLETE else None
+        authority = None
+        if settings.tls is TlsAnswer.COMPLETE:
+            # Nowhere else: whoever kills this process leaves the directory behind.
+            ca = stack.enter_context(tempfile.TemporaryDirectory(prefix="osgates-ca-"))
+            authority = Authority(Path(ca), time.time())
         sink = Sinkhole(settings, log, authority)
         if settings.secure is not None:
             sink.secure = SecureResolver(settings.secure, sink.names)

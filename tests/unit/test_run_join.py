@@ -28,7 +28,7 @@ def sent(tmp_path: Path) -> str:
     (tmp_path / "gates" / "test_motd.py").write_text(GATE)
     (tmp_path / "gates" / "helper.py").write_text("TITLE = 'x'\n")
     (tmp_path / "p.toml").write_text(HEAD + "[gate.motd]\n[gate.boot]\n")
-    request = Request(tmp_path / "x.iso", "p.toml", None, tmp_path / "evidence", "auto", {})
+    request = Request(tmp_path / "x.iso", "p.toml", None, tmp_path / "evidence", "tcg", {})
     profile = loader.load(tmp_path / "p.toml")
     return json.dumps(Run(request, profile, "0" * 64, 1, Evidence(tmp_path), "id").to_worker())
 

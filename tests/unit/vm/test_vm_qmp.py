@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from vm_fakes import wait_for
 
+from pytest_osgates.vm import qmp
 from pytest_osgates.vm.errors import QmpFailed
 from pytest_osgates.vm.qmp import Event, Qmp
 
@@ -76,6 +77,12 @@ class Monitor:
 
 
 Begin = Callable[..., Monitor]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server here needs a second to die."""
+    monkeypatch.setattr(qmp, "DYING", 0.05)
 
 
 @pytest.fixture

@@ -53,11 +53,12 @@ DISABLED_SECONDS = 2.0
 CORNER_SECONDS = 20.0
 
 
-# What the journal is asked, and how its end is told from the echo of the command. A screen has room for a few lines,
-# and what has left it is not seen: the first that say why, for there is more about the TPM later on.
+# What the journal is asked, and how its end is told from the echo of the command: it is typed in single quotes, and
+# has none itself. A screen has room for a few lines, and what has left it is not seen: the first that say why, for
+# there is more about the TPM later on.
 _JOURNAL = {
     "serial": "journalctl --boot --no-pager --output=cat"
-    " | grep -i -e tpm -e unseal -e lockout -e pin\\. -e 'signature for this' -e 'pcr signature' | tail -n 200",
+    ' | grep -i -e tpm -e unseal -e lockout -e "pin\\." -e "signature for this" -e "pcr signature" | tail -n 200',
     "screen": "journalctl --boot --no-pager --output=cat | grep -i"
     ' -e unseal -e "policy digest" -e "did not unlock" -e lock-*out -e "no tpm2* [dhm]" -e "tpm2* [pdo].*[nfmg]"'
     ' -e "tpm2 support is" -e "to [au].*tpm"'
@@ -66,6 +67,13 @@ _JOURNAL = {
     " | cut -c1-150 | head -n 6",
 }
 _JOURNAL_END = "echo osgates-journal-$((6*7))"
+
+
+def journal_line(login: Login, console: str) -> str:
+    """What is typed at the guest's shell, so that its journal says why the TPM did not unlock the disk."""
+    return f"{login.become or 'sh'} -c '{_JOURNAL[console]}'; {_JOURNAL_END}"
+
+
 _LOGIN_SIGNS = (
     Sign("end", re.compile(r"^osgates-journal-42$")),
     Sign("incorrect", re.compile(r"[Ll]ogin incorrect|Permission denied|[Ss]orry, try again")),
@@ -160,7 +168,7 @@ class Talk:
         self._patience = patience
         self._settle = policy.settle_s * patience
         self._stand = 2 * SHOWN_SECONDS * patience + 1.0 if policy.console == "screen" else 0.0
-        self._asking_journal = _JOURNAL[policy.console]
+        self._console_kind = policy.console
         # Whenever it comes, before the passphrase was typed: it is a way in.
         self._dialogue = Dialogue(console, signs(policy), alive, kept=("shell", "login"))
         self._gone = ""
@@ -301,7 +309,7 @@ class Talk:
             heard = self._wait(("incorrect", "secret", "shell"), self._settle)
         if heard is None or heard.name != "shell":
             return
-        if not self._say(f"{login.become or 'sh'} -c '{self._asking_journal}'; {_JOURNAL_END}", forget=True):
+        if not self._say(journal_line(login, self._console_kind), forget=True):
             return
         heard = self._wait(("end", "incorrect", "secret"), self._settle)
         if heard is not None and heard.name == "secret" and self._say(login.password):

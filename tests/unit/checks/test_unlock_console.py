@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from pytest_osgates.data import load
 from pytest_osgates.observers import tpm_talk
+from pytest_osgates.observers.tpm_talk import Login
 
 LINES = load("unlock_console")["line"]
 # Quoted from consoles of bookworm and trixie, Fedora and busybox, or from the sources that the table names.
@@ -138,14 +141,20 @@ def test_innocent_lines(line: str) -> None:
 
 @pytest.mark.parametrize("console", ["serial", "screen"])
 @pytest.mark.parametrize("line", [line for sign in ("reason", "bad-pin", "lockout") for line in REAL[sign]])
-def test_what_the_journal_is_asked_for_has_it(line: str, console: str) -> None:
-    """The command that is typed at the guest's shell lets it through; this one's words in place of the journal's."""
-    reads, _, filters = tpm_talk._JOURNAL[console].partition(" | ")
-    assert reads.startswith("journalctl ")
-    done = subprocess.run(
-        ["sh", "-c", filters], input=f"Reached target x.\n{line}\n", capture_output=True, text=True, check=True
+def test_what_the_journal_is_asked_for_has_it(line: str, console: str, tmp_path: Path) -> None:
+    """The very line that is typed at the guest's shell lets it through, and nothing else."""
+    journal = tmp_path / "journalctl"
+    journal.write_text(
+        '#!/bin/sh\nfor i in $(seq 300); do echo "Some signature of nobody, for this"; done\nexec cat\n'
     )
-    assert done.stdout == f"{line}\n"[:151]
+    journal.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-c", tpm_talk.journal_line(Login(user="root"), console)],
+        input=f"Reached target x.\n{line}\n", capture_output=True, text=True, check=True, env=env,
+    )  # fmt: skip
+    assert done.stdout == f"{line[:150]}\nosgates-journal-42\n"
+    assert done.stderr == ""
 
 
 def test_each_line_has_its_source_and_fits_nothing_empty() -> None:

@@ -269,6 +269,14 @@ def _came(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, s
                     f"a refusal by whoever starts {stage}: it did not come so far",
                     _UNPROVEN,
                 )
+            elif _started(seen, policy, stage, start):
+                yield _finding(
+                    seen,
+                    "refused-and-started",
+                    f"{start.line}; and the firmware said that it starts {start.loaded}",
+                    f"{wanted}, and not started",
+                    _UNPROVEN,
+                )
             elif start.restless:
                 yield _finding(
                     seen,
@@ -284,8 +292,16 @@ def _another(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage
     """The program that the firmware started, if it is none that was spoilt; of later links it says nothing."""
     if stage is not policy.chain[0] or not start.loaded:
         return ""
-    spoilt = {file.name.partition(":")[2].lower() for file in seen.files}
-    return "" if start.loaded.lower() in spoilt else start.loaded
+    return "" if start.loaded.lower() in _spoilt(seen) else start.loaded
+
+
+def _started(seen: SecureBootObservation, policy: SecureBootPolicy, stage: Stage, start: StartSeen) -> bool:
+    """Whether the firmware says that it starts a program that was spoilt: the refusal is about another one."""
+    return stage is policy.chain[0] and start.loaded.lower() in _spoilt(seen)
+
+
+def _spoilt(seen: SecureBootObservation) -> set[str]:
+    return {file.name.partition(":")[2].lower() for file in seen.files}
 
 
 def tamper_text(case: str) -> str:
@@ -388,6 +404,15 @@ def _ukis(seen: SecureBootObservation, policy: SecureBootPolicy) -> Iterable[Fin
         if image.error:
             yield _finding(seen, "uki-unread", image.error, "a unified kernel image", _UNPROVEN, subject=image.name)
             continue
+        if ".profile" in image.sections:
+            yield _finding(
+                seen,
+                "uki-profiles",
+                "it has profiles (.profile), and load options choose one: which sections are used is not known",
+                "an image without profiles, or one image for each",
+                _UNPROVEN,
+                subject=image.name,
+            )
         if ".cmdline" not in image.sections:
             yield _finding(
                 seen,

@@ -38,11 +38,13 @@ _MOST_SIGNED = 64
 _MOST_JSON = 1 << 20
 _MOST_MAGIC = 1 << 10
 _POLICY_PCR = 0x17F
-_SHA256 = 0x000B
+# TPM_ALG_ID, of each bank that systemd-measure(1) knows.
+BANKS = {"sha1": 0x0004, "sha256": 0x000B, "sha384": 0x000C, "sha512": 0x000D}
 
 
 def sections(data: bytes) -> dict[str, bytes]:
-    """Each section as it is in memory: of its virtual size. Of a name that is there twice, the first.
+    """Each section as it is in memory: of its virtual size. Of a name that is there twice, the first; none of those
+    that are empty, which a stub takes for none (systemd src/boot/uki.c, src/boot/pe.c).
 
     :raise ImageError: no PE file, or malformed.
     """
@@ -62,6 +64,8 @@ def sections(data: bytes) -> dict[str, bytes]:
             raw, memory = raw + raw_size, memory + virtual
             if raw > len(data) or memory > 2 * len(data) + (1 << 22):
                 raise ImageError("its sections overlap")
+            if not virtual:
+                continue
             label = name.rstrip(b"\x00").decode("latin-1")
             found.setdefault(label, data[raw_at : raw_at + min(raw_size, virtual)].ljust(virtual, b"\x00"))
     except struct.error:
@@ -74,14 +78,14 @@ def is_uki(parts: Mapping[str, bytes]) -> bool:
     return ".linux" in parts and ".osrel" in parts
 
 
-def pcr11(parts: Mapping[str, bytes], phase: str = "") -> bytes:
-    """What PCR 11 of the SHA-256 bank comes to, on a machine that measures nothing else into it."""
-    value = bytes(32)
+def pcr11(parts: Mapping[str, bytes], phase: str = "", bank: str = "sha256") -> bytes:
+    """What PCR 11 of this bank comes to, on a machine that measures nothing else into it."""
+    value = bytes(hashlib.new(bank).digest_size)
     for name in measured_by(parts.get(".sdmagic", b"")):
         if name in parts:
-            value = _extended(_extended(value, name.encode() + b"\x00"), parts[name])
+            value = _extended(_extended(value, name.encode() + b"\x00", bank), parts[name], bank)
     for word in phase.split(":") if phase else ():
-        value = _extended(value, word.encode())
+        value = _extended(value, word.encode(), bank)
     return value
 
 
@@ -91,13 +95,14 @@ def measured_by(magic: bytes) -> tuple[str, ...]:
     return _MEASURED_ONCE if stub and int(stub[1]) < _FIRST_WITH_ALL else MEASURED
 
 
-def _extended(value: bytes, data: bytes) -> bytes:
-    return hashlib.sha256(value + hashlib.sha256(data).digest()).digest()
+def _extended(value: bytes, data: bytes, bank: str) -> bytes:
+    return hashlib.new(bank, value + hashlib.new(bank, data).digest()).digest()
 
 
-def policy_of(value: bytes) -> bytes:
-    """The digest of a policy that demands this value of PCR 11 (TPM2_PolicyPCR)."""
-    selection = struct.pack(">IHB3s", 1, _SHA256, 3, (1 << PCR).to_bytes(3, "little"))
+def policy_of(value: bytes, bank: str = "sha256") -> bytes:
+    """The digest of a policy that demands this value of PCR 11 of this bank (TPM2_PolicyPCR). The policy itself is of
+    SHA-256, as systemd's are."""
+    selection = struct.pack(">IHB3s", 1, BANKS[bank], 3, (1 << PCR).to_bytes(3, "little"))
     return hashlib.sha256(
         bytes(32) + struct.pack(">I", _POLICY_PCR) + selection + hashlib.sha256(value).digest()
     ).digest()
@@ -105,15 +110,16 @@ def policy_of(value: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Signed:
-    """An entry of .pcrsig: its PCRs, the digest of its policy, and the signature of that."""
+    """An entry of .pcrsig: its PCRs, the digest of its policy, the signature of that, and the bank of the PCRs."""
 
     pcrs: tuple[int, ...]
     policy: bytes
     signature: bytes = field(repr=False)
+    bank: str = "sha256"
 
 
 def signed_policies(raw: bytes) -> tuple[Signed, ...]:
-    """What .pcrsig says of the SHA-256 bank.
+    """What .pcrsig says, of each bank.
 
     :raise ImageError: it cannot be read.
     """
@@ -128,20 +134,33 @@ def signed_policies(raw: bytes) -> tuple[Signed, ...]:
 def _entries(told: object) -> Iterator[Signed]:
     if not isinstance(told, dict) or not isinstance(told.get("sha256"), list):
         raise TypeError("no list for sha256")
-    if len(told["sha256"]) > _MOST_SIGNED:
-        raise ValueError(f"{len(told['sha256'])} entries")
-    for entry in told["sha256"]:
+    if unknown := set(told) - set(BANKS):
+        raise ValueError(f"a bank {str(min(unknown))[:40]!r}")
+    entries = [(bank, entry) for bank, listed in told.items() for entry in listed]
+    if len(entries) > _MOST_SIGNED:
+        raise ValueError(f"{len(entries)} entries")
+    for bank, entry in entries:
         pcrs = tuple(entry["pcrs"])
         if not all(isinstance(number, int) and 0 <= number < 24 for number in pcrs):
             raise ValueError("a PCR that is none")
-        yield Signed(pcrs, bytes.fromhex(entry["pol"]), base64.b64decode(entry["sig"], validate=True))
+        yield Signed(pcrs, bytes.fromhex(entry["pol"]), base64.b64decode(entry["sig"], validate=True), bank)
 
 
-def phase_of(parts: Mapping[str, bytes], signed: Signed) -> str | None:
-    """The phase of the boot in which the policy is that of this very image; None: in none that is known."""
-    if signed.pcrs != (PCR,):
-        return None
-    return next((phase for phase in PHASES if policy_of(pcr11(parts, phase)) == signed.policy), None)
+def policies(parts: Mapping[str, bytes], bank: str = "sha256") -> dict[bytes, str]:
+    """The policies of this very image, and the phase of the boot of each. The image is measured once."""
+    begun = pcr11(parts, "", bank)
+    found = {}
+    for phase in PHASES:
+        value = begun
+        for word in phase.split(":") if phase else ():
+            value = _extended(value, word.encode(), bank)
+        found[policy_of(value, bank)] = phase
+    return found
+
+
+def phase_of(known: Mapping[bytes, str], signed: Signed) -> str | None:
+    """The phase of the boot in which the policy is one that is `known`; None: in none."""
+    return known.get(signed.policy) if signed.pcrs == (PCR,) else None
 
 
 def is_by(signed: Signed, public_key: bytes) -> bool:

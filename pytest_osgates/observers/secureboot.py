@@ -243,17 +243,22 @@ def signs(policy: SecureBootPolicy, stage: Stage) -> tuple[Sign, ...]:
 # edk2, OvmfPkg PlatformBmPrintScLib: what it starts, with the file where its boot entry has one.
 _STARTING = re.compile(r'BdsDxe: starting Boot[0-9A-F]{4} "[^"]{0,200}" from ')
 _PATH = re.compile(r'(?:[A-Za-z]+\([^()]{0,200}\)/?)*(?P<file>\\[^:"]{1,300}?\.efi)?', re.IGNORECASE)
+# Its shell and its menu, which are in itself; what comes over a network.
+_OWN = re.compile(r"Fv\(|[^\\]{0,300}?\bMAC\(")
 # UEFI 2.10, 3.5.1.1: of a medium whose entry names no file.
 _DEFAULT = "/EFI/BOOT/BOOTX64.EFI"
 
 
 def loaded(console: str) -> str:
-    """The program that the firmware said last that it starts; empty if it did not say."""
+    """The program that the firmware said last that it starts, of a medium; empty if it did not say."""
     # Its console breaks lines at its width.
     joined = console.replace("\r", "").replace("\n", "")
     found = ""
     for match in _STARTING.finditer(joined):
-        path = _PATH.match(joined[match.end() : match.end() + 600].partition("BdsDxe:")[0])
+        place = joined[match.end() : match.end() + 600].partition("BdsDxe:")[0]
+        if _OWN.match(place):
+            continue
+        path = _PATH.match(place)
         file = path["file"] if path is not None else None
         found = file.replace("\\", "/") if file else _DEFAULT
     return one_line(found, _LINE)

@@ -188,9 +188,11 @@ def read_ukis(medium: Medium, wanted: re.Pattern[str]) -> tuple[UkiSeen, ...]:
 
 def _uki(name: str, parts: dict[str, bytes]) -> UkiSeen:
     """:raise ImageError: its .pcrsig cannot be read."""
+    entries = uki.signed_policies(parts[".pcrsig"]) if ".pcrsig" in parts else ()
+    known = {bank: uki.policies(parts, bank) for bank in {entry.bank for entry in entries}}
     signed = []
-    for entry in uki.signed_policies(parts[".pcrsig"]) if ".pcrsig" in parts else ():
-        phase = uki.phase_of(parts, entry)
+    for entry in entries:
+        phase = uki.phase_of(known[entry.bank], entry)
         signed.append(
             PcrSignature(
                 pcrs=entry.pcrs,

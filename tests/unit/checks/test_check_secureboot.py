@@ -358,6 +358,33 @@ def test_a_program_that_was_not_spoilt_is_no_violation() -> None:
     assert told("kernel-unsigned", "/EFI/opensuse/odd.efi") == (Verdict.FAIL, {("started", "kernel-unsigned")})
 
 
+@pytest.mark.parametrize(
+    ("case", "loaded", "doubted"),
+    [
+        ("shim-unsigned", "/efi/DEBIAN/shimx64.efi", True),
+        ("shim-in-dbx", "/EFI/debian/shimx64.efi", True),
+        # Another entry of the firmware's, after the refusal.
+        ("shim-unsigned", "/EFI/opensuse/odd.efi", False),
+        ("shim-unsigned", "", False),
+        # Of later links it starts the first one, as it should.
+        ("kernel-unsigned", "/EFI/debian/shimx64.efi", False),
+    ],
+)
+def test_a_refusal_of_what_the_firmware_started_is_about_something_else(
+    case: str, loaded: str, doubted: bool
+) -> None:
+    sound = row(case)
+    name = "partition 1:/EFI/debian/shimx64.efi"
+    starts = tuple(
+        each.model_copy(update={"loaded": loaded}) if each.role == "tampered" else each for each in sound.starts
+    )
+    spoilt = tuple(each.model_copy(update={"name": name}) for each in sound.files)
+    found = judge(sound.model_copy(update={"files": spoilt, "starts": starts}), POLICY)
+    assert [(each.key, each.severity) for each in found] == (
+        [(("refused-and-started", case), Severity.UNPROVEN)] if doubted else []
+    )
+
+
 def test_a_machine_without_its_boot_entries_may_fail_for_the_want_of_them() -> None:
     seen = row("guest", guest=None, booted="failed: no boot device", failed=True, entries=False)
     assert verdict(seen) == (Verdict.NOT_PROVEN, {("not-booted", "guest")})
@@ -432,6 +459,8 @@ def test_unified_kernel_images() -> None:
         assert told(sections=with_signature, signed=(good, spoilt)) == (Verdict.FAIL, {("uki-pcrsig", image.name)})
     assert told(sections=with_signature) == (Verdict.FAIL, {("uki-pcrsig", image.name)})
     assert told(sections={".linux": "1", ".osrel": "2"}) == (Verdict.FAIL, {("uki-cmdline", image.name)})
+    with_profiles = {**image.sections, ".profile": "5"}
+    assert told(sections=with_profiles) == (Verdict.NOT_PROVEN, {("uki-profiles", image.name)})
     assert told(error="cut short") == (Verdict.NOT_PROVEN, {("uki-unread", image.name)})
     assert verdict(row("uki", UKI_POLICY, ukis=()), UKI_POLICY) == (Verdict.NOT_PROVEN, {("no-file", "uki")})
     assert isinstance(image, UkiSeen)

@@ -53,7 +53,7 @@ def test_the_policy_is_of_this_image_and_by_a_key_of_its_own(tmp_path: Path) -> 
     image = demo_uki.assemble(b"kernel", b"initrd", ("quiet",), b"ID=demo\n", keys)
     parts = uki.sections(image)
     (signed,) = uki.signed_policies(parts[".pcrsig"])
-    assert (signed.pcrs, uki.phase_of(parts, signed)) == ((11,), "")
+    assert (signed.pcrs, uki.phase_of(uki.policies(parts), signed)) == ((11,), "")
     assert uki.is_by(signed, parts[".pcrpkey"])
     assert parts[".pcrpkey"] == keys.policy.public_pem()
     # Whoever signs images cannot sign policies.

@@ -58,6 +58,12 @@ def test_sections_are_as_in_memory() -> None:
         uki.sections(b"MZ")
 
 
+def test_an_empty_section_is_none() -> None:
+    """systemd-stub takes load options where .cmdline is of no bytes, and measures nothing of it."""
+    assert ".cmdline" not in uki.sections(program({**PARTS, ".cmdline": b""}))
+    assert uki.sections(program({**PARTS, ".cmdline": b"\0"}))[".cmdline"] == b"\0"
+
+
 def test_sections_that_overlap_take_no_memory() -> None:
     """Of a small file, 90 of them would be as many copies of it."""
     sections = {f".s{number}": b"" for number in range(12)}
@@ -104,8 +110,11 @@ def test_an_older_stub_measures_fewer_sections(magic: bytes, sees: bool) -> None
         assert uki.pcr11({**parts, name: b"x"}) != uki.pcr11(parts)
 
 
+@pytest.mark.parametrize("bank", uki.BANKS)
 @pytest.mark.parametrize("phase", ["", "enter-initrd", "enter-initrd:leave-initrd"])
-def test_systemds_own_program_comes_to_the_same(phase: str, key: rsa.RSAPrivateKey, tmp_path: Path) -> None:
+def test_systemds_own_program_comes_to_the_same(
+    phase: str, bank: str, key: rsa.RSAPrivateKey, tmp_path: Path
+) -> None:
     measure = Path("/usr/lib/systemd/systemd-measure")
     if not measure.exists():
         pytest.skip(f"{measure} is not installed")
@@ -114,9 +123,9 @@ def test_systemds_own_program_comes_to_the_same(phase: str, key: rsa.RSAPrivateK
     for name in (".linux", ".osrel", ".cmdline", ".initrd", ".pcrpkey"):
         (tmp_path / name).write_bytes(parts[name])
         options.append(f"--{name[1:]}={tmp_path / name}")
-    said = run([str(measure), "calculate", *options, "--bank=sha256", f"--phase={phase}", "-j"], timeout=30)
-    (told,) = json.loads(said.text)["sha256"]
-    assert (told["pcr"], told["hash"]) == (11, uki.pcr11(parts, phase).hex())
+    said = run([str(measure), "calculate", *options, f"--bank={bank}", f"--phase={phase}", "-j"], timeout=30)
+    (told,) = json.loads(said.text)[bank]
+    assert (told["pcr"], told["hash"]) == (11, uki.pcr11(parts, phase, bank).hex())
 
 
 @pytest.mark.parametrize("phases", [("",), ("", "enter-initrd")])
@@ -125,7 +134,7 @@ def test_what_is_signed_here_is_read_as_systemds(phases: tuple[str, ...], other_
     parts = {**PARTS, ".pcrpkey": ours.public_pem()}
     raw = ours.policies(parts, phases)
     signed = uki.signed_policies(raw)
-    assert [uki.phase_of(parts, entry) for entry in signed] == list(phases)
+    assert [uki.phase_of(uki.policies(parts), entry) for entry in signed] == list(phases)
     assert all(uki.is_by(entry, parts[".pcrpkey"]) for entry in signed)
     assert not any(uki.is_by(entry, public(other_key)) for entry in signed)
     # By which key, systemd knows by the digest of what openssl calls RSAPublicKey.
@@ -149,16 +158,33 @@ def test_a_signed_policy_is_about_this_image_or_not(
 ) -> None:
     parts = {**PARTS, ".pcrpkey": public(key)}
     (signed,) = uki.signed_policies(pcrsig(key, uki.policy_of(uki.pcr11(parts, phase))) + b"\x00\x00")
-    assert uki.phase_of(parts, signed) == phase
+    assert uki.phase_of(uki.policies(parts), signed) == phase
     assert uki.is_by(signed, parts[".pcrpkey"] + b"\x00")
-    assert uki.phase_of({**parts, ".cmdline": b"quiet init=/bin/sh"}, signed) is None
+    assert uki.phase_of(uki.policies({**parts, ".cmdline": b"quiet init=/bin/sh"}), signed) is None
     assert not uki.is_by(signed, public(other_key))
     assert not uki.is_by(signed, b"nothing")
 
 
+def test_each_bank_is_read(key: rsa.RSAPrivateKey) -> None:
+    """systemd-measure signs for each bank: an entry of another image's may be in any."""
+    sound = {
+        bank: json.loads(pcrsig(key, uki.policy_of(uki.pcr11(PARTS, "", bank), bank)))["sha256"] for bank in uki.BANKS
+    }
+    other = {**PARTS, ".initrd": b"another"}
+    for bank in uki.BANKS:
+        foreign = json.loads(pcrsig(key, uki.policy_of(uki.pcr11(other, "", bank), bank)))["sha256"]
+        for told, fits in ((sound, True), ({**sound, bank: foreign}, False)):
+            signed = uki.signed_policies(json.dumps(told).encode())
+            assert [entry.bank for entry in signed] == list(uki.BANKS)
+            found = {entry.bank: uki.phase_of(uki.policies(PARTS, entry.bank), entry) for entry in signed}
+            assert found == {**dict.fromkeys(uki.BANKS, ""), bank: "" if fits else None}
+    with pytest.raises(ImageError, match="a bank 'sm3_256'"):
+        uki.signed_policies(json.dumps({**sound, "sm3_256": []}).encode())
+
+
 def test_other_pcrs_are_not_known(key: rsa.RSAPrivateKey) -> None:
     (signed,) = uki.signed_policies(pcrsig(key, uki.policy_of(uki.pcr11(PARTS)), pcrs=[7, 11]))
-    assert uki.phase_of(PARTS, signed) is None
+    assert uki.phase_of(uki.policies(PARTS), signed) is None
 
 
 @pytest.mark.parametrize(

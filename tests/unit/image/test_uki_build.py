@@ -119,4 +119,5 @@ def test_any_bytes_are_taken_or_refused(noise: bytes, place: int) -> None:
 @given(st.dictionaries(st.sampled_from([".osrel", ".cmdline", ".linux", ".text", ".new"]), st.binary(max_size=9000)))
 def test_what_is_put_in_is_read_again(parts: dict[str, bytes]) -> None:
     made = with_sections(with_sections(program(STUB), PARTS), parts)
-    assert uki.sections(made) == STUB | PARTS | parts
+    # One of no bytes counts as none.
+    assert uki.sections(made) == {name: content for name, content in (STUB | PARTS | parts).items() if content}

@@ -318,6 +318,19 @@ def test_a_loader_is_refused_by_shim_or_the_firmware_alone(text: str, refuses: s
             ),
             "/EFI/b.efi",
         ),
+        # Its own shell and menu, and what a network gives, are on no medium.
+        (
+            "".join(
+                f'BdsDxe: starting Boot0001 "x" from {place}\r\n'
+                for place in (
+                    "PciRoot(0x0)/Pci(0x4)",
+                    "Fv(7CB8)/FvFile(462C)",
+                    "PciRoot(0x0)/MAC(5254,0x1)/IPv4(0.0)",
+                )
+            ),
+            secureboot._DEFAULT,
+        ),
+        ('BdsDxe: starting Boot0002 "EFI Internal Shell" from Fv(7CB8BDC9)/FvFile(7C04A583)\r\n', ""),
     ],
 )
 def test_which_program_the_firmware_started(console: str, wanted: str) -> None:

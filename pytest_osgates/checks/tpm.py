@@ -27,6 +27,7 @@ from pytest_osgates.checks.tpm_options import is_ignored, not_taken, options, un
 from pytest_osgates.model import Finding, Gate, Severity, State
 
 _UNPROVEN = Severity.UNPROVEN
+_STRONG_BANKS = frozenset({"sha256", "sha384", "sha512"})
 _ROUNDING = 0.1
 # Tries that fail before libtpms is in lockout: three, and one of them may be the machine's that was switched off.
 _SURE_PINS = 2
@@ -77,7 +78,24 @@ def _binding(seen: TpmObservation, policy: TpmPolicy) -> Iterable[Finding]:
             wanted=f"a keyslot for the TPM, bound to the PCRs {_numbers(policy.pcrs)}",
             hint="systemd-cryptenroll --tpm2-device=auto --tpm2-pcrs=...",
         )
+    for other in seen.others:
+        subject, _, what = other.partition(": ")
+        yield Finding(
+            rule="other-way",
+            subject=subject,
+            seen=what,
+            wanted="nothing that may open the disk but slots of systemd's for the TPM, passphrases and security keys",
+            severity=_UNPROVEN,
+            hint="what it is bound to is not known here, and no boot of this machine's tries it: remove it",
+        )
     for slot in seen.slots:
+        if slot.bound and slot.bank not in _STRONG_BANKS:
+            yield Finding(
+                rule="bank",
+                subject=slot.subject,
+                seen=f"the bank {slot.bank}" if slot.bank else "no bank: it is chosen anew at each boot",
+                wanted="sha256, sha384 or sha512",
+            )
         if slot.pcrlock:
             yield Finding(
                 rule="pcrs",

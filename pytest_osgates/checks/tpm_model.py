@@ -224,15 +224,16 @@ class TpmSlot(Model):
 
 
 class TpmObservation(Observation):
-    """One row: copies of disk, variables and TPM, changed while off, and what their boots showed. `talked_on`: where
-    it was looked at, and typed. `reason_from`: where the reasons were looked for. `error`: why the tamper could not
-    be made or undone."""
+    """One row: copies of disk, variables and TPM, changed while off, and what their boots showed. `others`: what may
+    open the disk besides the slots. `talked_on`: where it was looked at, and typed. `reason_from`: where the reasons
+    were looked for. `error`: why the tamper could not be made or undone."""
 
     case: str
     state: State
     tamper: str
     changes: tuple[Change, ...] = ()
     slots: tuple[TpmSlot, ...] = ()
+    others: tuple[str, ...] = ()
     boots: tuple[BootSeen, ...] = ()
     digests: dict[str, str] = Field(default_factory=dict)
     talked_on: Literal["serial", "screen"] = "serial"

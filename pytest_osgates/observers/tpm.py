@@ -24,17 +24,14 @@ from pytest_osgates.checks.tpm_model import (
     Tamper,
     TpmObservation,
     TpmPolicy,
-    TpmSlot,
     Try,
     as_made,
     opened,
     tamper_of,
 )
-from pytest_osgates.image.disk import contents, luks
-from pytest_osgates.image.disk.partitions import read_table
-from pytest_osgates.image.disk.source import SourceContent, open_disk
 from pytest_osgates.model import State
 from pytest_osgates.observers.tpm_grub import type_at_grub
+from pytest_osgates.observers.tpm_slots import slots
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT, Login, Phrases, Talk, signs
 from pytest_osgates.observers.tpm_tamper import Workshop
 from pytest_osgates.vm import workdir
@@ -48,7 +45,6 @@ from pytest_osgates.vm.screen_line import ScreenLine
 from pytest_osgates.vm.spec import MachineSpec
 from pytest_osgates.vm.text import one_line, printable, strip_escapes
 
-TYPE = "systemd-tpm2"
 CONSOLE_LINES = 200
 GLANCE_SECONDS = 5.0
 _MOST_GLANCES = 20
@@ -121,33 +117,6 @@ def pin(policy: TpmPolicy) -> str:
     return text
 
 
-def slots(disk: Path) -> tuple[TpmSlot, ...]:
-    """How a TPM opens this disk, by the tokens in its LUKS2 headers.
-
-    :raise ImageError: the disk cannot be read.
-    """
-    found = []
-    with open_disk(disk) as source:
-        for part in read_table(source).partitions:
-            content = SourceContent(source, part.start, part.size)
-            kind = contents.identify(source, content, part.start, part.size)
-            if contents.LUKS not in (kind.kind, *kind.also):
-                continue
-            for token in luks.read_luks(content).tokens:
-                if token.type == TYPE:
-                    found.append(
-                        TpmSlot(
-                            subject=f"partition {part.number}, token {token.number}",
-                            pcrs=token.pcrs,
-                            signed_pcrs=token.signed_pcrs,
-                            bank=token.bank,
-                            pin=token.pin,
-                            pcrlock=token.pcrlock,
-                        )
-                    )
-    return tuple(found)
-
-
 def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
     """Everything of one row that the gate judges. `original` stays what it is.
 
@@ -190,7 +159,8 @@ def observe(original: Home, row: Row, disk_sha256: str) -> TpmObservation:
         state=state,
         tamper="" if tamper is None else tamper.name,
         changes=changes,
-        slots=found,
+        slots=found.slots,
+        others=found.others,
         boots=seen,
         digests=known,
         talked_on=row.policy.console,

@@ -4,7 +4,7 @@ started with load options of the firmware's. See systemd-stub(7)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +89,15 @@ def signer(key: Path | None, certificate: Path | None) -> Signer:
         ) from error
 
 
-def signed_again(change: Callable[[Parts], Parts], owner: Signer) -> Callable[[bytes], bytes]:
+def signed_again(
+    change: Callable[[Parts], Parts], owner: Signer, policy_keys: Iterable[bytes] = ()
+) -> Callable[[bytes], bytes]:
     """What is done to a file: a unified kernel image gets other sections, and a signature over them; any other
     program stays what it is. It raises an ImageError where somebody else signed it: a firmware measures into PCR 7 by
     whose key it verified a program (TCG-PFP, PCR[7]), and that would be seen there, whatever is in the image.
+    So it does where the owner's key signs policies for PCRs as well: `policy_keys` are those in the disk's tokens.
     """
+    signs = any(_is_owners(key, owner) is not False for key in policy_keys)
 
     def done(old: bytes) -> bytes:
         parts = sections_of(old)
@@ -101,10 +105,10 @@ def signed_again(change: Callable[[Parts], Parts], owner: Signer) -> Callable[[b
             return old
         if ".profile" in parts:
             raise ImageError("a unified kernel image with profiles: which of its sections are used is not known here")
-        if ".pcrsig" in parts and signs_pcrs(parts, owner):
+        if signs or (".pcrsig" in parts and signs_pcrs(parts, owner)):
             raise ImageError(
-                "a unified kernel image whose .pcrsig may be by uki_key: its owner signs the PCRs anew, too",
-                remedy="this version makes no .pcrsig: sign the PCRs by a key of their own, and have it in .pcrpkey",
+                "policies for PCRs may be signed by uki_key: its owner signs them anew, too",
+                remedy="this tamper makes no .pcrsig: sign policies by a key of their own, and have it in .pcrpkey",
             )
         blobs = signatures(old)
         # All of them: firmware measures the first by which it verifies a program.
@@ -120,16 +124,35 @@ def signed_again(change: Callable[[Parts], Parts], owner: Signer) -> Callable[[b
 
 
 def signs_pcrs(parts: Parts, owner: Signer) -> bool:
-    """Whether the policies in .pcrsig are by the owner's key, or may be: no other one is named."""
+    """Whether the policies in .pcrsig are by the owner's key, or may be: it cannot be read, or names no other key."""
+    if _is_owners(parts.get(".pcrpkey", b""), owner) is not False:
+        return True
+    try:
+        entries = uki.signed_policies(parts[".pcrsig"])
+    except ImageError:
+        return True
+    # Whose key a machine goes by is in its token; .pcrpkey says nothing of that.
+    return any(uki.is_by(entry, _public(owner)) for entry in entries)
+
+
+def _public(owner: Signer) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = owner.certificate.public_key()
+    return bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
+
+def _is_owners(pem: bytes, owner: Signer) -> bool | None:
+    """Whether a public key is the owner's; None: it cannot be read."""
     # Here, because they take long, and only unified kernel images need them.
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        theirs = load_pem_public_key(parts.get(".pcrpkey", b"").rstrip(b"\x00"))
+        theirs = load_pem_public_key(pem.rstrip(b"\x00"))
     except (UnsupportedAlgorithm, ValueError):
-        return True
+        return None
     if not isinstance(theirs, rsa.RSAPublicKey):
         return False
     return bool(theirs.public_numbers() == owner.certificate.public_key().public_numbers())

@@ -26,6 +26,7 @@ from pytest_osgates.observers.tpm_images import (
     with_members,
     with_parameter,
 )
+from pytest_osgates.observers.tpm_slots import slots
 from pytest_osgates.observers.tpm_start import check_started
 from pytest_osgates.vm import tpm, variables
 from pytest_osgates.vm.errors import ImageError, UsageError
@@ -240,7 +241,8 @@ class Workshop:
     def _sign_again(self, change: Callable[[Parts], Parts]) -> tuple[Change, ...]:
         """Each unified kernel image."""
         owner = signer(self.others.get("uki_key"), self.others.get("uki_certificate"))
-        (changed,) = self._files(PROGRAMS, signed_again(change, owner), "unified kernel image")
+        again = signed_again(change, owner, slots(self.original.disk).policy_keys)
+        (changed,) = self._files(PROGRAMS, again, "unified kernel image")
         return self._beside_initrds((changed.model_copy(update={"what": "image"}),))
 
     def replace_kernel(self) -> tuple[Change, ...]:
@@ -252,7 +254,9 @@ class Workshop:
             more.append((_INITRDS, lambda old: initrd))
         named = PROGRAMS if is_image else _KERNELS
         changes = self._replaced(named, new, "kernel (vmlinuz*, EFI/Linux/*.efi)", more)
-        return self._beside_initrds(changes) if is_image else self._beside_images(changes)
+        if not is_image:
+            return self._beside_images(changes)
+        return self._beside_initrds(tuple(change.model_copy(update={"what": "image"}) for change in changes))
 
     def replace_loader(self) -> tuple[Change, ...]:
         return self._replaced(_LOADERS, self._other("other_loader"), "boot loader (grubx64.efi, systemd-bootx64.efi)")

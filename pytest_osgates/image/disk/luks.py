@@ -455,6 +455,16 @@ def _tokens(tokens: _Json, slots: set[int]) -> tuple[Token, ...]:
     return tuple(found)
 
 
+def has_second(content: Content) -> bool:
+    """Whether there is a second copy of a header somewhere: cryptsetup opens a volume by that alone.
+
+    :raise ImageError: the disk cannot be read.
+    """
+    return any(
+        content.read(at, len(_SECONDARY)) == _SECONDARY for at in SIZES if at + len(_SECONDARY) <= content.size
+    )
+
+
 def _is_open(policy: _Json | None) -> bool:
     """Whether a policy digest, or one of several, is the one that any session has at its beginning: zeros."""
     if policy is None:

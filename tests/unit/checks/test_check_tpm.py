@@ -305,7 +305,7 @@ def test_a_tamper_that_was_none(case: str) -> None:
 
 
 def test_a_tamper_that_the_pcrs_do_not_see_names_those_that_would() -> None:
-    slot = TpmSlot(subject="partition 2, token 1", pcrs=(7,))
+    slot = TpmSlot(subject="partition 2, token 1", pcrs=(7,), bank="sha256")
     policy = TpmPolicy(pcrs=(7,), passphrase=PASSPHRASE)
     case = "command-line-edited"
     unlocked = row(case, slots=(slot,), boots=(boot(outcome=Outcome.UNLOCKED),))
@@ -327,7 +327,7 @@ def test_a_tamper_that_the_pcrs_do_not_see_names_those_that_would() -> None:
         (
             (7, 12),
             (11,),
-            "of PCR 11, a signed policy lets in whatever its key has signed; bind the TPM's slot to PCR 4 or 9",
+            "of PCR 11, a signed policy lets in whatever its key has signed; bind the TPM's slot to PCR 4 as well",
         ),
         # By its value as well: then it is not the key.
         ((7, 11), (11,), "bind the TPM's slot to PCRs that see it"),
@@ -340,7 +340,9 @@ def test_what_a_signed_policy_lets_in(pcrs: tuple[int, ...], signed: tuple[int, 
     case = "kernel-replaced"
     policy = TPM_POLICY.model_copy(update={"pcrs": tuple(sorted({*pcrs, *signed}))})
     slot = SLOT.model_copy(update={"pcrs": pcrs, "signed_pcrs": signed})
-    (finding,) = judge(row(case, slots=(slot,), boots=(boot(outcome=Outcome.UNLOCKED),)), policy)
+    images = (Change(what="image", before="a", after="b"),)
+    seen = row(case, slots=(slot,), changes=images, boots=(boot(outcome=Outcome.UNLOCKED),))
+    (finding,) = judge(seen, policy)
     assert (finding.key, finding.severity) == (("unlocked", case), Severity.VIOLATION)
     assert finding.hint.startswith(hint)
 
@@ -356,8 +358,20 @@ def test_binding() -> None:
     loose = SLOT.model_copy(update={"pcrs": ()})
     assert ("pcrs", SLOT.subject) in verdict(row("fresh", slots=(loose,)))[1]
     assert verdict(row("untampered-1", slots=()))[1] == {("no-tpm-slot", "disk")}
+    for bank in ("sha1", ""):
+        weak = SLOT.model_copy(update={"bank": bank})
+        assert verdict(row("fresh", slots=(weak,))) == (Verdict.FAIL, {("bank", SLOT.subject)})
     locked = SLOT.model_copy(update={"pcrlock": True, "pcrs": ()})
     assert verdict(row("fresh", slots=(locked,))) == (Verdict.NOT_PROVEN, {("pcrs", SLOT.subject)})
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_what_else_may_open_the_disk(case: str) -> None:
+    """No boot of this machine tries it: another system's would."""
+    others = ("partition 2, token 1: of the type 'clevis'", "partition 3: LVM2_member, in which a volume may lie")
+    keys = {("other-way", "partition 2, token 1"), ("other-way", "partition 3")}
+    slot = SLOT.model_copy(update={"pcrs": (2, *SLOT.pcrs, 11, 12)})
+    assert verdict(row(case, slots=(slot,), others=others)) == (Verdict.NOT_PROVEN, keys)
 
 
 @pytest.mark.parametrize("case", ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import subprocess
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.image.newc import appended_archive
+from pytest_osgates.image.uki_sign import PolicyKey
 from pytest_osgates.observers.tpm_images import credentials, images_of, options_for, signed_again, with_parameter
 from pytest_osgates.observers.tpm_tamper import Workshop
 from pytest_osgates.vm import tpm, variables
@@ -145,11 +147,21 @@ def test_whoever_signs_the_pcrs_by_the_same_key_would_sign_them_anew(owner: Sign
         {**PARTS, ".pcrsig": b"{}", ".pcrpkey": b"no key"},
         {**PARTS, ".pcrsig": b"{}", ".pcrpkey": public(owner)},
     ):
-        with pytest.raises(ImageError, match=r"\.pcrsig may be by uki_key"):
+        with pytest.raises(ImageError, match="policies for PCRs may be signed by uki_key"):
             change(signed(parts, owner))
-    another = {**PARTS, ".pcrsig": b"{}", ".pcrpkey": public(Signer.made("of PCRs"))}
+    key = PolicyKey.made()
+    named = {**PARTS, ".pcrpkey": key.public_pem()}
+    another = {**named, ".pcrsig": key.policies(named)}
     assert uki.sections(change(signed(another, owner)))[".cmdline"] == b"root=x quiet x=1"
     assert change(signed({**PARTS, ".pcrpkey": public(owner)}, owner))
+    # Whoever's key is named: these are the owner's, and a machine goes by its token.
+    decoy = {**named, ".pcrsig": PolicyKey(owner.key).policies(named)}
+    with pytest.raises(ImageError, match="policies for PCRs may be signed by uki_key"):
+        change(signed(decoy, owner))
+    for token, is_tried in ((public(owner), False), (b"no key", False), (key.public_pem(), True)):
+        with contextlib.nullcontext() if is_tried else pytest.raises(ImageError, match="may be signed by uki_key"):
+            # Also where the signatures lie in the initrd.
+            signed_again(with_parameter("x=1"), owner, (token,))(signed(PARTS, owner))
 
 
 def test_an_image_with_another_signature_as_well_is_not_tried(owner: Signer) -> None:
@@ -318,8 +330,9 @@ def test_another_kernel_comes_as_an_image(shop: Workshop, owner: Signer, tmp_pat
     other = tmp_path / "other.efi"
     other.write_bytes(signed({**PARTS, ".linux": b"another"}, owner))
     new = replace(shop, others={**shop.others, "other_kernel": other})
-    new.apply(tampers()["kernel-replaced"])
+    changes = new.apply(tampers()["kernel-replaced"])
     assert file_of(shop.home.disk, PATH, tmp_path) == other.read_bytes()
+    assert {entry.pcr for entry in as_made(tampers()["kernel-replaced"], changes).pcrs} == {4, 11}
     assert file_of(shop.home.disk, "EFI/BOOT/mmx64.efi", tmp_path) == signed(OTHER, owner)
 
 

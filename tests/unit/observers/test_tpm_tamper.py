@@ -17,8 +17,9 @@ from pytest_osgates.image.authenticode import Signer
 from pytest_osgates.image.disk.partitions import read_table
 from pytest_osgates.image.disk.source import open_disk
 from pytest_osgates.observers import tpm_tamper
-from pytest_osgates.observers.tpm import passphrase, pin, slots
+from pytest_osgates.observers.tpm import passphrase, pin
 from pytest_osgates.observers.tpm_files import change_files
+from pytest_osgates.observers.tpm_slots import slots
 from pytest_osgates.observers.tpm_talk import PROBE_TEXT
 from pytest_osgates.observers.tpm_tamper import Workshop, with_option
 from pytest_osgates.vm import host, tpm, variables
@@ -274,7 +275,7 @@ def test_an_original_that_changes_meanwhile(machine: Home, tmp_path: Path) -> No
 
 
 def test_slots_are_read_from_the_header(machine: Home) -> None:
-    (found,) = slots(machine.disk)
+    (found,) = slots(machine.disk).slots
     assert (found.subject, found.pcrs, found.bank) == ("partition 2, token 0", (7, 9), "sha256")
 
 

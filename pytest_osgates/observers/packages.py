@@ -8,7 +8,7 @@ from fnmatch import translate
 
 from pytest_osgates.checks.packages import LISTED, DatabaseSeen, FilesSeen, Manager, PackageSeen, PackagesObservation
 from pytest_osgates.image.packages import Database, Package
-from pytest_osgates.image.packages.dpkg import read_diversions, read_dpkg
+from pytest_osgates.image.packages.dpkg import read_dpkg
 from pytest_osgates.image.packages.rpm import read_rpm
 from pytest_osgates.image.packages.sandboxed import read_flatpak, read_snap
 from pytest_osgates.image.rootfs import RootView
@@ -37,7 +37,7 @@ def observe(view: RootView, patterns: Iterable[str]) -> PackagesObservation:
             directories.add(node.path)
     placed = Placed(view, directories)
     packages = [
-        _package(manager, package, placed, paths)
+        _package(manager, database, package, placed, paths)
         for manager, database in databases
         for package in database.packages
     ]  # fmt: skip
@@ -71,14 +71,13 @@ def read_databases(view: RootView) -> list[tuple[Manager, Database]]:
 
 
 class Placed:
-    """Where the files that packages name lie: behind links of directories (/bin is usr/bin), or diverted."""
+    """Where the files that packages name lie: behind links of directories (/bin is usr/bin)."""
 
     def __init__(self, view: RootView, known: Container[str] = frozenset()) -> None:
         """`known`: directories that a walk has met, so that no link leads to them."""
         self._view = view
         self._known = known
         self._directories: dict[str, str] = {}
-        self._diverted = read_diversions(view)
 
     def __call__(self, path: str) -> str:
         """The path in the image of a file that is called `path` in a list."""
@@ -90,18 +89,16 @@ class Placed:
             self._directories[directory] = directory if node is None else node.path.rstrip("/")
         return f"{self._directories[directory]}/{name}"
 
-    def diverted(self, path: str) -> str:
-        """The same, of a file that another package may have moved out of its way."""
-        return self(self._diverted.get(path, path))
 
-
-def _package(manager: Manager, package: Package, placed: Placed, paths: set[str]) -> PackageSeen:
+def _package(manager: Manager, database: Database, package: Package, placed: Placed, paths: set[str]) -> PackageSeen:
     missing = []
     if package.files is not None and not package.status.endswith((" config-files", " not-installed")):
         for path in package.files:
             if not _WORKS.fullmatch(path) or _LEFT_OUT.fullmatch(path):
                 continue
-            if placed(path) not in paths and placed.diverted(path) not in paths:
+            new, diverter = database.diverted.get(path, (path, package.name))
+            # Where another package takes the path, this one's file makes way, and something must be in its place.
+            if placed(path) not in paths or (diverter != package.name and placed(new) not in paths):
                 missing.append(path)
     return PackageSeen(
         manager=manager,

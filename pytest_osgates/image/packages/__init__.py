@@ -28,7 +28,8 @@ class Package:
 @dataclass(frozen=True, slots=True)
 class Database:
     """What one manager says. `problems`: why it may not be all; `left`: packages that it does not know, but of which
-    it still keeps a list of files.
+    it still keeps a list of files; `diverted`: paths that packages take from others, where those files go, and who
+    takes them.
     """
 
     manager: str
@@ -36,6 +37,7 @@ class Database:
     packages: tuple[Package, ...] = ()
     problems: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    diverted: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass

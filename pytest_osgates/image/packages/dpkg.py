@@ -55,7 +55,10 @@ def read_dpkg(view: RootView) -> Database | None:
     if view.exists(status):
         packages = list(_with_files(view, packages, lists, trouble))
     left = tuple(sorted(name for name in lists if name not in known))
-    return Database("dpkg", status, tuple(packages), tuple(trouble.found), left)
+    # A package takes its diversions along when it is removed: one by a package that is not there is somebody's own.
+    there = {package.name for package in packages if not package.status.endswith((" config-files", " not-installed"))}
+    diverted = {old: (new, by) for old, (new, by) in read_diversions(view, trouble).items() if by in there}
+    return Database("dpkg", status, tuple(packages), tuple(trouble.found), left, diverted)
 
 
 def _texts(view: RootView, status: str, parts: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
@@ -185,15 +188,21 @@ def _with_files(
         yield replace(package, files=names)
 
 
-def read_diversions(view: RootView) -> dict[str, str]:
-    """Where dpkg put files that another package has a claim on: from their path to the one that they got
-    (dpkg-divert(1); three lines each: path, new path, package that diverts).
+def read_diversions(view: RootView, trouble: Trouble) -> dict[str, tuple[str, str]]:
+    """Where dpkg puts files that another package has a claim on: from their path to the one that they get, and the
+    package that has the claim (dpkg-divert(1); three lines each: path, new path, package that diverts).
 
-    Only of diversions by a package: what an administrator diverts is not the package's file any more.
+    Only of diversions by a package: what an administrator diverts (``:``) is not the package's file any more.
     """
+    path = f"{HOME}/diversions"
     try:
-        text = view.read(f"{HOME}/diversions", MAX_LIST) or b""
-    except ImageError:
+        text = view.read(path, MAX_LIST) or b""
+    except ImageError as error:
+        trouble.add(error.what)
         return {}
-    lines = text.decode("utf-8", "surrogateescape").split("\n")
-    return dict(zip(lines[0::3], lines[1::3], strict=False))
+    *lines, last = text.decode("utf-8", "surrogateescape").split("\n")
+    if last or len(lines) % 3:
+        # lib/dpkg/divertdb.c calls that an error, and stops.
+        trouble.add(f"{path} breaks off")
+    triples = zip(lines[0::3], lines[1::3], lines[2::3], strict=False)
+    return {old: (new, by) for old, new, by in triples if by != ":"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from memory_root import Directory, Entry, Link, root
 
 from pytest_osgates.image.packages import Trouble
-from pytest_osgates.image.packages.dpkg import parse_status, read_diversions, read_dpkg
+from pytest_osgates.image.packages.dpkg import parse_status, read_dpkg
 from pytest_osgates.image.packages.rpm import MalformedHeader, parse_database, parse_header, read_rpm
 from pytest_osgates.image.packages.sandboxed import read_flatpak, read_snap
 
@@ -120,13 +120,16 @@ def dpkg(status: str | None, lists: dict[str, str], **more: Entry) -> dict[str, 
 def test_dpkg_with_files_and_diversions() -> None:
     status = stanza("aa") + stanza("lib") + stanza("old", "deinstall ok config-files")
     lists = {"aa": "/.\n/bin/aa\n", "lib:amd64": "/lib/lib.so\n", "stale": "/bin/stale\n", "old": "/etc/old\n"}
-    view = root(dpkg(status, lists, diversions=b"/bin/sh\n/bin/sh.distrib\ndash\n"))
+    diversions = b"/bin/sh\n/bin/sh.distrib\naa\n/bin/x\n/bin/x.mine\n:\n"
+    diversions += b"/bin/y\n/bin/y.gone\nold\n/bin/z\n/bin/z.made-up\nnobody\n"
+    view = root(dpkg(status, lists, diversions=diversions))
     found = read_dpkg(view)
     assert found is not None
     assert found.problems == ()
     assert [package.files for package in found.packages] == [("/.", "/bin/aa"), ("/lib/lib.so",), ("/etc/old",)]
     assert found.left == ("stale",)
-    assert read_diversions(view) == {"/bin/sh": "/bin/sh.distrib"}
+    # An administrator's, and those by packages that are not there, are nobody's who would keep the file.
+    assert found.diverted == {"/bin/sh": ("/bin/sh.distrib", "aa")}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,9 @@ def test_dpkg_with_files_and_diversions() -> None:
         (dpkg(stanza("aa"), {}), "no list of files"),
         (dpkg(stanza("aa") * 2, {"aa": ""}), "twice"),
         (dpkg(stanza("aa"), {"aa": ""}, **{"updates/0001": b"x"}), "interrupted"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=b"/bin/sh\n/bin/sh.distrib\n"), "diversions breaks off"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=b"/bin/sh\n/bin/sh.distrib\nda"), "diversions breaks off"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=Directory()), "a directory"),
         ({"/var/lib/dpkg/status": Directory()}, "a directory"),
         (dpkg(stanza("aa"), {}, **{"info/aa.list": Directory()}), "a directory"),
     ],

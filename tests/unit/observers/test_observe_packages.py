@@ -43,6 +43,38 @@ def test_what_the_upper_layer_takes_away_is_missing(view: RootView) -> None:
     assert [database.problems for database in seen.databases] == [()]
 
 
+def missing(*layers: dict[str, Entry], package: str = "nftables") -> tuple[str, ...]:
+    """The files of nftables, of which all but nft are left alone, that are not there in `layers` over BASE."""
+    whole: dict[str, Entry] = {"/usr/lib/libnft.so": b"x"}
+    seen = observe(root(BASE, whole, *layers), [])
+    assert [database.problems for database in seen.databases] == [()]
+    return next(entry.missing for entry in seen.packages if entry.name == package)
+
+
+def test_what_is_all_there_lacks_nothing() -> None:
+    assert missing() == ()
+
+
+def diverted(by: str, *, name: str = "nft.distrib") -> dict[str, Entry]:
+    triple = f"/bin/nft\n/bin/{name}\n{by}\n"
+    return {"/var/lib/dpkg/diversions": triple.encode(), f"/usr/bin/{name}": program(b"x")}
+
+
+@pytest.mark.parametrize(
+    ("layer", "gone"),
+    [
+        pytest.param({**diverted(":"), "/usr/bin/nft": Gone()}, True, id="put away by an administrator"),
+        pytest.param({**diverted("nobody"), "/usr/bin/nft": Gone()}, True, id="by a package that is not there"),
+        pytest.param({**diverted("dash"), "/usr/bin/nft": Gone()}, True, id="nothing in its place"),
+        pytest.param(diverted("dash"), False, id="by another package"),
+        pytest.param({**diverted("dash"), "/usr/bin/nft.distrib": Gone()}, True, id="the one that made way is gone"),
+        pytest.param({**diverted("nftables"), "/usr/bin/nft.distrib": Gone()}, False, id="by the package itself"),
+    ],
+)
+def test_a_diverted_program(layer: dict[str, Entry], *, gone: bool) -> None:
+    assert missing(layer) == (("/bin/nft",) if gone else ())
+
+
 def test_a_walk_meets_every_name_once(view: RootView) -> None:
     paths = [node.path for node in walk(view)]
     assert len(paths) == len(set(paths))

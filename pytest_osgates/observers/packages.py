@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
-from fnmatch import translate
 
 from pytest_osgates.checks.packages import LISTED, DatabaseSeen, FilesSeen, Manager, PackageSeen, PackagesObservation
+from pytest_osgates.image.find import Names
 from pytest_osgates.image.packages import Database, Package
 from pytest_osgates.image.packages.dpkg import read_dpkg
 from pytest_osgates.image.packages.rpm import read_rpm
@@ -28,10 +28,10 @@ def observe(view: RootView, patterns: Iterable[str]) -> PackagesObservation:
     :raise ImageError: the file system of the image is damaged.
     """
     databases = read_databases(view)
-    finder = Finder(view, patterns)
+    names = Names(view)
     paths, directories = set(), set()
     for node in walk(view):
-        finder.offer(node.path)
+        names.add(node)
         paths.add(node.path)
         if node.inode.is_dir:
             directories.add(node.path)
@@ -54,7 +54,7 @@ def observe(view: RootView, patterns: Iterable[str]) -> PackagesObservation:
             for manager, database in databases
         ),
         packages=tuple(packages),
-        files=finder.found(),
+        files={pattern: _files(names, pattern) for pattern in patterns},
         walked=len(paths),
     )
 
@@ -111,39 +111,6 @@ def _package(manager: Manager, database: Database, package: Package, placed: Pla
     )
 
 
-class Finder:
-    """Paths that fit patterns. A pattern may go through a link of a directory (/bin/nc*): the part before its first
-    ``*`` or ``?`` is followed in the image."""
-
-    def __init__(self, view: RootView, patterns: Iterable[str]) -> None:
-        self._found: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
-        self._tests: list[tuple[str, re.Pattern[str]]] = []
-        for pattern in dict.fromkeys(patterns):
-            self._found[pattern], self._counts[pattern] = [], 0
-            for form in dict.fromkeys((pattern, _followed(view, pattern))):
-                self._tests.append((pattern, re.compile(translate(form.replace("[", "[[]")))))
-        self._any = re.compile("|".join(f"(?:{test.pattern})" for _, test in self._tests) or r"(?!)")
-
-    def offer(self, path: str) -> None:
-        """Note `path` with each pattern that it fits."""
-        if not self._any.match(path):
-            return
-        for pattern in {pattern for pattern, test in self._tests if test.match(path)}:
-            self._counts[pattern] += 1
-            if len(self._found[pattern]) < LISTED:
-                self._found[pattern].append(path)
-
-    def found(self) -> dict[str, FilesSeen]:
-        """By pattern, also those that nothing fits."""
-        return {
-            pattern: FilesSeen(paths=tuple(one_line(path) for path in paths), count=self._counts[pattern])
-            for pattern, paths in self._found.items()
-        }
-
-
-def _followed(view: RootView, pattern: str) -> str:
-    fixed = re.split(r"[*?]", pattern, maxsplit=1)[0]
-    directory = fixed.rpartition("/")[0]
-    node = locate(view, directory) if directory else None
-    return pattern if node is None else node.path.rstrip("/") + pattern[len(directory) :]
+def _files(names: Names, pattern: str) -> FilesSeen:
+    found = names.fitting(pattern)
+    return FilesSeen(paths=tuple(one_line(path) for path in found[:LISTED]), count=len(found))

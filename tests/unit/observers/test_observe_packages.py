@@ -75,6 +75,37 @@ def test_a_diverted_program(layer: dict[str, Entry], *, gone: bool) -> None:
     assert missing(layer) == (("/bin/nft",) if gone else ())
 
 
+def test_every_name_that_links_of_directories_give_a_file_counts() -> None:
+    more: dict[str, Entry] = {
+        "/sbin": Link("usr/sbin"),
+        "/usr/sbin/nft": program(b"x"),
+        "/usr/bin/nc": program(b"x"),
+        "/usr/bin/X11": Link("."),
+        "/usr/lib/snapd/snapd": program(b"x"),
+        "/usr/local/bin": Link("/opt/bin"),
+        "/opt/bin/tool": program(b"x"),
+        "/opt/bin/loop": Link("/opt"),
+        "/opt/bin/everything": Link("/"),
+        "/opt/bin/self": Link("self"),
+        "/opt/bin/nowhere": Link("/nowhere"),
+    }
+    files = {
+        **dict.fromkeys(("/bin*/nc", "/b*/nc", "/?in/nc", "/*/X11/X11/nc", "/b?n/X?1/nc"), ("/usr/bin/nc",)),
+        **dict.fromkeys(("/s?in/nft", "/*sbin/nft", "/opt/*/everything/s*/nft"), ("/usr/sbin/nft",)),
+        "/l*/snapd/*": ("/usr/lib/snapd/snapd",),
+        "/usr/local/*/tool": ("/opt/bin/tool",),
+        "/u*/l*/b*/to*l": ("/opt/bin/tool",),
+        "/opt/*/bin/tool": ("/opt/bin/tool",),
+        "/usr/local/bin/nowhere": ("/opt/bin/nowhere",),
+        "/usr/local/bin/nowhere/*": (),
+        "/opt/bin/self/*": (),
+        "/opt/bin/tool/*": (),
+        "/usr/local/*in": ("/bin", "/opt/bin", "/sbin", "/usr/bin", "/usr/local/bin", "/usr/sbin"),
+    }
+    seen = observe(root(BASE, more), files)
+    assert {pattern: found.paths for pattern, found in seen.files.items()} == files
+
+
 def test_a_walk_meets_every_name_once(view: RootView) -> None:
     paths = [node.path for node in walk(view)]
     assert len(paths) == len(set(paths))

@@ -12,14 +12,19 @@ from pytest_osgates.image.packages.dpkg import read_dpkg
 from pytest_osgates.image.packages.rpm import read_rpm
 from pytest_osgates.image.packages.sandboxed import read_flatpak, read_snap
 from pytest_osgates.image.rootfs import RootView
-from pytest_osgates.image.walk import locate, walk
+from pytest_osgates.image.tree import FileKind
+from pytest_osgates.image.walk import Node, locate, walk
 from pytest_osgates.model import State
 from pytest_osgates.vm.text import one_line
 
 # Without these a package does not work. Images leave out documentation, translations (dpkg.cfg(5), path-exclude) and
 # drivers of hardware that nobody has; what is in /etc, /var and /usr/share may have been changed on purpose.
-_WORKS = re.compile(r"(?:/usr(?:/local)?)?/(?:s?bin|lib(?:32|64|x32|exec)?)/.+")
+_WORKS = re.compile(r"(?:/usr(?:/local)?)?/(?:s?bin|lib(?:32|64|x32|exec)?|games)/.+|/opt/.+")
 _LEFT_OUT = re.compile(r".*/(?:doc|man|locale|info|__pycache__)/.*|(?:/usr)?/lib/(?:modules|firmware)/.*")
+# What must be more than a name: programs that are called by it, and libraries that programs are linked with. Older
+# Debians have a link of a directory among the programs: X11 is bin itself.
+_PROGRAM = re.compile(r"(?:/usr(?:/local)?)?/(?:s?bin|games)/(?!X11$)[^/]+")
+_LIBRARY = re.compile(r".*\.so(?:\.\d[^/]*)?")
 
 
 def observe(view: RootView, patterns: Iterable[str]) -> PackagesObservation:
@@ -29,15 +34,12 @@ def observe(view: RootView, patterns: Iterable[str]) -> PackagesObservation:
     """
     databases = read_databases(view)
     names = Names(view)
-    paths, directories = set(), set()
+    there = There(view)
     for node in walk(view):
         names.add(node)
-        paths.add(node.path)
-        if node.inode.is_dir:
-            directories.add(node.path)
-    placed = Placed(view, directories)
+        there.add(node)
     packages = [
-        _package(manager, database, package, placed, paths)
+        _package(manager, database, package, there)
         for manager, database in databases
         for package in database.packages
     ]  # fmt: skip
@@ -55,7 +57,7 @@ def observe(view: RootView, patterns: Iterable[str]) -> PackagesObservation:
         ),
         packages=tuple(packages),
         files={pattern: _files(names, pattern) for pattern in patterns},
-        walked=len(paths),
+        walked=len(there.paths),
     )
 
 
@@ -90,15 +92,65 @@ class Placed:
         return f"{self._directories[directory]}/{name}"
 
 
-def _package(manager: Manager, database: Database, package: Package, placed: Placed, paths: set[str]) -> PackageSeen:
+class There:
+    """What a walk has met, to be asked for the files of packages."""
+
+    def __init__(self, view: RootView) -> None:
+        self.paths: set[str] = set()
+        self._view = view
+        self._directories: set[str] = set()
+        self._links: set[str] = set()
+        self._filled: set[str] = set()
+        self._runnable: set[str] = set()
+        self._placed = Placed(view, self._directories)
+
+    def add(self, node: Node) -> None:
+        """Note what is at a path."""
+        self.paths.add(node.path)
+        if node.inode.is_dir:
+            self._directories.add(node.path)
+        elif node.inode.kind is FileKind.SYMLINK:
+            self._links.add(node.path)
+        elif node.inode.kind is FileKind.FILE and node.inode.size:
+            self._filled.add(node.path)
+            if node.inode.mode & 0o111:
+                self._runnable.add(node.path)
+
+    def has(self, path: str, called: str) -> bool:
+        """Whether what a package calls `called` is there, at `path`: of a program or a library its contents, too."""
+        place = self._placed(path)
+        if place not in self.paths:
+            return False
+        is_program = _PROGRAM.fullmatch(called)
+        if not is_program and not _LIBRARY.fullmatch(called):
+            return True
+        if place in self._links:
+            node = locate(self._view, place)
+            if node is None:
+                return False
+            place = node.path
+        return place in (self._runnable if is_program else self._filled)
+
+    def has_directory(self, path: str) -> bool:
+        """The same of a directory that a package calls `path`, or of anything that is in its place: what the package
+        has in it is looked for as well."""
+        return self._placed(path) in self.paths
+
+
+def _package(manager: Manager, database: Database, package: Package, there: There) -> PackageSeen:
     missing = []
     if package.files is not None and not package.status.endswith((" config-files", " not-installed")):
+        directories = {path.rpartition("/")[0] for path in package.files}
         for path in package.files:
             if not _WORKS.fullmatch(path) or _LEFT_OUT.fullmatch(path):
                 continue
-            new, diverter = database.diverted.get(path, (path, package.name))
-            # Where another package takes the path, this one's file makes way, and something must be in its place.
-            if placed(path) not in paths or (diverter != package.name and placed(new) not in paths):
+            if path in directories:
+                is_there = there.has_directory(path)
+            else:
+                new, diverter = database.diverted.get(path, (path, package.name))
+                # Where another package takes the path, this one's file makes way, and something must be in its place.
+                is_there = there.has(path, path) and (diverter == package.name or there.has(new, path))
+            if not is_there:
                 missing.append(path)
     return PackageSeen(
         manager=manager,

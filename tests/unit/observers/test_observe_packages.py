@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from memory_root import Directory, Entry, Gone, Link, program, root
+from memory_root import Directory, Entry, File, Gone, Link, program, root
 
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.image.walk import locate, walk
@@ -73,6 +73,54 @@ def diverted(by: str, *, name: str = "nft.distrib") -> dict[str, Entry]:
 )
 def test_a_diverted_program(layer: dict[str, Entry], *, gone: bool) -> None:
     assert missing(layer) == (("/bin/nft",) if gone else ())
+
+
+def instead(entry: Entry, **more: Entry) -> dict[str, Entry]:
+    """A layer over BASE with something else as nft."""
+    return {"/usr/bin/nft": entry, **{f"/usr/bin/{name}": other for name, other in more.items()}}
+
+
+@pytest.mark.parametrize(
+    ("layer", "gone"),
+    [
+        pytest.param(instead(Link("/nowhere")), True, id="a link to nothing"),
+        pytest.param(instead(Link("nft")), True, id="a link to itself"),
+        pytest.param(instead(Link(".")), True, id="a link to a directory"),
+        pytest.param(instead(Link("../bin/multi"), multi=program(b"x")), False, id="a link to a program"),
+        pytest.param(instead(Link("multi"), multi=File(b"x")), True, id="a link to what cannot be run"),
+        pytest.param(instead(File(b"x", 0o644)), True, id="nothing that can be run"),
+        pytest.param(instead(program(b"x", 0o100)), False, id="only its owner may run it"),
+        pytest.param(instead(program(b"")), True, id="an empty file"),
+        pytest.param({"/usr/bin/nft": Directory()}, True, id="a directory"),
+        pytest.param({**diverted("dash"), "/usr/bin/nft.distrib": b""}, True, id="diverted, and emptied"),
+    ],
+)
+def test_a_program_is_a_file_that_can_be_run(layer: dict[str, Entry], *, gone: bool) -> None:
+    assert missing(layer) == (("/bin/nft",) if gone else ())
+
+
+@pytest.mark.parametrize(
+    ("layer", "gone"),
+    [
+        ({"/usr/lib/libnft.so": b""}, True),
+        ({"/usr/lib/libnft.so": Link("libnft.so.1")}, True),
+        ({"/usr/lib/libnft.so": Link("libnft.so.1"), "/usr/lib/libnft.so.1": File(b"x", 0o644)}, False),
+    ],
+)
+def test_a_library_is_a_file_with_something_in_it(layer: dict[str, Entry], *, gone: bool) -> None:
+    assert missing(layer) == (("/lib/libnft.so",) if gone else ())
+
+
+def test_directories_among_programs_and_what_else_is_in_lib_need_no_contents() -> None:
+    listed = b"/usr/bin/more\n/usr/bin/more/x\n/usr/bin/X11\n/usr/lib/nft/__init__.py\n/usr/lib/nft/a.service\n"
+    layer: dict[str, Entry] = {
+        "/var/lib/dpkg/info/nftables.list": listed,
+        "/usr/bin/more/x": b"x",
+        "/usr/bin/X11": Link("."),
+        "/usr/lib/nft/__init__.py": b"",
+        "/usr/lib/nft/a.service": Link("/dev/null"),
+    }
+    assert missing(layer) == ()
 
 
 def test_every_name_that_links_of_directories_give_a_file_counts() -> None:

@@ -21,7 +21,8 @@ _DPKG_OK = "install ok installed"
 
 class PackageSeen(Model):
     """A package in a data base. ``status``: dpkg's three words, else empty. ``missing``: some of the programs and
-    libraries that its list of files names and that are not in the image, ``missing_count`` how many there are.
+    libraries (data, if it has neither) that its list of files names and that are not in the image, ``missing_count``
+    how many there are.
     """
 
     manager: Manager
@@ -249,7 +250,7 @@ def _excluded(seen: PackagesObservation, entry: PackageEntry, remains: str) -> I
                     yield Finding(
                         rule="excluded-remains",
                         subject=left.partition(":")[0],
-                        seen=f"{database.path} does not know it, but there is a list of its files",
+                        seen=f"in {database.path} it is not installed, but there is a list of its files",
                         wanted="nothing of it",
                         hint=f"excluded because: {entry.reason}",
                         severity=Severity.REMARK if remains == "remark" else Severity.VIOLATION,
@@ -278,7 +279,7 @@ def _required(seen: PackagesObservation, entry: PackageEntry, name: str) -> Iter
             yield Finding(
                 rule="required-files",
                 subject=package.name,
-                seen=f"{package.missing_count} of its programs and libraries are not in the image: "
+                seen=f"{package.missing_count} of the files that it needs are not in the image: "
                 f"{short(', '.join(package.missing))}",
                 wanted="all that it installed",
                 hint=hint,

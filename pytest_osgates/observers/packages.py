@@ -21,6 +21,11 @@ from pytest_osgates.vm.text import one_line
 # drivers of hardware that nobody has; what is in /etc, /var and /usr/share may have been changed on purpose.
 _WORKS = re.compile(r"(?:/usr(?:/local)?)?/(?:s?bin|lib(?:32|64|x32|exec)?|games)/.+|/opt/.+")
 _LEFT_OUT = re.compile(r".*/(?:doc|man|locale|info|__pycache__)/.*|(?:/usr)?/lib/(?:modules|firmware)/.*")
+# What tells of a package, and is left out as well; what is made anew at every start.
+_TELLS = re.compile(r"/usr/share/(?:doc|doc-base|man|locale|info|bug|lintian|help|licenses)(?:/.*)?")
+_PASSING = re.compile(r"/(?:run|tmp|dev|proc|sys|var/(?:run|lock|cache|log|tmp))(?:/.*)?")
+# The kernel of a live system may be beside its root.
+_KERNEL = re.compile(r"/boot/.*|(?:/usr)?/lib/(?:modules|firmware)/.*")
 # What must be more than a name: programs that are called by it, and libraries that programs are linked with. Older
 # Debians have a link of a directory among the programs: X11 is bin itself.
 _PROGRAM = re.compile(r"(?:/usr(?:/local)?)?/(?:s?bin|games)/(?!X11$)[^/]+")
@@ -137,13 +142,23 @@ class There:
         return self._placed(path) in self.paths
 
 
+def _wanted(files: tuple[str, ...], directories: set[str]) -> tuple[list[str], bool]:
+    """Those of a package's files that must be there; and whether one of them is enough."""
+    works = [path for path in files if _WORKS.fullmatch(path) and not _LEFT_OUT.fullmatch(path)]
+    if not directories.issuperset(works):
+        return works, False
+    # Without programs it is all about its data.
+    rest = [path for path in files if path != "/." and path not in directories and not _TELLS.fullmatch(path)]
+    data = [p for p in rest if not (_LEFT_OUT.fullmatch(p) or _PASSING.fullmatch(p) or _KERNEL.fullmatch(p))]
+    return (data, False) if data else ([path for path in rest if _KERNEL.fullmatch(path)], True)
+
+
 def _package(manager: Manager, database: Database, package: Package, there: There) -> PackageSeen:
-    missing = []
+    missing: list[str] = []
     if package.files is not None and not package.status.endswith((" config-files", " not-installed")):
         directories = {path.rpartition("/")[0] for path in package.files}
-        for path in package.files:
-            if not _WORKS.fullmatch(path) or _LEFT_OUT.fullmatch(path):
-                continue
+        wanted, any_will_do = _wanted(package.files, directories)
+        for path in wanted:
             if path in directories:
                 is_there = there.has_directory(path)
             else:
@@ -152,6 +167,8 @@ def _package(manager: Manager, database: Database, package: Package, there: Ther
                 is_there = there.has(path, path) and (diverter == package.name or there.has(new, path))
             if not is_there:
                 missing.append(path)
+        if any_will_do and len(missing) < len(wanted):
+            missing = []
     return PackageSeen(
         manager=manager,
         name=one_line(package.name),

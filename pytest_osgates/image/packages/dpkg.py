@@ -50,13 +50,15 @@ def read_dpkg(view: RootView) -> Database | None:
     if view.list_dir(f"{HOME}/updates"):
         trouble.add("changes in updates/ were never taken over: dpkg was interrupted")
     _check_twice(packages, trouble)
-    known = {key for package in packages for key in (package.name, f"{package.name}:{package.arch}")}
+    # Of what is not installed there is no list: one that is there is of files that somebody left.
+    listed = [package for package in packages if not package.status.endswith(" not-installed")]
+    known = {key for package in listed for key in (package.name, f"{package.name}:{package.arch}")}
     lists = _lists(view)
     if view.exists(status):
         packages = list(_with_files(view, packages, lists, trouble))
     left = tuple(sorted(name for name in lists if name not in known))
     # A package takes its diversions along when it is removed: one by a package that is not there is somebody's own.
-    there = {package.name for package in packages if not package.status.endswith((" config-files", " not-installed"))}
+    there = {package.name for package in listed if not package.status.endswith(" config-files")}
     diverted = {old: (new, by) for old, (new, by) in read_diversions(view, trouble).items() if by in there}
     return Database("dpkg", status, tuple(packages), tuple(trouble.found), left, diverted)
 
@@ -180,7 +182,14 @@ def _with_files(
         except ImageError as error:
             trouble.add(error.what)
             text = b""
-        names = tuple(line for line in text.decode("utf-8", "surrogateescape").split("\n") if line.startswith("/"))
+        *lines, last = text.decode("utf-8", "surrogateescape").split("\n")
+        names = tuple(line for line in lines if line.startswith("/"))
+        if last or len(names) < len(lines):
+            # lib/dpkg/db-fsys-files.c stops there, too: a line that breaks off, or is no path.
+            trouble.add(f"{path} is damaged")
+        elif not names and package.status.endswith(" installed"):
+            # Even of a package without any file it names the root, as /. is in its archive.
+            trouble.add(f"{path} is empty, but {package.name} is installed")
         budget -= len(names)
         if budget < 0:
             trouble.add(f"the lists in info/ name more than {MAX_FILES} files")

@@ -132,6 +132,24 @@ def test_dpkg_with_files_and_diversions() -> None:
     assert found.diverted == {"/bin/sh": ("/bin/sh.distrib", "aa")}
 
 
+def test_a_list_of_what_is_not_installed_is_left() -> None:
+    gone = "purge ok not-installed"
+    status = stanza("aa") + stanza("snapd", gone) + stanza("both") + stanza("both", gone, Architecture="i386")
+    view = root(dpkg(status, dict.fromkeys(("aa", "snapd", "both:amd64", "both:i386"), "/.\n")))
+    found = read_dpkg(view)
+    assert found is not None
+    assert found.problems == ()
+    assert found.left == ("both:i386", "snapd")
+
+
+def test_an_empty_list_of_what_was_removed_is_no_damage() -> None:
+    found = read_dpkg(
+        root(dpkg(stanza("aa") + stanza("old", "deinstall ok config-files"), {"aa": "/.\n", "old": ""}))
+    )
+    assert found is not None
+    assert found.problems == ()
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
@@ -141,6 +159,9 @@ def test_dpkg_with_files_and_diversions() -> None:
         (dpkg(stanza("aa"), {"aa": ""}, **{"updates/0001": b"x"}), "interrupted"),
         (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=b"/bin/sh\n/bin/sh.distrib\n"), "diversions breaks off"),
         (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=b"/bin/sh\n/bin/sh.distrib\nda"), "diversions breaks off"),
+        (dpkg(stanza("aa"), {"aa": ""}), "aa.list is empty, but aa is installed"),
+        (dpkg(stanza("aa"), {"aa": "/.\n/bin/a"}), "aa.list is damaged"),
+        (dpkg(stanza("aa"), {"aa": "/.\n\n/bin/a\n"}), "aa.list is damaged"),
         (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=Directory()), "a directory"),
         ({"/var/lib/dpkg/status": Directory()}, "a directory"),
         (dpkg(stanza("aa"), {}, **{"info/aa.list": Directory()}), "a directory"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import pytest
 from memory_root import Directory, Entry, File, Gone, Link, program, root
 
@@ -121,6 +123,34 @@ def test_directories_among_programs_and_what_else_is_in_lib_need_no_contents() -
         "/usr/lib/nft/a.service": Link("/dev/null"),
     }
     assert missing(layer) == ()
+
+
+DATA = ("/etc/nft.conf", "/usr/share/nft/a", "/usr/share/nft/b")
+FIRMWARE = ("/lib/firmware/a", "/lib/firmware/b", "/boot/a")
+
+
+@pytest.mark.parametrize(
+    ("listed", "there", "gone"),
+    [
+        pytest.param(
+            ("/opt/nft/bin/nft", "/usr/games/nft"), (), ("/opt/nft/bin/nft", "/usr/games/nft"), id="elsewhere"
+        ),
+        pytest.param(DATA, DATA, (), id="data"),
+        pytest.param(DATA, DATA[:2], DATA[2:], id="data in part"),
+        pytest.param((*DATA, "/usr/bin/nft"), DATA[:1], (), id="data beside a program"),
+        pytest.param(("/usr/share/doc/nft/copyright", "/usr/share/man", "/run/nft"), (), (), id="told of"),
+        pytest.param(FIRMWARE, FIRMWARE[:1], (), id="some drivers"),
+        pytest.param(FIRMWARE, (), FIRMWARE, id="no drivers"),
+    ],
+)
+def test_packages_without_programs_where_programs_are(
+    listed: tuple[str, ...], there: tuple[str, ...], gone: tuple[str, ...]
+) -> None:
+    parents = {str(parent) for path in listed for parent in PurePosixPath(path).parents if str(parent) != "/"}
+    lines = "".join(f"{line}\n" for line in ("/.", *sorted(parents), *listed))
+    layer: dict[str, Entry] = {path.replace("/lib", "/usr/lib"): b"x" for path in there}
+    found = missing({**layer, "/var/lib/dpkg/info/nftables.list": lines.encode()})
+    assert tuple(path for path in found if path not in parents) == gone
 
 
 def test_every_name_that_links_of_directories_give_a_file_counts() -> None:

@@ -142,7 +142,7 @@ class There:
         return self._placed(path) in self.paths
 
 
-def _wanted(files: tuple[str, ...], directories: set[str]) -> tuple[list[str], bool]:
+def _wanted(files: list[str], directories: set[str]) -> tuple[list[str], bool]:
     """Those of a package's files that must be there; and whether one of them is enough."""
     works = [path for path in files if _WORKS.fullmatch(path) and not _LEFT_OUT.fullmatch(path)]
     if not directories.issuperset(works):
@@ -157,7 +157,7 @@ def _package(manager: Manager, database: Database, package: Package, there: Ther
     missing: list[str] = []
     if package.files is not None and not package.status.endswith((" config-files", " not-installed")):
         directories = {path.rpartition("/")[0] for path in package.files}
-        wanted, any_will_do = _wanted(package.files, directories)
+        wanted, any_will_do = _wanted([path for path in package.files if path not in package.optional], directories)
         for path in wanted:
             if path in directories:
                 is_there = there.has_directory(path)

@@ -14,7 +14,8 @@ class Package:
     """A package that a data base knows. `status` is dpkg's three words (``install ok installed``), else empty.
 
     `files` are the absolute paths that it installed, as it calls them: symbolic links in them are not followed.
-    None: its manager keeps no list. `source`: the source package that it was built from, as one of several perhaps.
+    None: its manager keeps no list. `optional`: those of them that need not be there. `source`: the source package
+    that it was built from, as one of several perhaps.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Package:
     arch: str = ""
     status: str = ""
     files: tuple[str, ...] | None = None
+    optional: frozenset[str] = frozenset()
     source: str = ""
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import sqlite3
-import struct
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_root import Directory, Entry, Link, root
+from rpm_samples import database, header, simple, with_files
 
 from pytest_osgates.image.packages import Trouble
 from pytest_osgates.image.packages.dpkg import parse_status, read_dpkg
@@ -185,36 +186,6 @@ def test_dpkg_without_dpkg() -> None:
 # -- rpm -----------------------------------------------------------------------------------------------------------
 
 
-def header(*tags: tuple[int, int, int, bytes]) -> bytes:
-    """A header of (tag, type, count, data)."""
-    index, data = b"", b""
-    for tag, kind, count, value in tags:
-        index += struct.pack(">IIiI", tag, kind, len(data), count)
-        data += value
-    return struct.pack(">II", len(tags), len(data)) + index + data
-
-
-def simple(name: bytes, version: bytes = b"1") -> bytes:
-    return header((1000, 6, 1, name + b"\0"), (1001, 6, 1, version + b"\0"), (1002, 6, 1, b"2.fc43\0"))
-
-
-def database(*blobs: bytes, index: bool = True, schema: str = "") -> bytes:
-    connection = sqlite3.connect(":memory:")
-    connection.executescript(
-        schema
-        or "CREATE TABLE Packages (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);"
-        "CREATE TABLE Name (key TEXT NOT NULL, hnum INTEGER NOT NULL, idx INTEGER NOT NULL);"
-    )
-    for blob in () if schema else blobs:
-        row = connection.execute("INSERT INTO Packages (blob) VALUES (?)", (blob,)).lastrowid
-        if index:
-            connection.execute("INSERT INTO Name VALUES ('x', ?, 0)", (row,))
-    connection.commit()
-    raw = connection.serialize()
-    connection.close()
-    return raw
-
-
 def test_a_header_of_rpm_itself() -> None:
     package = parse_header(REAL)
     assert (package.name, package.version, package.arch) == ("osgates-sample", "4:1.2-3", "noarch")
@@ -244,6 +215,62 @@ def test_a_data_base_of_rpm() -> None:
         ("bash", "5.2-2.fc43"),
     ]
     assert trouble.found == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "optional"),
+    [
+        ((0, 1 << 6, 1), {"/usr/bin/b"}),  # %ghost, and %config
+        ((1 << 1 | 1 << 7, 0, 1 << 3), {"/usr/bin/a", "/usr/bin/c"}),  # %doc %license, and %missingok
+    ],
+)
+def test_files_that_rpm_itself_does_not_miss(flags: tuple[int, ...], optional: set[str]) -> None:
+    package = parse_header(with_files(flags))
+    assert package.files == ("/usr/bin/a", "/usr/bin/b", "/usr/bin/c")
+    assert package.optional == optional
+
+
+def test_flags_of_other_files_are_refused() -> None:
+    with pytest.raises(MalformedHeader, match="flags do not match"):
+        parse_header(with_files((0, 64)))
+
+
+@pytest.mark.parametrize(
+    ("beside", "problem"),
+    [
+        pytest.param({}, "", id="none"),
+        pytest.param({"-wal": b"x"}, "never taken over", id="a log"),
+        pytest.param({"-wal": b""}, "", id="an empty log"),
+        pytest.param({"-journal": bytes.fromhex("d9d505f920a163d7") + bytes(504)}, "would undo them", id="hot"),
+        pytest.param({"-journal": b""}, "", id="truncated"),
+        pytest.param({"-journal": bytes(512) + b"x" * 512}, "", id="its head is zeros"),
+        pytest.param({"-journal": Directory()}, "a directory", id="a directory"),
+    ],
+)
+def test_changes_beside_a_data_base_of_rpm(beside: dict[str, Entry], problem: str) -> None:
+    path = "/usr/lib/sysimage/rpm/rpmdb.sqlite"
+    files: dict[str, Entry] = {path: database(simple(b"bash")), **{path + end: what for end, what in beside.items()}}
+    (found,) = read_rpm(root(files))
+    assert [problem in told for told in found.problems] == ([True] if problem else [])
+
+
+def test_a_transaction_of_sqlite_that_was_struck_leaves_a_hot_journal(tmp_path: Path) -> None:
+    path = tmp_path / "rpmdb.sqlite"
+    path.write_bytes(database(simple(b"bash"), simple(b"snapd")))
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA cache_size = 1")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("DELETE FROM Name WHERE hnum = 2")
+    connection.execute("DELETE FROM Packages WHERE hnum = 2")
+    connection.execute("CREATE TABLE more (x)")
+    # More than the cache holds: part of it reaches the file.
+    connection.executemany("INSERT INTO more VALUES (?)", [(b"y" * 4000,)] * 200)
+    home = "/usr/lib/sysimage/rpm/rpmdb.sqlite"
+    struck: dict[str, Entry] = {home: path.read_bytes(), f"{home}-journal": Path(f"{path}-journal").read_bytes()}
+    connection.execute("COMMIT")
+    connection.close()
+    (found,) = read_rpm(root(struck))
+    assert any("SQLite would undo them" in problem for problem in found.problems)
 
 
 # Counts to the end of time, if it may.

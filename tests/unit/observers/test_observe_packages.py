@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 import pytest
 from memory_root import Directory, Entry, File, Gone, Link, program, root
+from rpm_samples import database, with_files
 
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.image.walk import locate, walk
@@ -151,6 +152,14 @@ def test_packages_without_programs_where_programs_are(
     layer: dict[str, Entry] = {path.replace("/lib", "/usr/lib"): b"x" for path in there}
     found = missing({**layer, "/var/lib/dpkg/info/nftables.list": lines.encode()})
     assert tuple(path for path in found if path not in parents) == gone
+
+
+def test_what_rpm_does_not_miss_is_not_missing() -> None:
+    files: dict[str, Entry] = {
+        "/usr/lib/sysimage/rpm/rpmdb.sqlite": database(with_files((0, 0, 1 << 6))),
+        "/usr/bin/a": program(b"x"),
+    }
+    assert [package.missing for package in observe(root(files), []).packages] == [("/usr/bin/b",)]
 
 
 def test_every_name_that_links_of_directories_give_a_file_counts() -> None:

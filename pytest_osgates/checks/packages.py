@@ -224,8 +224,16 @@ def _fitting(seen: PackagesObservation, entry: PackageEntry, name: str) -> list[
         package
         for package in seen.packages
         if entry.manager in (None, package.manager)
-        and (like(package.name, name) or like(f"{package.name}:{package.arch}", name))
+        and (
+            _is_called(package.manager, package.name, name)
+            or _is_called(package.manager, f"{package.name}:{package.arch}", name)
+        )
     ]
+
+
+def _is_called(manager: Manager, text: str, name: str) -> bool:
+    """Whether a name fits that of a package: dpkg itself looks it up in lower case (lib/dpkg/pkg-hash.c)."""
+    return like(text.lower(), name.lower()) if manager == "dpkg" else like(text, name)
 
 
 def _excluded(seen: PackagesObservation, entry: PackageEntry, remains: str) -> Iterator[Finding]:
@@ -246,7 +254,7 @@ def _excluded(seen: PackagesObservation, entry: PackageEntry, remains: str) -> I
             if entry.manager not in (None, database.manager):
                 continue
             for left in database.left:
-                if like(left, name) or like(left.partition(":")[0], name):
+                if any(_is_called(database.manager, text, name) for text in (left, left.partition(":")[0])):
                     yield Finding(
                         rule="excluded-remains",
                         subject=left.partition(":")[0],

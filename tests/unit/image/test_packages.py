@@ -375,6 +375,30 @@ def test_flatpaks_and_snaps() -> None:
     assert {package.name for package in snaps.packages} == {"firefox", "core_22"}
 
 
+def test_flatpaks_of_accounts_that_live_elsewhere() -> None:
+    passwd = "root:x:0:0::/root:/bin/sh\n+nobody\nodd:x:1:1::\nkiosk:x:1000:1000::/srv/kiosk/:/bin/sh\nme:x:2:2::/:\n"
+    files: dict[str, Entry] = {"/etc/passwd": passwd.encode(), "/usr/lib/passwd": b"old:x:3:3::/var/old"}
+    for home in ("/srv/kiosk", "", "/var/old", "/srv/other"):
+        files[f"{home}/.local/share/flatpak/app/org.x{home.replace('/', '.')}/x86_64/stable/0a1b/metadata"] = b""
+    found = read_flatpak(root(files))
+    assert found is not None
+    assert {package.name for package in found.packages} == {"org.x", "org.x.srv.kiosk", "org.x.var.old"}
+    assert found.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("passwd", "problem"),
+    [
+        (Directory(), "a directory"),
+        ("".join(f"u{number}:x:1:1::/srv/{number}:\n" for number in range(1001)).encode(), "more than 1000 homes"),
+    ],
+)
+def test_homes_that_cannot_be_told_are_a_problem(passwd: Entry, problem: str) -> None:
+    found = read_flatpak(root({"/etc/passwd": passwd}))
+    assert found is not None
+    assert [problem in told for told in found.problems] == [True]
+
+
 def test_neither_flatpak_nor_snap() -> None:
     view = root({"/usr": Directory()})
     assert read_flatpak(view) is None

@@ -121,13 +121,14 @@ class There:
             if node.inode.mode & 0o111:
                 self._runnable.add(node.path)
 
-    def has(self, path: str, called: str) -> bool:
-        """Whether what a package calls `called` is there, at `path`: of a program or a library its contents, too."""
+    def has(self, path: str, called: str, *, is_filled: bool) -> bool:
+        """Whether what a package calls `called` is there, at `path`: of a program, of a library, and of what is known
+        to be filled its contents, too."""
         place = self._placed(path)
         if place not in self.paths:
             return False
         is_program = _PROGRAM.fullmatch(called)
-        if not is_program and not _LIBRARY.fullmatch(called):
+        if not is_program and not is_filled and not _LIBRARY.fullmatch(called):
             return True
         if place in self._links:
             node = locate(self._view, place)
@@ -164,7 +165,8 @@ def _package(manager: Manager, database: Database, package: Package, there: Ther
             else:
                 new, diverter = database.diverted.get(path, (path, package.name))
                 # Where another package takes the path, this one's file makes way, and something must be in its place.
-                is_there = there.has(path, path) and (diverter == package.name or there.has(new, path))
+                places = (path,) if diverter == package.name else (path, new)
+                is_there = all(there.has(place, path, is_filled=path in package.filled) for place in places)
             if not is_there:
                 missing.append(path)
         if any_will_do and len(missing) < len(wanted):

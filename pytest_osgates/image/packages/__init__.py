@@ -14,8 +14,9 @@ class Package:
     """A package that a data base knows. `status` is dpkg's three words (``install ok installed``), else empty.
 
     `files` are the absolute paths that it installed, as it calls them: symbolic links in them are not followed.
-    None: its manager keeps no list. `optional`: those of them that need not be there. `source`: the source package
-    that it was built from, as one of several perhaps.
+    None: its manager keeps no list. `optional`: those of them that need not be there. `filled`: those that are known
+    to be regular files with something in them. `source`: the source package that it was built from, as one of several
+    perhaps.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Package:
     status: str = ""
     files: tuple[str, ...] | None = None
     optional: frozenset[str] = frozenset()
+    filled: frozenset[str] = frozenset()
     source: str = ""
 
 

@@ -133,6 +133,23 @@ def test_dpkg_with_files_and_diversions() -> None:
     assert found.diverted == {"/bin/sh": ("/bin/sh.distrib", "aa")}
 
 
+SUMS = f"""{"0" * 32}  bin/a b
+{"1" * 32} *./bin/c
+d41d8cd98f00b204e9800998ecf8427e  lib/empty
+{"2" * 32}  DEBIAN/postinst
+no sum
+""".encode()
+
+
+def test_which_files_have_something_in_them() -> None:
+    lists = {"aa": "/.\n/bin\n/bin/a b\n/bin/c\n/lib/empty\n/lib/link\n", "old": "/etc\n"}
+    status = stanza("aa") + stanza("old", "deinstall ok config-files")
+    found = read_dpkg(root(dpkg(status, lists, **{"info/aa.md5sums": SUMS, "info/old.md5sums": SUMS})))
+    assert found is not None
+    assert found.problems == ()
+    assert [package.filled for package in found.packages] == [{"/bin/a b", "/bin/c"}, set()]
+
+
 def test_a_list_of_what_is_not_installed_is_left() -> None:
     gone = "purge ok not-installed"
     status = stanza("aa") + stanza("snapd", gone) + stanza("both") + stanza("both", gone, Architecture="i386")
@@ -162,6 +179,9 @@ def test_an_empty_list_of_what_was_removed_is_no_damage() -> None:
         (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=b"/bin/sh\n/bin/sh.distrib\nda"), "diversions breaks off"),
         (dpkg(stanza("aa"), {"aa": ""}), "aa.list is empty, but aa is installed"),
         (dpkg(stanza("aa"), {"aa": "/.\n/bin/a"}), "aa.list is damaged"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, **{"info/aa.md5sums": SUMS}), "aa.list lacks files that"),
+        (dpkg(stanza("aa"), {"aa:amd64": "/.\n"}, **{"info/aa:amd64.md5sums": SUMS}), "lacks files that"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, **{"info/aa.md5sums": Directory()}), "a directory"),
         (dpkg(stanza("aa"), {"aa": "/.\n\n/bin/a\n"}), "aa.list is damaged"),
         (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=Directory()), "a directory"),
         ({"/var/lib/dpkg/status": Directory()}, "a directory"),

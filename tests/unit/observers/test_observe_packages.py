@@ -154,6 +154,26 @@ def test_packages_without_programs_where_programs_are(
     assert tuple(path for path in found if path not in parents) == gone
 
 
+@pytest.mark.parametrize(
+    ("entry", "gone"),
+    [
+        (b"x", False),
+        (b"", True),
+        (Directory(), True),
+        (Link("/nowhere"), True),
+        (Link("../libnft.so"), False),
+    ],
+)
+def test_what_came_with_something_in_it_must_have_it(entry: Entry, *, gone: bool) -> None:
+    layer: dict[str, Entry] = {
+        "/var/lib/dpkg/info/nftables.list": b"/.\n/usr/lib/nft\n/usr/lib/nft/daemon\n/usr/lib/nft/empty\n",
+        "/var/lib/dpkg/info/nftables.md5sums": b"0" * 32 + b"  usr/lib/nft/daemon\n",
+        "/usr/lib/nft/daemon": entry,
+        "/usr/lib/nft/empty": b"",
+    }
+    assert missing(layer) == (("/usr/lib/nft/daemon",) if gone else ())
+
+
 def test_what_rpm_does_not_miss_is_not_missing() -> None:
     files: dict[str, Entry] = {
         "/usr/lib/sysimage/rpm/rpmdb.sqlite": database(with_files((0, 0, 1 << 6))),

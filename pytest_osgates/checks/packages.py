@@ -21,7 +21,8 @@ _DPKG_OK = "install ok installed"
 
 class PackageSeen(Model):
     """A package in a data base. ``status``: dpkg's three words, else empty. ``missing``: some of the programs and
-    libraries that its list of files names and that are not in the image, ``missing_count`` how many there are.
+    libraries (data, if it has neither) that its list of files names and that are not in the image, ``missing_count``
+    how many there are.
     """
 
     manager: Manager
@@ -223,8 +224,16 @@ def _fitting(seen: PackagesObservation, entry: PackageEntry, name: str) -> list[
         package
         for package in seen.packages
         if entry.manager in (None, package.manager)
-        and (like(package.name, name) or like(f"{package.name}:{package.arch}", name))
+        and (
+            _is_called(package.manager, package.name, name)
+            or _is_called(package.manager, f"{package.name}:{package.arch}", name)
+        )
     ]
+
+
+def _is_called(manager: Manager, text: str, name: str) -> bool:
+    """Whether a name fits that of a package: dpkg itself looks it up in lower case (lib/dpkg/pkg-hash.c)."""
+    return like(text.lower(), name.lower()) if manager == "dpkg" else like(text, name)
 
 
 def _excluded(seen: PackagesObservation, entry: PackageEntry, remains: str) -> Iterator[Finding]:
@@ -245,11 +254,11 @@ def _excluded(seen: PackagesObservation, entry: PackageEntry, remains: str) -> I
             if entry.manager not in (None, database.manager):
                 continue
             for left in database.left:
-                if like(left, name) or like(left.partition(":")[0], name):
+                if any(_is_called(database.manager, text, name) for text in (left, left.partition(":")[0])):
                     yield Finding(
                         rule="excluded-remains",
                         subject=left.partition(":")[0],
-                        seen=f"{database.path} does not know it, but there is a list of its files",
+                        seen=f"in {database.path} it is not installed, but there is a list of its files",
                         wanted="nothing of it",
                         hint=f"excluded because: {entry.reason}",
                         severity=Severity.REMARK if remains == "remark" else Severity.VIOLATION,
@@ -278,7 +287,7 @@ def _required(seen: PackagesObservation, entry: PackageEntry, name: str) -> Iter
             yield Finding(
                 rule="required-files",
                 subject=package.name,
-                seen=f"{package.missing_count} of its programs and libraries are not in the image: "
+                seen=f"{package.missing_count} of the files that it needs are not in the image: "
                 f"{short(', '.join(package.missing))}",
                 wanted="all that it installed",
                 hint=hint,

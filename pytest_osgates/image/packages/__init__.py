@@ -14,7 +14,9 @@ class Package:
     """A package that a data base knows. `status` is dpkg's three words (``install ok installed``), else empty.
 
     `files` are the absolute paths that it installed, as it calls them: symbolic links in them are not followed.
-    None: its manager keeps no list. `source`: the source package that it was built from, as one of several perhaps.
+    None: its manager keeps no list. `optional`: those of them that need not be there. `filled`: those that are known
+    to be regular files with something in them. `source`: the source package that it was built from, as one of several
+    perhaps.
     """
 
     name: str
@@ -22,13 +24,16 @@ class Package:
     arch: str = ""
     status: str = ""
     files: tuple[str, ...] | None = None
+    optional: frozenset[str] = frozenset()
+    filled: frozenset[str] = frozenset()
     source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
     """What one manager says. `problems`: why it may not be all; `left`: packages that it does not know, but of which
-    it still keeps a list of files.
+    it still keeps a list of files; `diverted`: paths that packages take from others, where those files go, and who
+    takes them.
     """
 
     manager: str
@@ -36,6 +41,7 @@ class Database:
     packages: tuple[Package, ...] = ()
     problems: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    diverted: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass

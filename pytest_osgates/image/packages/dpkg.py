@@ -20,6 +20,8 @@ MAX_FILES = 4_000_000
 # deb-control(5) wants lower case and two characters; dpkg itself reads more of what old packages are called.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*")
 _FIELD = re.compile(r"([!-9;-~]+):[ \t]*(.*)")
+_SUM = re.compile(r"([0-9a-f]{32})[ ][ *](?:\./|/)?(.+)")
+_NOTHING = "d41d8cd98f00b204e9800998ecf8427e"
 _WANTS = frozenset({"unknown", "install", "hold", "deinstall", "purge"})
 _FLAGS = frozenset({"ok", "reinstreq"})
 _STATES = frozenset(
@@ -50,12 +52,17 @@ def read_dpkg(view: RootView) -> Database | None:
     if view.list_dir(f"{HOME}/updates"):
         trouble.add("changes in updates/ were never taken over: dpkg was interrupted")
     _check_twice(packages, trouble)
-    known = {key for package in packages for key in (package.name, f"{package.name}:{package.arch}")}
-    lists = _lists(view)
+    # Of what is not installed there is no list: one that is there is of files that somebody left.
+    listed = [package for package in packages if not package.status.endswith(" not-installed")]
+    known = {key for package in listed for key in (package.name, f"{package.name}:{package.arch}")}
+    lists, sums = _info(view, ".list"), _info(view, ".md5sums")
     if view.exists(status):
-        packages = list(_with_files(view, packages, lists, trouble))
+        packages = list(_with_files(view, packages, lists, sums, trouble))
     left = tuple(sorted(name for name in lists if name not in known))
-    return Database("dpkg", status, tuple(packages), tuple(trouble.found), left)
+    # A package takes its diversions along when it is removed: one by a package that is not there is somebody's own.
+    there = {package.name for package in listed if not package.status.endswith(" config-files")}
+    diverted = {old: (new, by) for old, (new, by) in read_diversions(view, trouble).items() if by in there}
+    return Database("dpkg", status, tuple(packages), tuple(trouble.found), left, diverted)
 
 
 def _texts(view: RootView, status: str, parts: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
@@ -150,50 +157,84 @@ def _check_twice(packages: list[Package], trouble: Trouble) -> None:
         seen.add((package.name, package.arch))
 
 
-def _lists(view: RootView) -> dict[str, str]:
-    """The paths of the lists of files, by NAME or NAME:ARCH."""
+def _info(view: RootView, ending: str) -> dict[str, str]:
+    """The paths of what is kept of packages in files with this ending, by NAME or NAME:ARCH."""
     info = f"{HOME}/info"
     return {
-        name.removesuffix(".list"): f"{info}/{name}" for name in view.list_dir(info) or () if name.endswith(".list")
+        name.removesuffix(ending): f"{info}/{name}" for name in view.list_dir(info) or () if name.endswith(ending)
     }
 
 
 def _with_files(
-    view: RootView, packages: list[Package], lists: dict[str, str], trouble: Trouble
+    view: RootView, packages: list[Package], lists: dict[str, str], sums: dict[str, str], trouble: Trouble
 ) -> Iterator[Package]:
     budget = MAX_FILES
     for package in packages:
-        path = lists.get(f"{package.name}:{package.arch}") or lists.get(package.name)
+        key = f"{package.name}:{package.arch}"
+        path, summed = (paths.get(key) or paths.get(package.name) for paths in (lists, sums))
         if package.status.endswith(" not-installed"):
             yield package
             continue
+        is_installed = package.status.endswith(" installed")
         if path is None:
-            if package.status.endswith(" installed"):
+            if is_installed:
                 trouble.add(f"{package.name} is installed, but has no list of files in info/")
             yield package
             continue
         try:
-            text = view.read(path, MAX_LIST) or b""
+            names = _listed(view.read(path, MAX_LIST) or b"", path, trouble)
+            filled = _filled(view.read(summed, MAX_LIST) or b"") if summed is not None and is_installed else {}
         except ImageError as error:
             trouble.add(error.what)
-            text = b""
-        names = tuple(line for line in text.decode("utf-8", "surrogateescape").split("\n") if line.startswith("/"))
+            names, filled = (), {}
+        else:
+            if not names and is_installed:
+                # Even of a package without any file it names the root, as /. is in its archive.
+                trouble.add(f"{path} is empty, but {package.name} is installed")
+            elif not filled.keys() <= set(names):
+                trouble.add(f"{path} lacks files that {summed} names")
         budget -= len(names)
         if budget < 0:
             trouble.add(f"the lists in info/ name more than {MAX_FILES} files")
-            names, budget = (), 0
-        yield replace(package, files=names)
+            names, filled, budget = (), {}, 0
+        yield replace(package, files=names, filled=frozenset(name for name, is_filled in filled.items() if is_filled))
 
 
-def read_diversions(view: RootView) -> dict[str, str]:
-    """Where dpkg put files that another package has a claim on: from their path to the one that they got
-    (dpkg-divert(1); three lines each: path, new path, package that diverts).
+def _listed(raw: bytes, path: str, trouble: Trouble) -> tuple[str, ...]:
+    *lines, last = raw.decode("utf-8", "surrogateescape").split("\n")
+    names = tuple(line for line in lines if line.startswith("/"))
+    if last or len(names) < len(lines):
+        # lib/dpkg/db-fsys-files.c stops there, too: a line that breaks off, or is no path.
+        trouble.add(f"{path} is damaged")
+    return names
 
-    Only of diversions by a package: what an administrator diverts is not the package's file any more.
+
+def _filled(raw: bytes) -> dict[str, bool]:
+    """The regular files that a package came with (deb-md5sums(5)), and whether there is something in each."""
+    found = {}
+    for line in raw.decode("utf-8", "surrogateescape").split("\n"):
+        match = _SUM.fullmatch(line)
+        # Packages that were made by hand may have the sums of what is about them, too.
+        if match is not None and not match[2].startswith("DEBIAN/"):
+            found[f"/{match[2]}"] = match[1] != _NOTHING
+    return found
+
+
+def read_diversions(view: RootView, trouble: Trouble) -> dict[str, tuple[str, str]]:
+    """Where dpkg puts files that another package has a claim on: from their path to the one that they get, and the
+    package that has the claim (dpkg-divert(1); three lines each: path, new path, package that diverts).
+
+    Only of diversions by a package: what an administrator diverts (``:``) is not the package's file any more.
     """
+    path = f"{HOME}/diversions"
     try:
-        text = view.read(f"{HOME}/diversions", MAX_LIST) or b""
-    except ImageError:
+        text = view.read(path, MAX_LIST) or b""
+    except ImageError as error:
+        trouble.add(error.what)
         return {}
-    lines = text.decode("utf-8", "surrogateescape").split("\n")
-    return dict(zip(lines[0::3], lines[1::3], strict=False))
+    *lines, last = text.decode("utf-8", "surrogateescape").split("\n")
+    if last or len(lines) % 3:
+        # lib/dpkg/divertdb.c calls that an error, and stops.
+        trouble.add(f"{path} breaks off")
+    triples = zip(lines[0::3], lines[1::3], lines[2::3], strict=False)
+    return {old: (new, by) for old, new, by in triples if by != ":"}

@@ -27,10 +27,16 @@ MAX_PACKAGES = 100_000
 MAX_STEPS = 200_000_000
 _STEP = 1_000_000
 
+# fileformat2.html, 3: how a rollback journal begins.
+_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+
 # rpmtag.h
 _NAME, _VERSION, _RELEASE, _EPOCH, _ARCH, _SOURCERPM = 1000, 1001, 1002, 1003, 1022, 1044
-_DIRINDEXES, _BASENAMES, _DIRNAMES = 1116, 1117, 1118
-_READ = (_NAME, _VERSION, _RELEASE, _EPOCH, _ARCH, _SOURCERPM, _DIRINDEXES, _BASENAMES, _DIRNAMES)
+_FILEFLAGS, _DIRINDEXES, _BASENAMES, _DIRNAMES = 1037, 1116, 1117, 1118
+_READ = (_NAME, _VERSION, _RELEASE, _EPOCH, _ARCH, _SOURCERPM, _FILEFLAGS, _DIRINDEXES, _BASENAMES, _DIRNAMES)
+# rpmfiles.h: RPMFILE_DOC, RPMFILE_MISSINGOK, RPMFILE_GHOST. Files that were not to be installed (RPMTAG_FILESTATES)
+# are not among them: rpm's --excludepath leaves out programs, too.
+_MAY_LACK = 1 << 1 | 1 << 3 | 1 << 6
 _INT32, _STRING, _ARRAY, _I18N = 4, 6, 8, 9
 # lib/header.c: hdrchkTags, hdrchkData.
 _MAX_TAGS = 0xFFFF
@@ -64,10 +70,14 @@ def _read(view: RootView, path: str) -> Database:
     try:
         raw = view.read(path, MAX_DATABASE) or b""
         log = view.lookup(f"{path}-wal")
+        journal = view.read(f"{path}-journal", MAX_DATABASE) or b""
     except ImageError as error:
         return Database("rpm", path, problems=(error.what,))
     if log is not None and log.size:
         trouble.add(f"{path}-wal holds changes that were never taken over")
+    if journal.startswith(_JOURNAL):
+        # SQLite would roll the file back first; a journal whose head is zeros, or cut off, is done with.
+        trouble.add(f"{path}-journal is of changes that were never ended: SQLite would undo them")
     packages = tuple(parse_database(raw, trouble))
     return Database("rpm", path, packages, tuple(trouble.found))
 
@@ -172,7 +182,8 @@ def parse_header(blob: bytes) -> Package:
     epoch = _numbers(data, tags, _EPOCH)
     full = f"{f'{epoch[0]}:' if epoch else ''}{version}{f'-{release}' if release else ''}"
     arch = _word(data, tags, _ARCH) if _ARCH in tags else ""
-    return Package(name, full, arch, files=_files(data, tags), source=_source(data, tags))
+    files, optional = _files(data, tags)
+    return Package(name, full, arch, files=files, optional=optional, source=_source(data, tags))
 
 
 def _source(data: bytes, tags: dict[int, _Tag]) -> str:
@@ -213,12 +224,17 @@ def _numbers(data: bytes, tags: dict[int, _Tag], tag: int) -> tuple[int, ...]:
     return struct.unpack_from(f">{found.count}I", data, found.offset)
 
 
-def _files(data: bytes, tags: dict[int, _Tag]) -> tuple[str, ...]:
+def _files(data: bytes, tags: dict[int, _Tag]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """All files, and those that need not be there."""
     if _BASENAMES not in tags:
-        return ()
+        return (), frozenset()
     names = _strings(data, tags, _BASENAMES, (_ARRAY,))
     directories = _strings(data, tags, _DIRNAMES, (_ARRAY,))
     indexes = _numbers(data, tags, _DIRINDEXES)
     if len(indexes) != len(names) or any(index >= len(directories) for index in indexes):
         raise MalformedHeader("its files and their directories do not match")
-    return tuple(directories[index] + name for index, name in zip(indexes, names, strict=True))
+    files = tuple(directories[index] + name for index, name in zip(indexes, names, strict=True))
+    flags = _numbers(data, tags, _FILEFLAGS) or (0,) * len(files)
+    if len(flags) != len(files):
+        raise MalformedHeader("its files and their flags do not match")
+    return files, frozenset(path for path, flag in zip(files, flags, strict=True) if flag & _MAY_LACK)

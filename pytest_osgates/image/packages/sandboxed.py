@@ -16,10 +16,13 @@ from pytest_osgates.vm.errors import ImageError
 _SYSTEM = "/var/lib/flatpak"
 _MORE = "/etc/flatpak/installations.d"
 _USER = ".local/share/flatpak"
+# The second: nss-altfiles(5), as OSTree's images have it.
+_ACCOUNTS = ("/etc/passwd", "/usr/lib/passwd")
 _SNAPS = ("/var/lib/snapd/seed/snaps", "/var/lib/snapd/snaps", "/snap")
 _SNAP = re.compile(r"(.+)_([^_]+)\.snap")
 MAX_TEXT = 1 << 20
 MAX_REFS = 20_000
+MAX_HOMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,30 @@ def installations(view: RootView, trouble: Trouble) -> tuple[str, ...]:
             continue
         found += [parser.get(section, "Path") for section in parser.sections() if parser.has_option(section, "Path")]
     homes = [f"/home/{name}" for name in view.list_dir("/home") or ()]
-    found += [f"{home}/{_USER}" for home in ("/root", "/etc/skel", *homes)]
+    homes += ["/root", "/etc/skel", *_homes(view, trouble)]
+    found += [f"{home}/{_USER}" for home in dict.fromkeys(homes)]
     places: dict[str, None] = {}
     for path in found:
         node = locate(view, path)
         if node is not None and node.inode.is_dir:
             places[node.path] = None
     return tuple(places)
+
+
+def _homes(view: RootView, trouble: Trouble) -> list[str]:
+    """Those of the image's accounts (passwd(5))."""
+    homes: dict[str, None] = {}
+    for path in _ACCOUNTS:
+        try:
+            text = (view.read(path, MAX_TEXT) or b"").decode("utf-8", "surrogateescape")
+        except ImageError as error:
+            trouble.add(error.what)
+            continue
+        fields = [line.split(":") for line in text.split("\n")]
+        homes |= dict.fromkeys(line[5].rstrip("/") for line in fields if len(line) > 5 and line[5].startswith("/"))
+    if len(homes) > MAX_HOMES:
+        trouble.add(f"more than {MAX_HOMES} homes in {' and '.join(_ACCOUNTS)}")
+    return list(homes)[:MAX_HOMES]
 
 
 def deployed(view: RootView, places: tuple[str, ...], trouble: Trouble) -> Iterator[Deployed]:

@@ -74,6 +74,23 @@ def test_a_name_that_no_debian_package_can_have_is_refused() -> None:
     assert PackagesPolicy.model_validate({"excluded": [{**entry, "manager": "rpm"}]}).excluded[0].names == ("Snapd",)
 
 
+def test_capital_letters_are_no_difference_to_dpkg() -> None:
+    policy = PackagesPolicy.model_validate(
+        {
+            "excluded": [{"names": ["SnapD", "Apport*:AMD64"], "reason": "no"}],
+            "needed": [{"names": ["NFTables"], "reason": "yes"}],
+        }
+    )
+    assert judged(seen(), policy).verdict is Verdict.PASS
+    assert all(control.caught for control in judged(seen(), policy).controls)
+    assert decisive(judged(seen(package("snapd")), policy)) == [("excluded-package", "snapd")]
+    assert decisive(judged(seen(package("apport-gtk")), policy)) == [("excluded-package", "apport-gtk")]
+    database = DatabaseSeen(manager="dpkg", path="/var/lib/dpkg/status", packages=3, left=("snapd",))
+    assert decisive(judged(seen(databases=(database,)), policy)) == [("excluded-remains", "snapd")]
+    # Of rpm's packages, Flatpaks and snaps they are others.
+    assert judged(seen(package("snapd", "", manager="rpm")), policy).verdict is Verdict.PASS
+
+
 def test_files_of_which_none_was_looked_at_prove_nothing() -> None:
     assert judged(seen(walked=0)).verdict is Verdict.NOT_PROVEN
     assert decisive(judged(seen(walked=0))) == [("no-files", "packages")]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import sqlite3
-import struct
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_root import Directory, Entry, Link, root
+from rpm_samples import database, header, simple, with_files
 
 from pytest_osgates.image.packages import Trouble
-from pytest_osgates.image.packages.dpkg import parse_status, read_diversions, read_dpkg
+from pytest_osgates.image.packages.dpkg import parse_status, read_dpkg
 from pytest_osgates.image.packages.rpm import MalformedHeader, parse_database, parse_header, read_rpm
 from pytest_osgates.image.packages.sandboxed import read_flatpak, read_snap
 
@@ -120,13 +121,51 @@ def dpkg(status: str | None, lists: dict[str, str], **more: Entry) -> dict[str, 
 def test_dpkg_with_files_and_diversions() -> None:
     status = stanza("aa") + stanza("lib") + stanza("old", "deinstall ok config-files")
     lists = {"aa": "/.\n/bin/aa\n", "lib:amd64": "/lib/lib.so\n", "stale": "/bin/stale\n", "old": "/etc/old\n"}
-    view = root(dpkg(status, lists, diversions=b"/bin/sh\n/bin/sh.distrib\ndash\n"))
+    diversions = b"/bin/sh\n/bin/sh.distrib\naa\n/bin/x\n/bin/x.mine\n:\n"
+    diversions += b"/bin/y\n/bin/y.gone\nold\n/bin/z\n/bin/z.made-up\nnobody\n"
+    view = root(dpkg(status, lists, diversions=diversions))
     found = read_dpkg(view)
     assert found is not None
     assert found.problems == ()
     assert [package.files for package in found.packages] == [("/.", "/bin/aa"), ("/lib/lib.so",), ("/etc/old",)]
     assert found.left == ("stale",)
-    assert read_diversions(view) == {"/bin/sh": "/bin/sh.distrib"}
+    # An administrator's, and those by packages that are not there, are nobody's who would keep the file.
+    assert found.diverted == {"/bin/sh": ("/bin/sh.distrib", "aa")}
+
+
+SUMS = f"""{"0" * 32}  bin/a b
+{"1" * 32} *./bin/c
+d41d8cd98f00b204e9800998ecf8427e  lib/empty
+{"2" * 32}  DEBIAN/postinst
+no sum
+""".encode()
+
+
+def test_which_files_have_something_in_them() -> None:
+    lists = {"aa": "/.\n/bin\n/bin/a b\n/bin/c\n/lib/empty\n/lib/link\n", "old": "/etc\n"}
+    status = stanza("aa") + stanza("old", "deinstall ok config-files")
+    found = read_dpkg(root(dpkg(status, lists, **{"info/aa.md5sums": SUMS, "info/old.md5sums": SUMS})))
+    assert found is not None
+    assert found.problems == ()
+    assert [package.filled for package in found.packages] == [{"/bin/a b", "/bin/c"}, set()]
+
+
+def test_a_list_of_what_is_not_installed_is_left() -> None:
+    gone = "purge ok not-installed"
+    status = stanza("aa") + stanza("snapd", gone) + stanza("both") + stanza("both", gone, Architecture="i386")
+    view = root(dpkg(status, dict.fromkeys(("aa", "snapd", "both:amd64", "both:i386"), "/.\n")))
+    found = read_dpkg(view)
+    assert found is not None
+    assert found.problems == ()
+    assert found.left == ("both:i386", "snapd")
+
+
+def test_an_empty_list_of_what_was_removed_is_no_damage() -> None:
+    found = read_dpkg(
+        root(dpkg(stanza("aa") + stanza("old", "deinstall ok config-files"), {"aa": "/.\n", "old": ""}))
+    )
+    assert found is not None
+    assert found.problems == ()
 
 
 @pytest.mark.parametrize(
@@ -136,6 +175,15 @@ def test_dpkg_with_files_and_diversions() -> None:
         (dpkg(stanza("aa"), {}), "no list of files"),
         (dpkg(stanza("aa") * 2, {"aa": ""}), "twice"),
         (dpkg(stanza("aa"), {"aa": ""}, **{"updates/0001": b"x"}), "interrupted"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=b"/bin/sh\n/bin/sh.distrib\n"), "diversions breaks off"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=b"/bin/sh\n/bin/sh.distrib\nda"), "diversions breaks off"),
+        (dpkg(stanza("aa"), {"aa": ""}), "aa.list is empty, but aa is installed"),
+        (dpkg(stanza("aa"), {"aa": "/.\n/bin/a"}), "aa.list is damaged"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, **{"info/aa.md5sums": SUMS}), "aa.list lacks files that"),
+        (dpkg(stanza("aa"), {"aa:amd64": "/.\n"}, **{"info/aa:amd64.md5sums": SUMS}), "lacks files that"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, **{"info/aa.md5sums": Directory()}), "a directory"),
+        (dpkg(stanza("aa"), {"aa": "/.\n\n/bin/a\n"}), "aa.list is damaged"),
+        (dpkg(stanza("aa"), {"aa": "/.\n"}, diversions=Directory()), "a directory"),
         ({"/var/lib/dpkg/status": Directory()}, "a directory"),
         (dpkg(stanza("aa"), {}, **{"info/aa.list": Directory()}), "a directory"),
     ],
@@ -156,36 +204,6 @@ def test_dpkg_without_dpkg() -> None:
 
 
 # -- rpm -----------------------------------------------------------------------------------------------------------
-
-
-def header(*tags: tuple[int, int, int, bytes]) -> bytes:
-    """A header of (tag, type, count, data)."""
-    index, data = b"", b""
-    for tag, kind, count, value in tags:
-        index += struct.pack(">IIiI", tag, kind, len(data), count)
-        data += value
-    return struct.pack(">II", len(tags), len(data)) + index + data
-
-
-def simple(name: bytes, version: bytes = b"1") -> bytes:
-    return header((1000, 6, 1, name + b"\0"), (1001, 6, 1, version + b"\0"), (1002, 6, 1, b"2.fc43\0"))
-
-
-def database(*blobs: bytes, index: bool = True, schema: str = "") -> bytes:
-    connection = sqlite3.connect(":memory:")
-    connection.executescript(
-        schema
-        or "CREATE TABLE Packages (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);"
-        "CREATE TABLE Name (key TEXT NOT NULL, hnum INTEGER NOT NULL, idx INTEGER NOT NULL);"
-    )
-    for blob in () if schema else blobs:
-        row = connection.execute("INSERT INTO Packages (blob) VALUES (?)", (blob,)).lastrowid
-        if index:
-            connection.execute("INSERT INTO Name VALUES ('x', ?, 0)", (row,))
-    connection.commit()
-    raw = connection.serialize()
-    connection.close()
-    return raw
 
 
 def test_a_header_of_rpm_itself() -> None:
@@ -217,6 +235,62 @@ def test_a_data_base_of_rpm() -> None:
         ("bash", "5.2-2.fc43"),
     ]
     assert trouble.found == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "optional"),
+    [
+        ((0, 1 << 6, 1), {"/usr/bin/b"}),  # %ghost, and %config
+        ((1 << 1 | 1 << 7, 0, 1 << 3), {"/usr/bin/a", "/usr/bin/c"}),  # %doc %license, and %missingok
+    ],
+)
+def test_files_that_rpm_itself_does_not_miss(flags: tuple[int, ...], optional: set[str]) -> None:
+    package = parse_header(with_files(flags))
+    assert package.files == ("/usr/bin/a", "/usr/bin/b", "/usr/bin/c")
+    assert package.optional == optional
+
+
+def test_flags_of_other_files_are_refused() -> None:
+    with pytest.raises(MalformedHeader, match="flags do not match"):
+        parse_header(with_files((0, 64)))
+
+
+@pytest.mark.parametrize(
+    ("beside", "problem"),
+    [
+        pytest.param({}, "", id="none"),
+        pytest.param({"-wal": b"x"}, "never taken over", id="a log"),
+        pytest.param({"-wal": b""}, "", id="an empty log"),
+        pytest.param({"-journal": bytes.fromhex("d9d505f920a163d7") + bytes(504)}, "would undo them", id="hot"),
+        pytest.param({"-journal": b""}, "", id="truncated"),
+        pytest.param({"-journal": bytes(512) + b"x" * 512}, "", id="its head is zeros"),
+        pytest.param({"-journal": Directory()}, "a directory", id="a directory"),
+    ],
+)
+def test_changes_beside_a_data_base_of_rpm(beside: dict[str, Entry], problem: str) -> None:
+    path = "/usr/lib/sysimage/rpm/rpmdb.sqlite"
+    files: dict[str, Entry] = {path: database(simple(b"bash")), **{path + end: what for end, what in beside.items()}}
+    (found,) = read_rpm(root(files))
+    assert [problem in told for told in found.problems] == ([True] if problem else [])
+
+
+def test_a_transaction_of_sqlite_that_was_struck_leaves_a_hot_journal(tmp_path: Path) -> None:
+    path = tmp_path / "rpmdb.sqlite"
+    path.write_bytes(database(simple(b"bash"), simple(b"snapd")))
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA cache_size = 1")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("DELETE FROM Name WHERE hnum = 2")
+    connection.execute("DELETE FROM Packages WHERE hnum = 2")
+    connection.execute("CREATE TABLE more (x)")
+    # More than the cache holds: part of it reaches the file.
+    connection.executemany("INSERT INTO more VALUES (?)", [(b"y" * 4000,)] * 200)
+    home = "/usr/lib/sysimage/rpm/rpmdb.sqlite"
+    struck: dict[str, Entry] = {home: path.read_bytes(), f"{home}-journal": Path(f"{path}-journal").read_bytes()}
+    connection.execute("COMMIT")
+    connection.close()
+    (found,) = read_rpm(root(struck))
+    assert any("SQLite would undo them" in problem for problem in found.problems)
 
 
 # Counts to the end of time, if it may.
@@ -319,6 +393,30 @@ def test_flatpaks_and_snaps() -> None:
     snaps = read_snap(view)
     assert snaps is not None
     assert {package.name for package in snaps.packages} == {"firefox", "core_22"}
+
+
+def test_flatpaks_of_accounts_that_live_elsewhere() -> None:
+    passwd = "root:x:0:0::/root:/bin/sh\n+nobody\nodd:x:1:1::\nkiosk:x:1000:1000::/srv/kiosk/:/bin/sh\nme:x:2:2::/:\n"
+    files: dict[str, Entry] = {"/etc/passwd": passwd.encode(), "/usr/lib/passwd": b"old:x:3:3::/var/old"}
+    for home in ("/srv/kiosk", "", "/var/old", "/srv/other"):
+        files[f"{home}/.local/share/flatpak/app/org.x{home.replace('/', '.')}/x86_64/stable/0a1b/metadata"] = b""
+    found = read_flatpak(root(files))
+    assert found is not None
+    assert {package.name for package in found.packages} == {"org.x", "org.x.srv.kiosk", "org.x.var.old"}
+    assert found.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("passwd", "problem"),
+    [
+        (Directory(), "a directory"),
+        ("".join(f"u{number}:x:1:1::/srv/{number}:\n" for number in range(1001)).encode(), "more than 1000 homes"),
+    ],
+)
+def test_homes_that_cannot_be_told_are_a_problem(passwd: Entry, problem: str) -> None:
+    found = read_flatpak(root({"/etc/passwd": passwd}))
+    assert found is not None
+    assert [problem in told for told in found.problems] == [True]
 
 
 def test_neither_flatpak_nor_snap() -> None:

@@ -24,6 +24,7 @@ from pytest_osgates.checks.apparmor_running import (
     RunningSeen,
     attachments,
     held_for_others,
+    holding,
     merged,
     read_label,
     socket_programs,
@@ -93,8 +94,9 @@ def seen_running(
     running = merged(seen.looks)
     place.evidence.write("confinement/looks.json", dump([look.model_dump(mode="json") for look in seen.looks]))
     held = socket_programs(running)
-    # Of who was met with a socket, the label is known as well.
-    met = {(process.exe, process.pid) for process in running.processes if process.exe in held}
+    # Of who was met with a socket, the label is known as well; of who was met without one, it would excuse the process.
+    holders = holding(running)
+    met = {(process.exe, process.pid) for process in running.processes if process.pid in holders}
     gone = {
         path: what
         for path, what in seen.recorded.programs.items()

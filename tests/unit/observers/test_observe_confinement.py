@@ -97,6 +97,22 @@ def test_what_is_found(
     assert machine.methods == (["ptrace", "exit"] if machine.scope == 3 else ["ptrace"])
 
 
+def test_a_recorded_process_is_not_excused_by_another_that_holds_a_socket(tmp_path: Path) -> None:
+    trace = "  sh-9 [000] ..... 1.5: sched_process_exec: filename=/usr/bin/python3 pid=200 old_pid=200\n"
+    trace += "  python3-200 [000] ..... 1.6: inet_sock_set_state: family=AF_INET protocol=IPPROTO_TCP sport=0 dport=443 "
+    trace += "saddr=0 daddr=0 oldstate=TCP_CLOSE newstate=TCP_SYN_SENT\n"
+    running = (
+        *IDLE,
+        (100, "/usr/bin/python3", "daemon (enforce)", 78),
+        (200, "/usr/bin/python3", "unconfined", 0),
+    )
+    document = {"reason": "an interpreter", "reviewer": "A. Person", "date": "2026-01-01"}
+    rows = [{"binary": "/usr/bin/python3", **document}]
+    for record, wanted in ((trace, {("unconfined", "/usr/bin/python3")}), ("", set())):
+        machine = Machine({**GOOD, "/usr/bin/python3": "unconfined"}, running, trace=record)
+        assert decisive(seen(machine, SCAN, tmp_path), documented=rows) == wanted
+
+
 def test_a_program_that_is_gone_proves_nothing(tmp_path: Path) -> None:
     machine = Machine({"/usr/sbin/d": "d (enforce)"}, IDLE)
     assert decisive(seen(machine, SCAN, tmp_path)) == {("no-label", "/usr/bin/nc")}

@@ -99,7 +99,9 @@ def test_what_is_found(
 
 def test_a_recorded_process_is_not_excused_by_another_that_holds_a_socket(tmp_path: Path) -> None:
     trace = "  sh-9 [000] ..... 1.5: sched_process_exec: filename=/usr/bin/python3 pid=200 old_pid=200\n"
-    trace += "  python3-200 [000] ..... 1.6: inet_sock_set_state: family=AF_INET protocol=IPPROTO_TCP sport=0 dport=443 "
+    trace += (
+        "  python3-200 [000] ..... 1.6: inet_sock_set_state: family=AF_INET protocol=IPPROTO_TCP sport=0 dport=443 "
+    )
     trace += "saddr=0 daddr=0 oldstate=TCP_CLOSE newstate=TCP_SYN_SENT\n"
     running = (
         *IDLE,
@@ -132,6 +134,15 @@ def test_units_and_flatpaks(tmp_path: Path) -> None:
     ]
     assert decisive(observation, documented=documents) == set()
     assert len(questions(scan)) == 2
+
+
+def test_what_the_first_process_waits_for_cannot_be_left_out(tmp_path: Path) -> None:
+    unit = UnitSeen(name="sshd.service", program="/usr/sbin/sshd", listens=("80",))
+    scan = scanned(entry("/usr/sbin/sshd", Kind.SOCKET_UNIT), units=(unit,))
+    rows = [{"paths": ["/usr/sbin/sshd"], "reason": "it is never started"}]
+    for inode, wanted in ((7, {("unconfined", "/usr/sbin/sshd")}), (0, set())):
+        machine = Machine({"/usr/sbin/sshd": "unconfined"}, ((1, "/usr/lib/systemd/systemd", "unconfined", inode),))
+        assert decisive(seen(machine, scan, tmp_path), left_out=rows) == wanted
 
 
 READ = UnitSeen(name="r.service", program="/opt/app", executes="/usr/bin/perl")

@@ -186,6 +186,15 @@ def _watched(confinement: ConfinementSeen, policy: ApparmorPolicy) -> Iterator[F
             wanted="each socket with its program",
             severity=Severity.UNPROVEN,
         )
+    for label in confinement.attachments:
+        if label.how == "process" and not label.path and not _confines(label):
+            yield Finding(
+                rule="unknown-program",
+                subject=f"process {label.pid}",
+                seen=f"its program cannot be told; {short(label.profile) or 'no profile'} ({label.mode})",
+                wanted="each process with its program, or confined",
+                severity=Severity.UNPROVEN,
+            )
     for socket in confinement.ownerless:
         where = f" in {socket.namespace}" if socket.namespace else ""
         row = next((row for row in policy.kernel_socket if like(socket.name, row.socket)), None)

@@ -388,6 +388,21 @@ def test_what_cannot_be_followed_is_a_remark() -> None:
     assert [finding.rule for finding in result.findings] == ["not-followed"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "error", "wanted"),
+    [
+        (Mode.UNCONFINED, "its program cannot be told", [("unknown-program", "process 50")]),
+        (Mode.COMPLAIN, "", [("unknown-program", "process 50")]),
+        (Mode.ENFORCE, "its program cannot be told", []),
+    ],
+)
+def test_an_unconfined_process_whose_program_cannot_be_told_proves_nothing(
+    mode: Mode, error: str, wanted: list[tuple[str, str]]
+) -> None:
+    labels = (label("", mode, how="process", pid=50, idle=True, error=error),)
+    assert decisive(judged(seen(labels=labels))) == wanted
+
+
 def test_a_record_with_gaps_proves_nothing() -> None:
     assert decisive(judged(watched(lost=3, recorded=False, not_recorded="lost"))) == [("sockets-lost", "kernel")]
 

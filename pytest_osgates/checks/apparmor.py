@@ -22,7 +22,6 @@ from pytest_osgates.checks.apparmor_model import (
     Documented,
     Evidence,
     Kind,
-    LeftOut,
     Mode,
     Networked,
     Ownerless,
@@ -428,15 +427,11 @@ def _idle_rows(policy: ApparmorPolicy, rows: Mapping[int, int]) -> Iterator[Find
         if number not in rows:
             yield Finding(
                 rule="unused-left-out",
-                subject=_title(row),
+                subject=short(", ".join((*row.packages, *row.paths))),
                 seen="it leaves out nothing",
                 wanted="no entry without need",
                 severity=Severity.REMARK,
             )
-
-
-def _title(row: LeftOut) -> str:
-    return short(", ".join((*row.packages, *row.paths)))
 
 
 def _reported(scan: StaticScan) -> list[Finding]:

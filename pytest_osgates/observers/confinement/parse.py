@@ -129,6 +129,9 @@ def _process(
     if not exe and (ended(text) or (again and (later is None or ended(later[1])))):
         return None
     deleted = exe.endswith(_DELETED)
+    if one_line(exe, 4096) != exe:
+        # As it would be written, it is the name of another.
+        exe = ""
     error = ""
     if not exe:
         error = "its program cannot be told"
@@ -140,7 +143,7 @@ def _process(
         error = UNSTEADY
     return ProcessSeen(
         pid=pid,
-        exe=one_line(exe.removesuffix(_DELETED), 4096),
+        exe=exe.removesuffix(_DELETED),
         label=one_line(label, 1000),
         error=error,
         deleted=deleted,

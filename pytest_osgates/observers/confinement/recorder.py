@@ -221,6 +221,9 @@ def attribute(
     for (program, what), users in state.used.items():
         if program.startswith("/") and len(opened) < MAX_PROGRAMS:
             path = resolve(posixpath.normpath(program))
+            if one_line(path, 4096) != path:
+                unnamed[f"{one_line(path, 200)}, whose name cannot be written as it is: {what}"] = None
+                continue
             opened.setdefault(path, {})[what] = None
             threads.setdefault(path, set()).update(users)
         else:

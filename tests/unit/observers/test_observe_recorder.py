@@ -88,6 +88,10 @@ def test_who_used_what(lines: tuple[str, ...], programs: dict[str, str]) -> None
 def test_who_cannot_be_told() -> None:
     assert told(tcp(77, "TCP_LISTEN")).unnamed == ("thread 77: tcp listens on port 80",)
     assert told(executes(10, "./here"), tcp(10, "TCP_LISTEN")).unnamed == ("./here: tcp listens on port 80",)
+    # Written on one line, it would be another program.
+    assert told(executes(10, "/bin/a  b"), tcp(10, "TCP_LISTEN")) == Recorded(
+        unnamed=("/bin/a b, whose name cannot be written as it is: tcp listens on port 80",)
+    )
     # A thread's number is used again, for a child of somebody unknown.
     assert told(forks(99, 10), tcp(10, "TCP_LISTEN")).unnamed == ("thread 10: tcp listens on port 80",)
 

@@ -137,6 +137,8 @@ def test_who_ended_meanwhile_does_not_count() -> None:
     ("more", "error"),
     [
         (process(12, "", "unconfined"), "its program cannot be told"),
+        (process(12, "/bin/a  b", "unconfined"), "its program cannot be told"),
+        (process(12, "/bin/a ", "unconfined"), "its program cannot be told"),
         (process(12, "/bin/a", ""), "the kernel gave no label"),
         (process(12, "/bin/a", "system_u:system_r:init_t:s0", how="current"), "its label is not AppArmor's"),
         (process(12, "/bin/a (deleted)", "a (enforce)"), ""),

@@ -22,7 +22,6 @@ from pytest_osgates.checks.apparmor_model import (
     Documented,
     Evidence,
     Kind,
-    LeftOut,
     Mode,
     Networked,
     Ownerless,
@@ -67,9 +66,10 @@ def judge(seen: ApparmorObservation, policy: ApparmorPolicy) -> list[Finding]:
     for entry in seen.scan.entries:
         if entry.tier is Tier.C:
             continue
-        row = _left_out(entry.path, entry.package, policy)
+        # What must be confined is not left out in passing, by a pattern that is about others.
+        row = _left_out(entry.path, entry.package, policy, alone=entry.tier is Tier.A)
         # What was seen to run can run, whatever the profile says.
-        if row is not None and not _ran(entry, seen.confinement):
+        if row is not None and not _ran(entry, seen):
             rows[row] = rows.get(row, 0) + 1
             findings.append(_accepted("left-out", entry, "what cannot run", policy.left_out[row].reason))
         elif enabled:
@@ -92,10 +92,12 @@ def _unfollowed(scan: StaticScan) -> Iterator[Finding]:
         )
 
 
-def _ran(entry: Networked, confinement: ConfinementSeen | None) -> bool:
-    labels = confinement.attachments if confinement is not None else ()
-    process = any(label.how == "process" and label.path == entry.path for label in labels)
-    return process or any(reason.kind in SEEN for reason in entry.evidence)
+def _ran(entry: Networked, seen: ApparmorObservation) -> bool:
+    """Whether it was seen to run, or somebody to wait on a socket for which it would be started."""
+    known = seen.confinement or ConfinementSeen(enabled=False, attachments=())
+    process = any(label.how == "process" and label.path == entry.path for label in known.attachments)
+    waits = any(unit.program == entry.path and unit.name in known.waited_for for unit in seen.scan.units)
+    return process or waits or any(reason.kind in SEEN for reason in entry.evidence)
 
 
 def _scanned(scan: StaticScan, policy: ApparmorPolicy) -> Iterator[Finding]:
@@ -183,6 +185,15 @@ def _watched(confinement: ConfinementSeen, policy: ApparmorPolicy) -> Iterator[F
             wanted="each socket with its program",
             severity=Severity.UNPROVEN,
         )
+    for label in confinement.attachments:
+        if label.how == "process" and not label.path and not _confines(label):
+            yield Finding(
+                rule="unknown-program",
+                subject=f"process {label.pid}",
+                seen=f"its program cannot be told; {short(label.profile) or 'no profile'} ({label.mode})",
+                wanted="each process with its program, or confined",
+                severity=Severity.UNPROVEN,
+            )
     for socket in confinement.ownerless:
         where = f" in {socket.namespace}" if socket.namespace else ""
         row = next((row for row in policy.kernel_socket if like(socket.name, row.socket)), None)
@@ -215,10 +226,14 @@ def _watched(confinement: ConfinementSeen, policy: ApparmorPolicy) -> Iterator[F
             )
 
 
-def _left_out(path: str, package: str, policy: ApparmorPolicy) -> int | None:
-    """The number of the row that leaves it out."""
+def _left_out(path: str, package: str, policy: ApparmorPolicy, *, alone: bool = False) -> int | None:
+    """The number of the row that leaves it out. `alone`: only one that names this very path does."""
     name = package.partition(":")[2]
     for number, row in enumerate(policy.left_out):
+        if path in row.paths:
+            return number
+        if alone:
+            continue
         if any(like(path, pattern) for pattern in row.paths):
             return number
         if name and any(like(name, pattern) for pattern in row.packages):
@@ -368,6 +383,7 @@ def _confined_where_it_counts(entry: Networked, labels: list[Attachment], scan: 
 def _loose(entry: Networked, label: Attachment, where: str, rule: str = "") -> Finding:
     starter = label.unit or label.caller
     by = f", process {label.pid}" if label.how == "process" else f", started by {starter}" if starter else ""
+    own = " by its own path," if entry.tier is Tier.A else ""
     return Finding(
         rule=rule or _RULES.get(label.mode, "not-enforced"),
         subject=entry.path,
@@ -375,7 +391,7 @@ def _loose(entry: Networked, label: Attachment, where: str, rule: str = "") -> F
         wanted="confined in enforce mode" if entry.tier is Tier.A else "confined in enforce mode, or documented",
         hint="load the profiles before it starts (After=apparmor.service), or restart it"
         if rule
-        else "write a profile, or switch it to enforce mode; what cannot run is left out with a reason",
+        else f"write a profile, or switch it to enforce mode; what cannot run is left out{own} with a reason",
     )
 
 
@@ -411,15 +427,11 @@ def _idle_rows(policy: ApparmorPolicy, rows: Mapping[int, int]) -> Iterator[Find
         if number not in rows:
             yield Finding(
                 rule="unused-left-out",
-                subject=_title(row),
+                subject=short(", ".join((*row.packages, *row.paths))),
                 seen="it leaves out nothing",
                 wanted="no entry without need",
                 severity=Severity.REMARK,
             )
-
-
-def _title(row: LeftOut) -> str:
-    return short(", ".join((*row.packages, *row.paths)))
 
 
 def _reported(scan: StaticScan) -> list[Finding]:

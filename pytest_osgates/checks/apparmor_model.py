@@ -199,7 +199,8 @@ class ConfinementSeen(Model):
     often, and over how many seconds of the guest, processes and sockets were listed. ``recorded``: the kernel's own
     record of sockets was kept all the while, so that what came and went between two looks is known as well;
     ``not_recorded``: why it was not; ``lost``: events that the record had no room for.
-    ``method``: how programs were kept from running."""
+    ``method``: how programs were kept from running. ``waited_for``: units on whose sockets somebody waits, the
+    first process for one."""
 
     enabled: bool
     attachments: tuple[Attachment, ...]
@@ -213,6 +214,7 @@ class ConfinementSeen(Model):
     not_recorded: str = ""
     lost: int = 0
     unnamed: tuple[str, ...] = ()
+    waited_for: tuple[str, ...] = ()
     method: str = ""
     asked_s: int | None = None
 
@@ -253,7 +255,8 @@ class Documented(Acceptance):
 
 
 class LeftOut(Model):
-    """``[[gate.apparmor.left_out]]``: what cannot run. ``packages`` are names, ``paths`` paths, both with * and ?."""
+    """``[[gate.apparmor.left_out]]``: what cannot run. ``packages`` are names, ``paths`` paths, both with * and ?. Of
+    tier A it leaves out what has its own path in ``paths``, and nothing else."""
 
     packages: Annotated[Lines, AfterValidator(_patterns)] = ()
     paths: Annotated[Lines, AfterValidator(_patterns)] = ()

@@ -120,6 +120,11 @@ def held_for_others(seen: RunningSeen) -> tuple[SocketSeen, ...]:
     return tuple(socket for socket in seen.sockets if socket.state in _WAITING and socket.pids == (_FIRST,))
 
 
+def awaited(seen: RunningSeen) -> frozenset[str]:
+    """Ports of all sockets that wait for others."""
+    return frozenset(socket.local.rpartition(":")[2] for socket in seen.sockets if socket.state in _WAITING)
+
+
 def unowned(seen: RunningSeen) -> tuple[SocketSeen, ...]:
     """Sockets that wait for others and that no process holds: the kernel's own, or a process that was not seen."""
     known = {process.pid for process in seen.processes}

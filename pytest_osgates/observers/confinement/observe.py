@@ -23,7 +23,9 @@ from pytest_osgates.checks.apparmor_running import (
     UNSTEADY,
     RunningSeen,
     attachments,
+    awaited,
     held_for_others,
+    holding,
     merged,
     read_label,
     socket_programs,
@@ -93,8 +95,9 @@ def seen_running(
     running = merged(seen.looks)
     place.evidence.write("confinement/looks.json", dump([look.model_dump(mode="json") for look in seen.looks]))
     held = socket_programs(running)
-    # Of who was met with a socket, the label is known as well.
-    met = {(process.exe, process.pid) for process in running.processes if process.exe in held}
+    # Of who was met with a socket, the label is known as well. Of who was met without one it would be an excuse.
+    holders = holding(running)
+    met = {(process.exe, process.pid) for process in running.processes if process.pid in holders}
     gone = {
         path: what
         for path, what in seen.recorded.programs.items()
@@ -180,6 +183,7 @@ def confinement(
         not_recorded=seen.recorded.problem,
         lost=seen.recorded.lost,
         unnamed=seen.recorded.unnamed,
+        waited_for=waited_for(running, scan),
         method=f"{answer.method} by {answer.interpreter}" if answer.method else "",
         asked_s=answer.seconds,
     )
@@ -203,6 +207,13 @@ def of_nobody(running: RunningSeen, seen: Watched, scan: StaticScan) -> tuple[Ow
             place = (socket.protocol, socket.local, socket.namespace)
             ownerless[place] = Ownerless(protocol=place[0], local=place[1], namespace=place[2])
     return tuple(ownerless.values())
+
+
+def waited_for(running: RunningSeen, scan: StaticScan) -> tuple[str, ...]:
+    """Units that would be handed a socket on whose port somebody waits: what they start can run any time."""
+    ports = awaited(running)
+    listening = [unit for unit in scan.units if ports & {text.rpartition(":")[2] for text in unit.listens}]
+    return tuple(dict.fromkeys(unit.name for unit in listening))
 
 
 def _ports(scan: StaticScan) -> set[str]:

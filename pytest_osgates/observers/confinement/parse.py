@@ -34,7 +34,7 @@ def running(data: bytes) -> RunningSeen:
     problems: dict[str, None] = {}
     own = _descendants(records)
     links = _links(records.blobs.get("links", b""))
-    again = {fields[0]: fields[1] for fields in records.said["again"] if len(fields) == 2}
+    again = {fields[0]: (fields[1], fields[2]) for fields in records.said["again"] if len(fields) == 3}
     processes = [
         seen for fields in records.said["process"] if (seen := _process(fields, own, links, again)) is not None
     ]
@@ -85,6 +85,13 @@ def parse_stat(text: str) -> tuple[int, int, int] | None:
     return int(numbers[0]), int(numbers[1]), int(numbers[2])
 
 
+def ended(text: str) -> bool:
+    """Whether a process has ended, and its parent has not asked for it yet. One whose first thread alone has ended
+    looks like that, but has others."""
+    words = text.rpartition(")")[2].split()
+    return parse_stat(text) is not None and words[0] in ("Z", "X") and words[17] in ("0", "1")
+
+
 def _descendants(records: Records) -> set[int]:
     """The script's own shell, and what it started."""
     own = records.one("self")
@@ -108,9 +115,9 @@ def _links(data: bytes) -> dict[str, str]:
 
 
 def _process(
-    fields: tuple[str, ...], own: set[int], links: dict[str, str], again: dict[str, str]
+    fields: tuple[str, ...], own: set[int], links: dict[str, str], again: dict[str, tuple[str, str]]
 ) -> ProcessSeen | None:
-    """None for kernel threads, and for what the script runs."""
+    """None for kernel threads, for what the script runs, and for what ended before its program could be asked for."""
     if len(fields) != 4 or not re.fullmatch(r"[0-9]{1,10}", fields[0]):
         raise ChannelError("the guest's list of processes is not what was asked for")
     pid, text, how, label = int(fields[0]), *fields[1:]
@@ -118,10 +125,13 @@ def _process(
     stat = parse_stat(text)
     if pid in own or (stat is not None and stat[1] & _KERNEL_THREAD and not exe):
         return None
-    # A process that has ended, and whose parent has not asked for it yet.
-    if stat is not None and not exe and text.rpartition(")")[2].split()[:1] == ["Z"]:
+    later = again.get(fields[0])
+    if not exe and (ended(text) or (again and (later is None or ended(later[1])))):
         return None
     deleted = exe.endswith(_DELETED)
+    if one_line(exe, 4096) != exe:
+        # As it would be written, it is the name of another.
+        exe = ""
     error = ""
     if not exe:
         error = "its program cannot be told"
@@ -129,11 +139,11 @@ def _process(
         error = "the kernel gave no label"
     elif how != "apparmor" and _CONTEXT.fullmatch(label):
         error = FOREIGN
-    elif again.get(fields[0], label) != label:
+    elif later is not None and later[0] not in ("", label):
         error = UNSTEADY
     return ProcessSeen(
         pid=pid,
-        exe=one_line(exe.removesuffix(_DELETED), 4096),
+        exe=exe.removesuffix(_DELETED),
         label=one_line(label, 1000),
         error=error,
         deleted=deleted,

@@ -3,8 +3,14 @@
 An instance of tracefs (Documentation/trace/ftrace.rst) keeps some events: a TCP socket that begins to listen or to
 connect, whoever opened it; socket(2), and what is done with its descriptor, for a datagram socket that is only
 asked for the state of an interface (as udev does) talks to nobody; fork and exec, so that each thread has a
-program. That costs no polling. It does not see the datagrams of 32-bit programs and of io_uring, nor what was there
-before and stays silent; the looks see that.
+program. That costs no polling. Since Linux 6.3 there is an event for what is sent and received, too, whatever
+descriptor it goes through and whoever opened it. Without that event it does not see the datagrams of 32-bit programs
+and of io_uring, nor of sockets that came from elsewhere (SCM_RIGHTS, opened before the record began). What is silent
+it never sees; the looks do.
+
+Nothing tells that a descriptor was copied, or is kept over an execve. So what a program becomes may use those that it
+had; and where it has a datagram socket that nobody used, and uses an address of the internet's length with a
+descriptor that nobody knows, that is a copy.
 
 Attribution is by thread: its last execve, else what its parent was when it was made, else what /proc said at the
 start. What the first process listens on is for the services of socket units, and is left to the looks.
@@ -44,6 +50,14 @@ _SPARED = {
     "syscalls/sys_enter_sendto": "addr_len != 0",
 }
 _BUFFER_KIB = 4096
+# Of TCP (IPPROTO_MPTCP: 262) it is enough that it listens or connects.
+_DATAGRAMS = "(family == 2 || family == 10 || family == 17) && protocol != 6 && protocol != 262"
+# Not every kernel has them.
+_PERHAPS = (("sock/sock_send_length", _DATAGRAMS), ("sock/sock_recv_length", f"{_DATAGRAMS} && ret > 0"))
+_DONE = {"sock_send_length": "sent", "sock_recv_length": "received"}
+_PROTOCOLS = {1: "icmp", 17: "udp", 58: "icmp6", 132: "sctp", 136: "udplite"}
+# sizeof() of sockaddr_in, of sockaddr_in6 as of RFC 2133 and now; of sockaddr_un (sockaddr_storage is longer).
+_LENGTHS, _UNIX = (16, 24, 28), 110
 _ENABLE = (
     ("sock/inet_sock_set_state", "newstate == 10 || newstate == 2"),
     ("syscalls/sys_enter_socket", ""),
@@ -87,6 +101,9 @@ _EVENT = r"""
 [ -z @SPARED@ ] || echo @SPARED@ >"$i/events/@EVENT@/filter" 2>/dev/null
 echo 1 >"$i/events/@EVENT@/enable" 2>/dev/null || { rmdir "$i"; not 'the kernel has no event @EVENT@'; }
 """
+_EVENT_PERHAPS = r"""
+if echo @FILTER@ 2>/dev/null >"$i/events/@EVENT@/filter"; then echo 1 >"$i/events/@EVENT@/enable"; fi
+"""
 _STOP = r"""
 LC_ALL=C
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -116,6 +133,8 @@ _FORK = re.compile(r": comm=.* pid=(\d{1,10}) child_comm=.* child_pid=(\d{1,10})
 _SOCKET = re.compile(r"\(family: (?:0x)?([0-9a-f]{1,16}), type: (?:0x)?([0-9a-f]{1,16}), protocol: ")
 _RETURNED = re.compile(r" -> (?:0x)?([0-9a-f]{1,16})")
 _DESCRIPTOR = re.compile(r"\(fd: (?:0x)?([0-9a-f]{1,16})[,)]")
+_LENGTH = re.compile(r"\baddr_?len: (?:0x)?([0-9a-f]{1,16})\b")
+_MESSAGE = re.compile(r": sk address = \S+, family = (\w+) protocol = (\w+), length = ")
 _TCP = re.compile(r": family=\w+ protocol=(\w+) sport=(\d{1,5}) dport=(\d{1,5}) .*newstate=(\w+)")
 
 
@@ -152,6 +171,9 @@ def start(shell: GuestShell) -> Recording:
         .replace("@SPARED@", shlex.quote(_SPARED.get(event, "")))
         .replace("@EVENT@", event)
         for event, text in _ENABLE
+    )
+    events += "".join(
+        _EVENT_PERHAPS.replace("@FILTER@", shlex.quote(text)).replace("@EVENT@", event) for event, text in _PERHAPS
     )
     script = _START.replace("@DIRECTORY@", shlex.quote(shell.directory)).replace("@EVENTS@", events)
     script = script.replace("@BUFFER@", str(_BUFFER_KIB))
@@ -221,6 +243,9 @@ def attribute(
     for (program, what), users in state.used.items():
         if program.startswith("/") and len(opened) < MAX_PROGRAMS:
             path = resolve(posixpath.normpath(program))
+            if one_line(path, 4096) != path:
+                unnamed[f"{one_line(path, 200)}, whose name cannot be written as it is: {what}"] = None
+                continue
             opened.setdefault(path, {})[what] = None
             threads.setdefault(path, set()).update(users)
         else:
@@ -236,8 +261,8 @@ def attribute(
 @dataclass
 class _State:
     """`programs` of threads; `born`: who was made meanwhile. `asked`: by thread, the socket(2) that has not
-    returned; `open`: by program and descriptor, datagram sockets that nobody has used yet; `used`: program and
-    what it did, with the threads that did it."""
+    returned; `open`: by program and descriptor, datagram sockets, and empty what is known to be another one; `used`:
+    program and what it did, with the threads that did it."""
 
     programs: dict[int, str]
     asked: dict[int, str] = field(default_factory=dict)
@@ -250,6 +275,8 @@ class _State:
         program = self.programs.get(thread, f"thread {thread}")
         if name == "sched_process_exec" and (match := _EXEC.fullmatch(rest)):
             self.programs[int(match[2])] = match[1]
+            for (_, descriptor), what in [item for item in self.open.items() if item[0][0] == program and item[1]]:
+                self.open[match[1], descriptor] = what
         elif name == "sched_process_fork" and (match := _FORK.fullmatch(rest)):
             self._forked(int(match[1]), int(match[2]))
         elif thread == _FIRST:
@@ -261,14 +288,23 @@ class _State:
             self._asked(thread, program, int(match[1], 16), int(match[2], 16))
         elif name == "sys_socket" and (match := _RETURNED.match(rest)):
             descriptor, what = int(match[1], 16), self.asked.pop(thread, "")
-            # What is in the way of a new socket is closed by now.
-            self.open.pop((program, descriptor), None)
-            if what and descriptor < 1 << 31:
+            # What was in the way of a new socket is closed by now.
+            if descriptor < 1 << 31:
                 self.open[program, descriptor] = what
         elif name in _USES and (match := _DESCRIPTOR.match(rest)):
-            what = self.open.get((program, int(match[1], 16)), "")
+            what = self.open.get((program, int(match[1], 16)), self._copied(program, rest))
             if what:
                 self._used(thread, program, f"{what}, {_USES[name]}")
+        elif name in _DONE and (match := _MESSAGE.match(rest)):
+            self._used(thread, program, f"{_medium(match[1], match[2])}, {_DONE[name]}")
+
+    def _copied(self, program: str, rest: str) -> str:
+        """What a descriptor that nobody knows may be a copy of; empty: its address is none of the internet."""
+        match = _LENGTH.search(rest)
+        length = int(match[1], 16) if match is not None else 0
+        if length not in _LENGTHS and length <= _UNIX:
+            return ""
+        return next((what for (owner, _), what in self.open.items() if owner == program and what), "")
 
     def _used(self, thread: int, program: str, what: str) -> None:
         self.used.setdefault((program, what), set()).add(thread)
@@ -288,3 +324,14 @@ class _State:
             self._used(thread, program, f"{_FAMILIES[family]} {what}")
         elif family in _FAMILIES and kind & 0xF != _STREAM:
             self.asked[thread] = f"{_FAMILIES[family]} {what}"
+
+
+def _medium(family: str, protocol: str) -> str:
+    """``AF_INET``, ``0x11``: ``inet udp``. The kernel writes a number where it has no name."""
+    if not family.startswith("AF_INET"):
+        return _FAMILIES[_PACKET]
+    number = int(protocol, 16) if re.fullmatch(r"0x[0-9a-f]{1,8}", protocol) else None
+    name = (
+        protocol.removeprefix("IPPROTO_").lower() if number is None else _PROTOCOLS.get(number, f"protocol {number}")
+    )
+    return f"{family.removeprefix('AF_').lower()} {name}"

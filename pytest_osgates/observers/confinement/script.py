@@ -45,11 +45,14 @@ find /proc/[0-9]*/exe /proc/[0-9]*/ns/net /proc/[0-9]*/fd -maxdepth 1 -type l \
     \( ! -path '*/fd/*' -o -lname 'socket:*' \) -printf '%p\0%l\0' >"$t" 2>/dev/null
 blob links
 
-# Once more: who became another program meanwhile has another label, and the first one was not this program's.
+# Once more: who became another program meanwhile has another label, and the first one was not this program's. Who is
+# not there any more has no program by now.
 for d in /proc/[0-9]*; do
+    first "$d/stat"; stat=$l
+    [ -n "$stat" ] || continue
     if [ -e "$d/attr/apparmor/current" ]; then first "$d/attr/apparmor/current"
     else first "$d/attr/current"; fi
-    [ -z "$l" ] || say again "${d#/proc/}" "$l"
+    say again "${d#/proc/}" "$l" "$stat"
 done
 
 seen=' '

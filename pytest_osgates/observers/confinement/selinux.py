@@ -23,7 +23,14 @@ from pytest_osgates.checks.apparmor_model import Attachment, ConfinementSeen, Mo
 from pytest_osgates.checks.apparmor_running import FOREIGN, ProcessSeen, RunningSeen, holding
 from pytest_osgates.checks.selinux import EVERY_FILE, SelinuxObservation, SelinuxPolicy
 from pytest_osgates.evidence import dump
-from pytest_osgates.observers.confinement.observe import Place, Watched, of_nobody, questions, seen_running
+from pytest_osgates.observers.confinement.observe import (
+    Place,
+    Watched,
+    of_nobody,
+    questions,
+    seen_running,
+    waited_for,
+)
 from pytest_osgates.observers.confinement.policy import HEAD, permissive_types
 from pytest_osgates.observers.confinement.probe import Question
 from pytest_osgates.observers.confinement.records import read
@@ -381,6 +388,7 @@ def _confinement(
         not_recorded=seen.recorded.problem,
         lost=seen.recorded.lost,
         unnamed=seen.recorded.unnamed,
+        waited_for=waited_for(running, scan),
         method="selinuxfs",
     )
 

@@ -384,9 +384,13 @@ class _Scan:
             if draft.sha256:
                 by_digest.setdefault(draft.sha256, []).append(path)
         for path, draft in sorted(self.drafts.items()):
+            if one_line(path, 4096) != path:
+                # As it would be written, it is the name of another: that one would be asked about in its place.
+                self.unreadable[path] = f"its name cannot be written as it is: {ascii(path)[:300]}"
+                continue
             twins = by_digest.get(draft.sha256, [])
             yield Networked(
-                path=one_line(path, 4096),
+                path=path,
                 package=one_line(draft.package or self.owner(path)),
                 evidence=tuple(draft.evidence),
                 sha256=draft.sha256,
@@ -402,7 +406,7 @@ def canonical(view: RootView, path: str) -> str:
         found = resolved(view, path, follow=True)
     except ImageError:
         return path
-    return path if found is None else one_line(found[0], 4096)
+    return path if found is None else found[0]
 
 
 def _counts(draft: Draft) -> bool:

@@ -359,10 +359,48 @@ def test_what_was_seen_running_without_a_socket_cannot_be_left_out() -> None:
     assert judged(seen(entry("/usr/bin/nc"), labels=labels[:1]), policy(left_out=rows)).verdict is Verdict.PASS
 
 
+@pytest.mark.parametrize("kind", sorted(DEMANDING - SEEN))
+def test_what_must_be_confined_is_left_out_by_its_own_path_alone(kind: Kind) -> None:
+    loose = seen(entry("/usr/sbin/d", kind), labels=(label("/usr/sbin/d", Mode.UNCONFINED),))
+    wide = [{"paths": ["/usr/*"], "reason": "x"}, {"packages": ["netcat", "net*"], "reason": "x"}]
+    result = judged(loose, policy(left_out=wide))
+    assert decisive(result) == [("unconfined", "/usr/sbin/d")]
+    assert "by its own path" in next(found.hint for found in result.findings if found.rule == "unconfined")
+    own = [*wide, {"paths": ["/usr/sbin/d"], "reason": "its unit is masked"}]
+    assert judged(loose, policy(left_out=own)).verdict is Verdict.PASS
+
+
+def test_what_a_socket_waits_for_cannot_be_left_out() -> None:
+    unit = UnitSeen(name="d.service", program="/usr/sbin/d", listens=("80",))
+    rows = [{"paths": ["/usr/sbin/d"], "reason": "never runs"}]
+    labels = (label("/usr/sbin/d", Mode.UNCONFINED),)
+    loose = seen(entry("/usr/sbin/d", Kind.SOCKET_UNIT), labels=labels, units=(unit,))
+    assert judged(loose, policy(left_out=rows)).verdict is Verdict.PASS
+    assert loose.confinement is not None
+    waits = loose.confinement.model_copy(update={"waited_for": ("d.service",)})
+    result = judged(loose.model_copy(update={"confinement": waits}), policy(left_out=rows))
+    assert decisive(result) == [("unconfined", "/usr/sbin/d")]
+
+
 def test_what_cannot_be_followed_is_a_remark() -> None:
     result = judged(seen(unfollowed=("s.service: $X",)))
     assert result.verdict is Verdict.PASS
     assert [finding.rule for finding in result.findings] == ["not-followed"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "error", "wanted"),
+    [
+        (Mode.UNCONFINED, "its program cannot be told", [("unknown-program", "process 50")]),
+        (Mode.COMPLAIN, "", [("unknown-program", "process 50")]),
+        (Mode.ENFORCE, "its program cannot be told", []),
+    ],
+)
+def test_an_unconfined_process_whose_program_cannot_be_told_proves_nothing(
+    mode: Mode, error: str, wanted: list[tuple[str, str]]
+) -> None:
+    labels = (label("", mode, how="process", pid=50, idle=True, error=error),)
+    assert decisive(judged(seen(labels=labels))) == wanted
 
 
 def test_a_record_with_gaps_proves_nothing() -> None:
@@ -447,7 +485,7 @@ def test_a_pass_means_what_it_says(entries: list[Networked], labels: list[Attach
         return
     for found in entries:
         left_out = any(row.packages or (row.paths and found.path.startswith("/c/")) for row in given.left_out)
-        if found.tier is Tier.C or (left_out and found.evidence[0].kind not in SEEN):
+        if found.tier is Tier.C or (left_out and found.tier is Tier.B):
             continue
         if found.tier is Tier.B and found.path in {row.binary for row in given.documented}:
             continue

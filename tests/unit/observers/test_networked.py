@@ -58,6 +58,23 @@ def test_the_base_has_its_python_alone() -> None:
     assert (seen.elves, seen.unreadable) == (3, ())
 
 
+@pytest.mark.parametrize(
+    ("good", "twin"),
+    [
+        ("/usr/bin/nc", "/usr/bin/nc "),
+        ("/usr/bin/nc", "/usr/bin/\x1b[0mnc"),
+        ("/opt/a b/nc", "/opt/a  b/nc"),
+        ("/usr/bin/nc\\x07", "/usr/bin/nc\x07"),
+    ],
+)
+def test_a_name_that_would_be_written_as_that_of_another_cannot_be_told(good: str, twin: str) -> None:
+    copy = program(elf(imports=("socket",)))
+    seen = scanned({good: copy, twin: copy})
+    assert [entry.path for entry in seen.entries if entry.path != "/usr/bin/python3.13"] == [good]
+    why = f"its name cannot be written as it is: {twin!a}"
+    assert [(file.path, file.why) for file in seen.unreadable] == [(good, why)]
+
+
 # -- ELF -----------------------------------------------------------------------------------------------------------
 
 

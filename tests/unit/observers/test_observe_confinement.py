@@ -97,6 +97,24 @@ def test_what_is_found(
     assert machine.methods == (["ptrace", "exit"] if machine.scope == 3 else ["ptrace"])
 
 
+def test_a_recorded_process_is_not_excused_by_another_that_holds_a_socket(tmp_path: Path) -> None:
+    trace = "  sh-9 [000] ..... 1.5: sched_process_exec: filename=/usr/bin/python3 pid=200 old_pid=200\n"
+    trace += (
+        "  python3-200 [000] ..... 1.6: inet_sock_set_state: family=AF_INET protocol=IPPROTO_TCP sport=0 dport=443 "
+    )
+    trace += "saddr=0 daddr=0 oldstate=TCP_CLOSE newstate=TCP_SYN_SENT\n"
+    running = (
+        *IDLE,
+        (100, "/usr/bin/python3", "daemon (enforce)", 78),
+        (200, "/usr/bin/python3", "unconfined", 0),
+    )
+    document = {"reason": "an interpreter", "reviewer": "A. Person", "date": "2026-01-01"}
+    rows = [{"binary": "/usr/bin/python3", **document}]
+    for record, wanted in ((trace, {("unconfined", "/usr/bin/python3")}), ("", set())):
+        machine = Machine({**GOOD, "/usr/bin/python3": "unconfined"}, running, trace=record)
+        assert decisive(seen(machine, SCAN, tmp_path), documented=rows) == wanted
+
+
 def test_a_program_that_is_gone_proves_nothing(tmp_path: Path) -> None:
     machine = Machine({"/usr/sbin/d": "d (enforce)"}, IDLE)
     assert decisive(seen(machine, SCAN, tmp_path)) == {("no-label", "/usr/bin/nc")}
@@ -116,6 +134,15 @@ def test_units_and_flatpaks(tmp_path: Path) -> None:
     ]
     assert decisive(observation, documented=documents) == set()
     assert len(questions(scan)) == 2
+
+
+def test_what_the_first_process_waits_for_cannot_be_left_out(tmp_path: Path) -> None:
+    unit = UnitSeen(name="sshd.service", program="/usr/sbin/sshd", listens=("80",))
+    scan = scanned(entry("/usr/sbin/sshd", Kind.SOCKET_UNIT), units=(unit,))
+    rows = [{"paths": ["/usr/sbin/sshd"], "reason": "it is never started"}]
+    for inode, wanted in ((7, {("unconfined", "/usr/sbin/sshd")}), (0, set())):
+        machine = Machine({"/usr/sbin/sshd": "unconfined"}, ((1, "/usr/lib/systemd/systemd", "unconfined", inode),))
+        assert decisive(seen(machine, scan, tmp_path), left_out=rows) == wanted
 
 
 READ = UnitSeen(name="r.service", program="/opt/app", executes="/usr/bin/perl")

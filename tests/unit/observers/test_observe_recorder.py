@@ -39,8 +39,15 @@ def asks(pid: int, family: int, kind: int, descriptor: int = 3) -> str:
     return f"{first}\n{line(pid, f'sys_socket -> 0x{descriptor:x}')}"
 
 
-def uses(pid: int, call: str, descriptor: int = 3) -> str:
-    return line(pid, f"sys_{call}(fd: {descriptor:x}, umyaddr: 7ffd, addrlen: 10)")
+def uses(pid: int, call: str, descriptor: int = 3, length: int = 16) -> str:
+    return line(pid, f"sys_{call}(fd: {descriptor:x}, umyaddr: 7ffd, addrlen: {length:x})")
+
+
+def message(pid: int, way: str, family: str = "AF_INET", protocol: str = "0x11") -> str:
+    text = (
+        f"sk address = 00000000a1b2c3d4, family = {family} protocol = {protocol}, length = 9, error = 0, flags = 0x0"
+    )
+    return line(pid, f"sock_{way}_length: {text}")
 
 
 def tcp(pid: int, state: str, sport: int = 80, dport: int = 0) -> str:
@@ -68,7 +75,29 @@ def told(*lines: str, running: dict[int, str] | None = None) -> Recorded:
         ((asks(10, 17, 2),), {"/bin/old": "packet datagram"}),
         # Asks for the state of an interface, and talks to nobody.
         ((asks(10, 2, 2),), {}),
-        ((asks(10, 2, 2), uses(10, "bind", 4)), {}),
+        ((asks(10, 2, 2), asks(10, 1, 2, 4), uses(10, "bind", 4)), {}),
+        # A copy of its descriptor, or a socket of the file system that was there before.
+        ((asks(10, 2, 2), uses(10, "sendto", 0)), {"/bin/old": "inet datagram, sent"}),
+        ((asks(10, 2, 2), uses(10, "bind", 0, 28)), {"/bin/old": "inet datagram, bound"}),
+        ((asks(10, 2, 2), uses(10, "connect", 0, 128)), {"/bin/old": "inet datagram, connected"}),
+        ((asks(10, 2, 2), uses(10, "connect", 0, 110)), {}),
+        ((asks(10, 2, 2), uses(10, "sendto", 0, 12)), {}),
+        ((asks(10, 2, 2), line(10, "sys_sendmsg(fd: 0, msg: 7ffd, flags: 0)")), {}),
+        ((uses(10, "sendto", 0),), {}),
+        # What it becomes has its descriptors.
+        ((asks(10, 2, 2), forks(10, 11), executes(11, "/bin/new"), uses(11, "sendmsg")),
+         {"/bin/new": "inet datagram, sent"}),
+        ((asks(10, 2, 2), executes(10, "/bin/new"), executes(10, "/bin/more"), uses(10, "bind")),
+         {"/bin/more": "inet datagram, bound"}),
+        ((asks(10, 2, 2), executes(10, "/bin/new"), asks(10, 1, 2), uses(10, "bind")), {}),
+        ((asks(10, 2, 2), executes(12, "/bin/new"), uses(12, "bind")), {}),
+        # Where the kernel says what was sent, it does not matter through what.
+        ((message(10, "send"),), {"/bin/old": "inet udp, sent"}),
+        ((message(10, "recv", "AF_INET6", "0x3a"),), {"/bin/old": "inet6 icmp6, received"}),
+        ((message(10, "send", "AF_INET6", "IPPROTO_SCTP"),), {"/bin/old": "inet6 sctp, sent"}),
+        ((message(10, "send", "0x11", "0x3"),), {"/bin/old": "packet, sent"}),
+        ((message(10, "send", protocol="0xff"),), {"/bin/old": "inet protocol 255, sent"}),
+        ((message(1, "send"),), {}),
         # The descriptor is another socket's by now.
         ((asks(10, 2, 2), asks(10, 1, 2), uses(10, "bind")), {}),
         ((asks(10, 1, 1), uses(10, "bind")), {}),
@@ -80,7 +109,7 @@ def told(*lines: str, running: dict[int, str] | None = None) -> Recorded:
         ((tcp(1, "TCP_LISTEN"),), {}),
         ((line(10, "osgates: no event"), "", "# a comment"), {}),
     ],
-)
+)  # fmt: skip
 def test_who_used_what(lines: tuple[str, ...], programs: dict[str, str]) -> None:
     assert told(*lines) == Recorded(programs)
 
@@ -88,6 +117,10 @@ def test_who_used_what(lines: tuple[str, ...], programs: dict[str, str]) -> None
 def test_who_cannot_be_told() -> None:
     assert told(tcp(77, "TCP_LISTEN")).unnamed == ("thread 77: tcp listens on port 80",)
     assert told(executes(10, "./here"), tcp(10, "TCP_LISTEN")).unnamed == ("./here: tcp listens on port 80",)
+    # Written on one line, it would be another program.
+    assert told(executes(10, "/bin/a  b"), tcp(10, "TCP_LISTEN")) == Recorded(
+        unnamed=("/bin/a b, whose name cannot be written as it is: tcp listens on port 80",)
+    )
     # A thread's number is used again, for a child of somebody unknown.
     assert told(forks(99, 10), tcp(10, "TCP_LISTEN")).unnamed == ("thread 10: tcp listens on port 80",)
 
@@ -144,6 +177,32 @@ def test_a_record_made_here(tmp_path: Path) -> None:
     assert "inet datagram" not in mine
     assert not Path("/sys/kernel/tracing/instances/osgates").exists()
     assert not os.path.ismount(tmp_path / "tracing")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may record")
+@pytest.mark.parametrize("way", ["os.dup2(s.fileno(), 0); sent(0)", "os.set_inheritable(s.fileno(), True); become()"])
+def test_a_copied_descriptor_and_an_inherited_one_here(tmp_path: Path, way: str) -> None:
+    shell = local_shell(tmp_path)
+    recording = recorder.start(shell)
+    if recording.problem:
+        pytest.skip(f"this host keeps no record: {recording.problem}")
+    copy = tmp_path / "env"
+    copy.write_bytes(Path("/usr/bin/env").read_bytes())
+    copy.chmod(0o755)
+    program = f"""
+import os, socket, sys
+def sent(number):
+    socket.socket(2, 2, 0, number).sendto(b"x", ("127.0.0.1", 9))
+def become():
+    again = f"import socket; socket.socket(2, 2, 0, {{s.fileno()}}).sendto(b'x', ('127.0.0.1', 9))"
+    os.execv({str(copy)!r}, ["env", sys.executable, "-c", again])
+s = socket.socket(2, 2)
+{way}
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    seen = recorder.stop(shell, recording, os.path.realpath)
+    assert "inet datagram, sent" in seen.programs[os.path.realpath(sys.executable)]
+    assert str(copy) not in seen.programs
 
 
 def test_no_record_is_told(tmp_path: Path) -> None:

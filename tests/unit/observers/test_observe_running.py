@@ -40,9 +40,11 @@ def blob(tag: str, data: bytes) -> bytes:
     return record("blob", tag, str(len(data))) + data
 
 
-def stat(pid: int, parent: int = 1, flags: int = 0x400000, state: str = "S", name: str = "a") -> str:
-    zeros = " 0" * 12
-    return f"{pid} ({name}) {state} {parent} 1 1 0 -1 {flags}{zeros} 777 0 0"
+def stat(
+    pid: int, parent: int = 1, flags: int = 0x400000, state: str = "S", name: str = "a", threads: int = 1
+) -> str:
+    zeros = " 0" * 10
+    return f"{pid} ({name}) {state} {parent} 1 1 0 -1 {flags}{zeros} {threads} 0 777 0 0"
 
 
 class Told(bytes):
@@ -116,10 +118,27 @@ def test_who_does_not_count() -> None:
     assert [found.pid for found in running(answer(own, child, kernel, zombie)).processes] == [10, 11]
 
 
+def again(pid: int, label: str, line: str = "") -> bytes:
+    return record("again", str(pid), label, line or stat(pid))
+
+
+def test_who_ended_meanwhile_does_not_count() -> None:
+    unknown, there = process(12, "", "unconfined"), again(10, "d (enforce)")
+    for more in ((there,), (there, again(12, "unconfined", stat(12, state="Z")))):
+        assert [found.pid for found in running(answer(unknown, *more)).processes] == [10, 11]
+    # It is still there; its first thread alone has ended; nobody looked again.
+    for more in ((there, again(12, "unconfined")), (there, again(12, "", stat(12, state="Z", threads=2))), ()):
+        assert running(answer(unknown, *more)).processes[-1].error == "its program cannot be told"
+    lone = process(12, "", "unconfined", line=stat(12, state="Z", threads=3))
+    assert [found.pid for found in running(answer(lone)).processes] == [10, 11, 12]
+
+
 @pytest.mark.parametrize(
     ("more", "error"),
     [
         (process(12, "", "unconfined"), "its program cannot be told"),
+        (process(12, "/bin/a  b", "unconfined"), "its program cannot be told"),
+        (process(12, "/bin/a ", "unconfined"), "its program cannot be told"),
         (process(12, "/bin/a", ""), "the kernel gave no label"),
         (process(12, "/bin/a", "system_u:system_r:init_t:s0", how="current"), "its label is not AppArmor's"),
         (process(12, "/bin/a (deleted)", "a (enforce)"), ""),
@@ -308,7 +327,6 @@ def test_what_the_first_process_waits_on_is_for_others() -> None:
 
 
 def test_what_becomes_another_program_meanwhile_has_no_label() -> None:
-    (*_, seen) = running(answer(process(12, "/bin/a", "unconfined"), record("again", "12", "a (enforce)"))).processes
-    assert seen.error == UNSTEADY
-    (*_, seen) = running(answer(process(12, "/bin/a", "unconfined"), record("again", "12", "unconfined"))).processes
-    assert seen.error == ""
+    for label, error in (("a (enforce)", UNSTEADY), ("unconfined", ""), ("", "")):
+        (*_, seen) = running(answer(process(12, "/bin/a", "unconfined"), again(12, label))).processes
+        assert seen.error == error

@@ -6,6 +6,8 @@ lib/luks2/luks2_json_metadata.c of cryptsetup for what that refuses. Nothing is 
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 import re
@@ -28,6 +30,8 @@ _MAX_OBJECTS = 64
 _MAX_SLOT = 31
 _NUMBER = re.compile(r"^[0-9]{1,20}$")
 _MAX_KEYSLOTS = 128 << 20
+# A key of RSA with 16384 bits has 3 KiB as PEM.
+_MAX_PUBKEY = 16 << 10
 # Of all metadata together.
 MOST = 2 * SIZES[-1] + _MAX_KEYSLOTS
 
@@ -65,7 +69,8 @@ class Keyslot:
 @dataclass(frozen=True, slots=True)
 class Token:
     """What unlocks keyslots without a passphrase. Of ``systemd-tpm2``: PCRs that its policy names, PCRs that a signed
-    policy names, their bank, whether a PIN is asked for, whether PCRs are left to a systemd-pcrlock policy."""
+    policy names, their bank, whether a PIN is asked for, whether PCRs are left to a systemd-pcrlock policy, the key
+    that signs policies (PEM)."""
 
     number: int
     type: str
@@ -75,6 +80,7 @@ class Token:
     bank: str = ""
     pin: bool = False
     pcrlock: bool = False
+    pubkey: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,18 +434,22 @@ def _tokens(tokens: _Json, slots: set[int]) -> tuple[Token, ...]:
             found.append(Token(number, kind, of))
             continue
         # systemd's src/shared/tpm2-util.c, tpm2_parse_luks2_json() and tpm2_make_luks2_json().
-        if _pcrs(token["tpm2-pcrs"]) and _is_open(token.get("tpm2-policy-hash")):
+        pcrs, signed = _pcrs(token["tpm2-pcrs"]), _pcrs(token.get("tpm2_pubkey_pcrs"))
+        if (pcrs or signed) and _is_open(token.get("tpm2-policy-hash")):
             token.wrong("it names PCRs, and its policy demands nothing")
+        pubkey = _pem(token.get("tpm2_pubkey"))
         found.append(
             Token(
                 number,
                 kind,
                 of,
-                pcrs=_pcrs(token["tpm2-pcrs"]),
-                signed_pcrs=_pcrs(token.get("tpm2_pubkey_pcrs")),
+                pcrs=pcrs,
+                # Without the key, there is nobody whose signature would be asked for.
+                signed_pcrs=signed if pubkey else (),
                 bank=bank.text() if (bank := token.get("tpm2-pcr-bank")) is not None else "",
                 pin=_flag(token.get("tpm2-pin")),
                 pcrlock=_flag(token.get("tpm2_pcrlock")),
+                pubkey=pubkey,
             )
         )
     return tuple(found)
@@ -451,6 +461,18 @@ def _is_open(policy: _Json | None) -> bool:
         return False
     digests = policy.list() if isinstance(policy.value, list) else [policy]
     return any(not digest.text().strip("0") for digest in digests)
+
+
+def _pem(entry: _Json | None) -> bytes:
+    """A file in base64; empty if there is none."""
+    if entry is None:
+        return b""
+    if not isinstance(entry.value, str) or len(entry.value) > _MAX_PUBKEY * 4 // 3 + 4:
+        entry.wrong("no text, or a long one")
+    try:
+        return base64.b64decode(entry.value, validate=True)
+    except (binascii.Error, ValueError):
+        entry.wrong("no base64")
 
 
 def _pcrs(entry: _Json | None) -> tuple[int, ...]:

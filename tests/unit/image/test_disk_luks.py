@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import subprocess
@@ -19,6 +20,7 @@ from pytest_osgates.vm.errors import ImageError
 from tests.disk_builders import DATA, HEADER, KEYSLOTS, flipped, luks2, metadata, slot
 
 PAYLOAD = bytes(1 << 16)
+PEM = b"-----BEGIN PUBLIC KEY-----\n" + b"MIIB" * 200 + b"\n-----END PUBLIC KEY-----\n"
 
 
 def read(raw: bytes) -> Header:
@@ -57,6 +59,7 @@ def test_what_cryptsetup_made(tmp_path: Path) -> None:
         "tpm2-policy-hash": "ab" * 32,
         "tpm2-pin": True,
         "tpm2_pubkey_pcrs": [11],
+        "tpm2_pubkey": base64.b64encode(PEM).decode(),
     }
     (tmp_path / "token").write_text(json.dumps(token))
     subprocess.run([*cryptsetup, "token", "import", "--json-file", str(tmp_path / "token"), str(disk)], check=True)
@@ -69,7 +72,7 @@ def test_what_cryptsetup_made(tmp_path: Path) -> None:
     ]
     found = header.tokens[0]
     assert (found.type, found.keyslots, found.pcrs, found.signed_pcrs) == ("systemd-tpm2", (1,), (4, 7), (11,))
-    assert (found.bank, found.pin, found.pcrlock) == ("sha256", True, False)
+    assert (found.bank, found.pin, found.pcrlock, found.pubkey) == ("sha256", True, False, PEM)
 
 
 def test_luks1() -> None:
@@ -150,6 +153,14 @@ def test_a_slot_that_is_only_tried_where_its_number_is_said() -> None:
     assert [entry.start - found[0].start for entry in found] == [0, 65536, 131072]
 
 
+def test_a_signed_policy_without_a_key_binds_nothing() -> None:
+    """systemd asks for a signature only where the token has the key."""
+    for key, bound in ((None, ()), ("", ()), (base64.b64encode(PEM).decode(), (11,))):
+        more = {} if key is None else {"tpm2_pubkey": key}
+        token = {**TPM2, "tpm2-pcrs": [], "tpm2_pubkey_pcrs": [11], "tpm2-policy-hash": "ab" * 32, **more}
+        assert read(luks2(metadata(tokens={"0": token}), PAYLOAD)).tokens[0].signed_pcrs == bound
+
+
 TPM2 = {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [7]}
 
 
@@ -181,6 +192,12 @@ def contradictions() -> dict[str, dict[str, Any] | bytes]:
         "PCRs 0 to 23": metadata(tokens={"0": {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [24]}}),
         "its policy demands nothing": metadata(tokens={"0": {**TPM2, "tpm2-policy-hash": "00" * 32}}),
         "0: it names PCRs": metadata(tokens={"0": {**TPM2, "tpm2-policy-hash": ["ab" * 32, "00" * 32]}}),
+        # Of what is only signed, as well.
+        "tokens.0: it names PCRs": metadata(
+            tokens={"0": {**TPM2, "tpm2-pcrs": [], "tpm2_pubkey_pcrs": [11], "tpm2-policy-hash": "00" * 32}}
+        ),
+        "no base64": metadata(tokens={"0": {**TPM2, "tpm2_pubkey": "PEM!"}}),
+        "no text, or a long one": metadata(tokens={"0": {**TPM2, "tpm2_pubkey": 1}}),
         "no 'tpm2-pcrs'": metadata(tokens={"0": {"type": "systemd-tpm2", "keyslots": ["0"]}}),
     }
 

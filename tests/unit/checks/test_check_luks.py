@@ -264,8 +264,29 @@ def test_a_slot_that_nobody_can_use_does_not_count(changes: dict[str, Any]) -> N
 def test_a_stretched_key_is_a_passphrase_whatever_its_token_says(how: KdfSeen) -> None:
     seen = with_volume(keyslots=(keyslot(), keyslot(1, how)))
     found = judge(luks.GATE, seen, LUKS_POLICY)
-    assert {subject for _, subject in keys(found.findings, *DECISIVE)} == {"partition 2, keyslot 1"}
-    assert judge(luks.GATE, with_volume(keyslots=(keyslot(), keyslot(1))), LUKS_POLICY).verdict is Verdict.PASS
+    assert {subject for _, subject in keys(found.findings, *DECISIVE)} == {"partition 2, keyslot 1", "partition 2"}
+    weak = next(finding for finding in found.findings if finding.subject == "partition 2, keyslot 1")
+    # What would make it stronger leaves no recovery key: that is not what it says.
+    assert "luksConvertKey" not in weak.hint
+    assert "recovery_slots" in weak.hint
+
+
+def test_a_recovery_key_that_became_a_passphrase_is_none() -> None:
+    """cryptsetup luksChangeKey lets the token stay."""
+    seen = with_volume(keyslots=(keyslot(), keyslot(1)))
+    found = judge(luks.GATE, seen, LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("extra-slot", "partition 2"), ("no-recovery", "partition 2")]
+    assert "keyslot 1 is stretched" in found.findings[-1].seen
+    assert keys(found.findings, Severity.REMARK) == [("stretched-key", "partition 2, keyslot 1")]
+    assert judge(luks.GATE, seen, policy(recovery_slots=(1,))).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("how", [kdf(), KdfSeen(type="pbkdf2", iterations=1001, hash="sha256")])
+def test_no_token_hides_a_passphrase(how: KdfSeen) -> None:
+    slots = (keyslot(), keyslot(1, MINIMAL), keyslot(2, how))
+    found = judge(luks.GATE, with_volume(keyslots=slots, tokens=(RECOVERY, tpm())), LUKS_POLICY)
+    weak = ("keyslot-kdf", "partition 2, keyslot 2") if how.type == "pbkdf2" else ("extra-slot", "partition 2")
+    assert keys(found.findings, *DECISIVE) == [weak]
 
 
 def test_a_second_recovery_key_is_one_too_many() -> None:
@@ -545,7 +566,10 @@ def test_no_pass_with_a_weak_passphrase(slots: list[Any], claimed: list[Any]) ->
     seen = with_volume(keyslots=made, tokens=tokens)
     if judge(luks.GATE, seen, LUKS_POLICY).verdict is not Verdict.PASS:
         return
-    owned = {token.keyslots[0] for token in tokens if token.type != "x"}
+    # A slot that is stretched has a passphrase, whoever names it.
+    owned = {token.keyslots[0] for token in tokens if token.type != "x"} - {
+        slot.number for slot in made if slot.kdf is None or slot.kdf.type != "pbkdf2"
+    }
     for slot in made:
         strong = (
             slot.kdf is not None and slot.kdf.type == "argon2id" and slot.kdf.memory >= 65536 and slot.kdf.time >= 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -26,6 +28,13 @@ _MOST_UNKNOWN = 32 << 20
 # systemd and cryptsetup-initramfs make a new key at every boot from these: swap, /tmp.
 _FRESH = frozenset({"/dev/urandom", "/dev/random", "/dev/hwrng"})
 _GRUB_KEYS = frozenset({"--key-file", "--password"})
+_GRUB_KNOWN = frozenset({"--uuid", "--all", "--boot"})
+# What words_of_keys() says of it: that it is a key, and what nobody can tell from the line.
+GRUB_KEY = "cryptomount with a key"
+GRUB_UNKNOWN = "cryptomount, and it is not known with what: "
+_SHOWN = 100
+_ENDS = ";{}"
+_CRYPTOMOUNT = re.compile(r"(?:(=)|(?<![\w./$-]))cryptomount(?![\w./-])([^;|&]*)")
 _NO_KEY = frozenset({"", "-", "none"})
 # crypttab(5): what unlocks is a program; keyslots are those of another header than the disk's own.
 _OPTIONS = {"keyscript=": "keyscript", "header=": "other-header"}
@@ -204,7 +213,9 @@ def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
                 name = f"{line.container}!{line.path}: {line.name}"
                 findings.append(_key(rule, name, line.options, policy, Severity.UNPROVEN))
     for name, word in boot.words:
-        findings.append(_key("parameter-key", name, word, policy))
+        unknown = word.startswith(GRUB_UNKNOWN)
+        severity = Severity.UNPROVEN if unknown else Severity.VIOLATION
+        findings.append(_key("parameter-key", name, word, policy, severity))
     return findings
 
 
@@ -255,25 +266,69 @@ def _key(rule: str, subject: str, seen: str, policy: LuksPolicy, severity: Sever
 
 
 @cache
-def _parameters() -> dict[str, str]:
+def _parameters() -> tuple[tuple[str, re.Pattern[str], str], ...]:
     """Kernel parameters that name a key, and what their value has to have in it for that. The kernel takes - and _ in
-    names for the same."""
-    return {entry["name"].replace("-", "_"): entry.get("has", "") for entry in data.load("key_files")["parameter"]}
+    names for the same. Before one stands what no name has: the equals sign of a variable, a brace."""
+    found = []
+    for entry in data.load("key_files")["parameter"]:
+        parts = re.split("[-_]", entry["name"])
+        pattern = re.compile(rf"(?<![\w.-])(?:rd\.)?{'[-_]'.join(map(re.escape, parts))}=(\S+)")
+        found.append(("_".join(parts), pattern, entry.get("has", "")))
+    return tuple(found)
 
 
 def words_of_keys(line: str) -> list[str]:
     """What a line of a boot configuration, or a kernel's command line, says of keys: parameters that name a file,
     and GRUB's ``cryptomount`` if it gets one, or a passphrase (GRUB's manual, cryptomount)."""
-    # GRUB and the kernel take quotes within a word away.
-    words = line.replace('"', "").replace("'", "").split()
+    # GRUB and the kernel take quotes within a word away, GRUB backslashes too.
+    line = line.replace('"', "").replace("'", "").replace("\\", "")
     found = []
+    folded = line.replace("-", "_")
+    for name, pattern, needed in _parameters():
+        for match in pattern.finditer(line) if f"{name}=" in folded else ():
+            # A command of GRUB's ends there, a parameter need not.
+            value = match[1].rstrip(_ENDS)
+            if value.strip(_ENDS) and needed in value:
+                found.append(match[0].rstrip(_ENDS))
+    for match in _CRYPTOMOUNT.finditer(line):
+        # What ends the command may have stood in quotes.
+        options = (word for word in line[match.end() :].split() if word.startswith("-"))
+        if any(word[:2] in {"-k", "-p"} or word.partition("=")[0] in _GRUB_KEYS for word in options):
+            found.append(GRUB_KEY)
+        elif said := _cryptomount(match[2]) or (match[1] and f"{GRUB_UNKNOWN}a variable is set to it"):
+            found.append(said)
+    return list(dict.fromkeys(found))
+
+
+def _cryptomount(rest: str) -> str:
+    """What the arguments of ``cryptomount`` say of keys (grub-core/disk/cryptodisk.c, options[]); empty: nothing."""
+    words = iter(rest.split())
+    unknown = ""
     for word in words:
-        name, equals, value = word.partition("=")
-        needed = _parameters().get(name.replace("-", "_")) if equals and value else None
-        if needed is not None and needed in value:
-            found.append(word)
-    if "cryptomount" in words:
-        options = {word.partition("=")[0] for word in words[words.index("cryptomount") + 1 :]}
-        if options & _GRUB_KEYS or any(option[:2] in {"-k", "-p"} for option in options):
-            found.append("cryptomount with a key")
-    return found
+        if "$" in word:
+            unknown = unknown or word
+        elif word.startswith("--"):
+            name, equals, _ = word.partition("=")
+            if name in _GRUB_KEYS:
+                return GRUB_KEY
+            if name == "--uuid" and not equals:
+                unknown = unknown or _unknown_value(words)
+            elif name not in _GRUB_KNOWN:
+                unknown = unknown or word
+        elif word.startswith("-") and len(word) > 1:
+            for at, letter in enumerate(word[1:], 2):
+                if letter in "kp":
+                    return GRUB_KEY
+                if letter == "u":
+                    # The rest of the word is its value, or the next one.
+                    unknown = unknown or ("" if word[at:] else _unknown_value(words))
+                    break
+                if letter not in "ab":
+                    unknown = unknown or word
+                    break
+    return f"{GRUB_UNKNOWN}{unknown[:_SHOWN]}" if unknown else ""
+
+
+def _unknown_value(words: Iterator[str]) -> str:
+    value = next(words, "")
+    return value if "$" in value else ""

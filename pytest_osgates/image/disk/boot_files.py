@@ -221,9 +221,13 @@ def _take_words(seen: BootFiles, name: str, raw: bytes, find: Finder) -> None:
     come so far."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raw = raw.decode("utf-16", "replace").encode("utf-8", "replace")
-    raw = raw.replace(b"\\\r\n", b" ").replace(b"\\\n", b" ").replace(b"\x00", b"\n")
-    for line in raw.decode("utf-8", "replace").splitlines():
-        for text in find(line):
-            if len(seen.words) >= _MOST_WORDS:
+    said: list[str] = []
+    # GRUB puts a line that goes on together as it stands; boot loader entries and shells have a blank there.
+    for joint in (b" ", b"") if b"\\\n" in raw or b"\\\r\n" in raw else (b" ",):
+        text = raw.replace(b"\\\r\n", joint).replace(b"\\\n", joint).replace(b"\x00", b"\n")
+        before = set() if joint else set(said)
+        for line in text.decode("utf-8", "replace").splitlines():
+            said += [word for word in find(line) if word not in before]
+            if len(seen.words) + len(said) > _MOST_WORDS:
                 raise ImageError(f"more than {_MOST_WORDS} words that name keys")
-            seen.words.append((name, quoted(text.encode())))
+    seen.words += [(name, quoted(word.encode())) for word in said]

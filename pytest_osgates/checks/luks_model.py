@@ -153,7 +153,8 @@ class BootFilesSeen(Model):
 
 class PartitionSeen(Model):
     """A partition, or (number 0) a disk without any: place and size in bytes; `holds` as blkid(8) names it, ``empty``
-    or ``unknown``; `also`: what it could be besides; `error`: why its header or its files could not be read."""
+    or ``unknown``; `also`: what it could be besides; `error`: why its header or its files could not be read;
+    `system`: where files are not looked into, names of some that a system or its users have."""
 
     number: int
     type: str
@@ -165,6 +166,7 @@ class PartitionSeen(Model):
     entropy: float | None = None
     volume: VolumeSeen | None = None
     boot: BootFilesSeen | None = None
+    system: tuple[str, ...] = ()
     error: str = ""
 
     @property

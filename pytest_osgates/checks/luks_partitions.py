@@ -17,6 +17,7 @@ from pytest_osgates.checks.luks_model import (
     PlainPartition,
 )
 from pytest_osgates.checks.luks_slots import RANDOM
+from pytest_osgates.checks.luks_system import judge_system
 from pytest_osgates.model import Finding, Severity
 
 LUKS = "crypto_LUKS"
@@ -119,7 +120,8 @@ def _partition(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int
                 wanted="swap inside the encrypted volume, or none: memory holds keys and passwords",
             ),
         ]
-    return [*findings, _plaintext(partition, policy, used)]
+    found = _plaintext(partition, policy, used)
+    return [*findings, found, *(judge_system(partition) if found.severity is Severity.ACCEPTED else ())]
 
 
 def _empty(partition: PartitionSeen) -> Finding:
@@ -191,7 +193,7 @@ def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
     if boot is None:
         may_boot = accepted is not None and accepted[1].boots and partition.holds != "unknown"
         if partition.holds != "vfat" and not may_boot:
-            return []
+            return [_names_not_read(partition)] if accepted is not None and partition.error else []
         return [_not_looked_into(partition.subject, partition.error or f"{partition.holds} is not read here")]
     findings = [_not_looked_into(f"{partition.subject}: {name}", why) for name, why in boot.unread]
     keys: set[tuple[str, str]] = set()
@@ -230,6 +232,17 @@ def _not_looked_into(subject: str, why: str) -> Finding:
         seen=why,
         wanted="every file that can be read before the disk is unlocked",
         severity=Severity.UNPROVEN,
+    )
+
+
+def _names_not_read(partition: PartitionSeen) -> Finding:
+    """The profile says that it need not be looked into; what it is then is the profile's word alone."""
+    return Finding(
+        rule="system-unseen",
+        subject=partition.subject,
+        seen=partition.error,
+        wanted="names of its files, to tell that there is no system on it",
+        severity=Severity.REMARK,
     )
 
 
@@ -282,6 +295,8 @@ def words_of_keys(line: str) -> list[str]:
     and GRUB's ``cryptomount`` if it gets one, or a passphrase (GRUB's manual, cryptomount)."""
     # GRUB and the kernel take quotes within a word away, GRUB backslashes too.
     line = line.replace('"', "").replace("'", "").replace("\\", "")
+    if "=" not in line and "cryptomount" not in line:
+        return []
     found = []
     folded = line.replace("-", "_")
     for name, pattern, needed in _parameters():

@@ -26,8 +26,10 @@ from pytest_osgates.checks.luks_model import (
 )
 from pytest_osgates.checks.luks_partitions import words_of_keys
 from pytest_osgates.checks.luks_slots import RANDOM
+from pytest_osgates.checks.luks_system import signs_of_system
 from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
+from pytest_osgates.image.disk.ext4 import Ext4
 from pytest_osgates.image.disk.partitions import DiskPartition, Table, read_table
 from pytest_osgates.image.disk.source import Disk, SourceContent, first_byte, open_disk
 from pytest_osgates.observers.divergence import text_of
@@ -48,16 +50,19 @@ Progress = Callable[[str, float | None], None]
 @dataclass(frozen=True)
 class Wanted:
     """What to try and where to look: passphrases for every keyslot, and types of ext4 partitions that may hold
-    kernels and initrds. FAT is always looked into; an ext4 that nobody speaks of may be a whole system."""
+    kernels and initrds. FAT is always looked into; an ext4 that nobody speaks of may be a whole system. `named`:
+    types of ext4 partitions that are accepted and need not be looked into: only names of files are read there."""
 
     refused: tuple[str, ...] = ("",)
     ext4: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, policy: LuksPolicy) -> Wanted:
         """By what the profile says."""
-        boots = (entry.type for entry in policy.accept_plaintext if entry.boots and entry.holds == contents.EXT)
-        return cls(policy.refused, frozenset(boots))
+        accepted = [entry for entry in policy.accept_plaintext if entry.holds == contents.EXT]
+        boots = frozenset(entry.type for entry in accepted if entry.boots)
+        return cls(policy.refused, boots, frozenset(entry.type for entry in accepted) - boots)
 
     def looks_into(self, kind: str) -> bool:
         """Whether an ext4 partition of this type is looked into."""
@@ -116,6 +121,9 @@ def _partition(disk: Disk, part: DiskPartition, wanted: Wanted, patience: float)
             return seen.model_copy(update={"volume": _volume(disk, part, content, wanted.refused, patience)})
         if contents.FAT in (found.kind, *found.also) or (found.kind == contents.EXT and wanted.looks_into(part.type)):
             return seen.model_copy(update={"boot": _boot(read_boot_files(content, words_of_keys))})
+        if found.kind == contents.EXT and part.type in wanted.named:
+            names = (file.path for file in Ext4(content).files())
+            return seen.model_copy(update={"system": signs_of_system(part.type, names)})
     except ImageError as error:
         return seen.model_copy(update={"error": one_line(error.what, 400)})
     return seen

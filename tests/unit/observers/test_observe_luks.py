@@ -154,6 +154,29 @@ def test_an_ext4_is_looked_into_where_the_profile_says_that_it_boots(volume: byt
         assert ("initrd-missing" in rules) != boots
 
 
+@pytest.mark.parametrize("boots", [True, False])
+def test_a_root_file_system_is_not_accepted_as_what_boots(boots: bool, volume: bytes, tmp_path: Path) -> None:
+    """Whether the profile has it looked into or not."""
+    tree = {"initrd": INITRD, "etc/shadow": b"root:x:::::::\n", "home/me/letter.txt": b"dear lawyer\n"}
+    for name, content in tree.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(content)
+    image = tmp_path / "root.img"
+    command = ["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "tree"), str(image), "4M"]
+    subprocess.run(command, check=True, capture_output=True)
+    path = disk(tmp_path / "disk", volume, {})
+    with path.open("r+b") as file:
+        file.seek(MIB)
+        file.write(image.read_bytes())
+    accepted = (PlainPartition(type="esp", holds="ext4", reason="/boot", boots=boots),)
+    policy = POLICY.model_copy(update={"accept_plaintext": accepted, "initrd": "plain" if boots else "encrypted"})
+    seen = luks.observe(path, "d" * 64, luks.Wanted.of(policy), lambda stage, fraction: None)
+    found = judge(GATE, seen, policy)
+    assert {finding.key for finding in found.findings if finding.severity is Severity.VIOLATION} == {
+        ("plain-system", "partition 1")
+    }
+
+
 def test_a_broken_esp_and_a_broken_header_are_not_proven(volume: bytes, tmp_path: Path) -> None:
     raw = bytearray(volume)
     raw[5000] ^= 1

@@ -183,6 +183,17 @@ def _slot(where: PartitionSeen, volume: VolumeSeen, slot: KeyslotSeen, policy: L
                 wanted=f"{' or '.join(policy.ciphers)}, {policy.key_size} bits, as for the data",
             )
         )
+    if not slot.volume:
+        findings.append(
+            Finding(
+                rule="unbound-slot",
+                subject=subject,
+                seen="bound to no segment: what its key is cannot be seen, and it may be the volume's",
+                wanted="only keyslots of the volume",
+                hint="cryptsetup luksKillSlot",
+                severity=Severity.UNPROVEN,
+            )
+        )
     owner, claimant = _owner(volume, slot, policy), _claimant(volume, slot, policy)
     if owner is not None:
         findings.append(_strong_key(subject, slot, owner))
@@ -237,8 +248,6 @@ def _kdf(subject: str, slot: KeyslotSeen, policy: LuksPolicy, claimant: TokenSee
 
 
 def _guesses(subject: str, volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPolicy) -> list[Finding]:
-    if not slot.volume:
-        return []
     tried = {guess.passphrase: guess for guess in volume.guesses if guess.keyslot == slot.number}
     findings = []
     for phrase in policy.refused:
@@ -254,7 +263,7 @@ def _guesses(subject: str, volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPo
                     hint="systemd-cryptenroll --wipe-slot=empty, or cryptsetup luksKillSlot",
                 )
             )
-        elif guess is None or guess.opened is None:
+        elif slot.volume and (guess is None or guess.opened is None):
             why = guess.error if guess is not None else "it was not tried in this run"
             findings.append(
                 Finding(

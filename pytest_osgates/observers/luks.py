@@ -206,14 +206,15 @@ def _guesses(
     header: luks.Header, content: SourceContent, refused: tuple[str, ...], patience: float
 ) -> tuple[Guess, ...]:
     """Each passphrase on each keyslot, by cryptsetup(8) on a copy of the metadata: nothing is opened by it."""
-    slots = [slot.number for slot in header.keyslots if slot.type == "luks2" and slot.volume]
+    # One that is bound to no segment, too: the key in it may be the volume's.
+    slots = [slot for slot in header.keyslots if slot.type == "luks2"]
     if header.version != 2 or not slots or not refused:
         return ()
     try:
         with _copy(header, content) as path:
             return tuple(_try(path, slot, phrase, patience) for slot in slots for phrase in refused)
     except OsgatesError as error:
-        return tuple(_untried(slot, phrase, str(error)) for slot in slots for phrase in refused)
+        return tuple(_untried(slot.number, phrase, str(error)) for slot in slots for phrase in refused)
 
 
 @contextmanager
@@ -236,13 +237,15 @@ def _copy(header: luks.Header, content: SourceContent) -> Iterator[Path]:
         workdir.remove(directory)
 
 
-def _try(path: Path, slot: int, phrase: str, patience: float) -> Guess:
+def _try(path: Path, keyslot: luks.Keyslot, phrase: str, patience: float) -> Guess:
+    slot = keyslot.number
     # Not by standard input: cryptsetup does not take nothing from there.
     key = path.with_name("guess")
     with workdir.temporary("a passphrase that is tried"):
         key.write_bytes(phrase.encode())
     argv = [
         *(TOOL, "open", "--type", "luks2", "--test-passphrase", "--disable-external-tokens", "--batch-mode"),
+        *([] if keyslot.volume else ["--unbound"]),
         *("--key-slot", str(slot), "--key-file", str(key), str(path)),
     ]
     try:

@@ -149,10 +149,6 @@ WEAK: dict[str, tuple[LuksObservation, tuple[str, str]]] = {
     "slot's key": (with_slot(keyslot(cipher_bits=256)), ("keyslot-cipher", "keyslot 0")),
     "extra": (with_volume(keyslots=(keyslot(), keyslot(1, MINIMAL), keyslot(2))), ("extra-slot", "")),
     "no passphrase": (with_volume(keyslots=(keyslot(1, MINIMAL),)), ("no-passphrase", "")),
-    "slot that opens nothing": (
-        with_volume(keyslots=(keyslot(0, volume=False), keyslot(1, MINIMAL))),
-        ("no-passphrase", ""),
-    ),
     "luks1": (with_volume(version=1, keyslots=(), tokens=(), segments=()), ("luks1", "")),
     "copies": (with_volume(faults=("the second copy: not there",)), ("header-copies", "")),
     "requirements": (with_volume(requirements=("online-reencrypt-v2",)), ("unfinished", "")),
@@ -236,7 +232,23 @@ def test_a_named_recovery_slot_counts_and_must_be_strong() -> None:
     weak = with_volume(keyslots=(keyslot(), keyslot(3, MINIMAL)), tokens=())
     assert keys(judge(luks.GATE, weak, named).findings, *DECISIVE) == [("keyslot-kdf", "partition 2, keyslot 3")]
     lost = with_volume(keyslots=(keyslot(), keyslot(3, volume=False)), tokens=())
-    assert keys(judge(luks.GATE, lost, named).findings, *DECISIVE) == [("no-recovery", "partition 2")]
+    assert keys(judge(luks.GATE, lost, named).findings, Severity.VIOLATION) == [("no-recovery", "partition 2")]
+
+
+def test_a_slot_that_is_bound_to_no_segment_is_not_proven() -> None:
+    """Its key may be the volume's own (cryptsetup luksAddKey --unbound --volume-key-file)."""
+    slots = (keyslot(), keyslot(1, MINIMAL), keyslot(2, volume=False))
+    guesses = volume().guesses
+    found = judge(luks.GATE, with_volume(keyslots=slots, guesses=guesses), LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("unbound-slot", "partition 2, keyslot 2")]
+    assert found.verdict is Verdict.NOT_PROVEN
+    opened = (*guesses, Guess(keyslot=2, passphrase="", opened=True))
+    found = judge(luks.GATE, with_volume(keyslots=slots, guesses=opened), LUKS_POLICY)
+    assert keys(found.findings, Severity.VIOLATION) == [("guessable", "partition 2, keyslot 2")]
+    # Nor is it somebody's passphrase.
+    lost = with_volume(keyslots=(keyslot(0, volume=False), keyslot(1, MINIMAL)))
+    found = judge(luks.GATE, lost, LUKS_POLICY)
+    assert keys(found.findings, Severity.VIOLATION) == [("no-passphrase", "partition 2")]
 
 
 def test_a_slot_that_the_tpm_opens_is_no_recovery() -> None:
@@ -398,8 +410,6 @@ def test_what_lies_open_is_one_finding(name: str) -> None:
         with_boot(**files(file("/keys/keyboard", "/initrd"))),
         with_boot(**files(file("/usr/lib/firmware/a_sig.bin", "/initrd", random=True))),
         with_boot(**files(file("/kernel/x86/microcode/GenuineIntel.bin", "/initrd", random=True))),
-        # It opens nothing, so nothing has to be tried on it.
-        with_volume(keyslots=(keyslot(), keyslot(1, MINIMAL), keyslot(2, volume=False)), guesses=volume().guesses),
     ],
 )
 def test_what_says_nothing_against_it(seen: LuksObservation) -> None:

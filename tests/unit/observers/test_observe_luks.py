@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import subprocess
 from pathlib import Path
 
@@ -106,6 +107,38 @@ def test_what_opens_it_is_found(volume: bytes, tmp_path: Path) -> None:
         ("guessable", "partition 2, keyslot 2"),
         ("guessable", "partition 2, keyslot 3"),
     ]
+
+
+def unbound(raw: bytes, slot: str) -> bytes:
+    """The digest of a keyslot taken away from the segment; its key stays the volume's."""
+    made = bytearray(raw)
+    (size,) = struct.unpack_from(">Q", made, 8)
+    for at in (0, size):
+        data = json.loads(bytes(made[at + 4096 : at + size]).split(b"\0")[0])
+        data["digests"]["0"]["keyslots"].remove(slot)
+        data["digests"]["1"] = {**data["digests"]["0"], "keyslots": [slot], "segments": []}
+        text = json.dumps(data, separators=(",", ":")).encode().ljust(size - 4096, b"\0")
+        made[at + 4096 : at + size] = text
+        made[at + 448 : at + 512] = bytes(64)
+        made[at + 448 : at + 480] = hashlib.sha256(made[at : at + 4096] + text).digest()
+    return bytes(made)
+
+
+def test_a_slot_of_no_segment_is_tried_as_well(volume: bytes, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(volume)
+    (tmp_path / "key").write_bytes(b"the passphrase")
+    (tmp_path / "blank").write_bytes(b"")
+    cryptsetup("luksAddKey", "--key-file", str(tmp_path / "key"), *ARGON, str(image), str(tmp_path / "blank"))
+    seen = observe(disk(tmp_path / "disk", unbound(image.read_bytes(), "2"), {"initrd": INITRD}))
+    made = seen.partitions[1].volume
+    assert made is not None
+    assert [(guess.keyslot, guess.opened) for guess in made.guesses] == [(0, False), (1, False), (2, True)]
+    decisive = (Severity.VIOLATION, Severity.UNPROVEN)
+    assert {finding.key for finding in judge(GATE, seen, POLICY).findings if finding.severity in decisive} == {
+        ("unbound-slot", "partition 2, keyslot 2"),
+        ("guessable", "partition 2, keyslot 2"),
+    }
 
 
 def test_without_cryptsetup_nothing_is_proven(volume: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,14 +88,16 @@ def _data(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> list[
         if segment.cipher not in policy.ciphers:
             findings.append(Finding(rule="cipher", subject=subject, seen=segment.cipher, wanted=wanted))
         if segment.integrity and set(segment.holds) == {"DM_integrity"} and segment.blocks:
-            # dm-integrity keeps a superblock and a journal of its own between the encrypted sectors.
+            # dm-integrity keeps a superblock and a journal of its own between the encrypted sectors: what of it is
+            # that, and what an earlier system left, is not told apart here.
             findings.append(
                 Finding(
                     rule="payload-unsampled",
                     subject=subject,
                     seen=f"authenticated by {segment.integrity}: not all that is stored is encrypted data",
-                    wanted="known: its blocks need not look random",
-                    severity=Severity.REMARK,
+                    wanted="stored bytes that cannot be told from random ones",
+                    hint="a volume without --integrity, or look for what is left in it by other means",
+                    severity=Severity.UNPROVEN,
                 )
             )
         elif segment.holds or (segment.blocks and segment.entropy < RANDOM):

@@ -443,9 +443,12 @@ def test_an_empty_volume_proves_nothing() -> None:
     assert keys(found.findings, Severity.UNPROVEN) == [("payload-unseen", "partition 2, segment 0")]
 
 
-def test_an_authenticated_volume_need_not_look_random() -> None:
+def test_what_lies_in_an_authenticated_volume_is_not_proven() -> None:
+    """Its own journal need not look random, and what an earlier system left does not either."""
     fields = {"integrity": "hmac(sha256)", "holds": ("DM_integrity",), "entropy": 3.0}
-    assert judge(luks.GATE, with_volume(segments=(segment(**fields),)), LUKS_POLICY).verdict is Verdict.PASS
+    found = judge(luks.GATE, with_volume(segments=(segment(**fields),)), LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("payload-unsampled", "partition 2, segment 0")]
+    assert found.verdict is Verdict.NOT_PROVEN
     # Without dm-integrity's superblock the data are not what the header says.
     for holds in (("DM_integrity", "ext4"), ()):
         other = segment(**{**fields, "holds": holds})

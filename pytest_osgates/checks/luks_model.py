@@ -122,12 +122,14 @@ class VolumeSeen(Model):
 
 
 class FileSeen(Model):
-    """A regular file that can be read before unlocking. `container`: the initrd it is in; empty: the file system."""
+    """A regular file that can be read before unlocking. `container`: the initrd it is in; empty: the file system.
+    `named`: it could be a key by its bytes, and a text in the same initrd has its name."""
 
     container: str
     path: str
     size: int
     random: bool
+    named: bool = False
 
 
 class CrypttabSeen(Model):

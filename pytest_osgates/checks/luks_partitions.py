@@ -257,6 +257,9 @@ def _looks_like_key(file: FileSeen) -> str:
             return f"its name fits {pattern} ({entry['source']})"
     if not file.random:
         return ""
+    if file.named:
+        # Firmware is asked for by the kernel, not by a unit or a script.
+        return f"{file.size} bytes that cannot be told from random ones, and a text of the initrd names it"
     for entry in known["harmless"]:
         fits = fnmatchcase(path, entry["pattern"]) and entry.get("in_initrd", False) == bool(file.container)
         if fits and file.size in entry.get("sizes", [file.size]):

@@ -132,7 +132,13 @@ def _partition(disk: Disk, part: DiskPartition, wanted: Wanted, patience: float)
 def _boot(found: BootFiles) -> BootFilesSeen:
     return BootFilesSeen(
         files=tuple(
-            FileSeen(container=one_line(file.container, 400), path=file.path, size=file.size, random=file.random)
+            FileSeen(
+                container=one_line(file.container, 400),
+                path=file.path,
+                size=file.size,
+                random=file.random,
+                named=file.named,
+            )
             for file in found.files
         ),
         crypttab=tuple(CrypttabSeen.model_validate(line, from_attributes=True) for line in found.crypttab),

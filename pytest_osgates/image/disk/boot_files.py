@@ -6,9 +6,10 @@ kernel image (UAPI.5).
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_osgates.image.diff.cpio import archives, is_initrd, members
 from pytest_osgates.image.diff.fat import RunContent, is_fat, read_fat
@@ -26,6 +27,8 @@ _SAMPLE = 64 << 10
 # Formats whose files look random for the most part, by their first bytes: PNG, JPEG, GIF, zip, DER.
 _KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x30\x82")
 _MOST_TEXT = 16 << 20
+# Of one initrd, together.
+_MOST_TEXTS = 64 << 20
 _MOST_CONFIG = 1 << 20
 # A detached LUKS header has 16 MiB.
 _MOST_MEMBER = 32 << 20
@@ -39,12 +42,13 @@ _MOST_WORDS = 500
 @dataclass(frozen=True, slots=True)
 class PlainFile:
     """A regular file, or a symbolic link of an initrd; `container` is what it lies in (empty: the file system);
-    `random`: its bytes could be a key."""
+    `random`: its bytes could be a key; `named`: if so, a text in the same initrd has its name."""
 
     container: str
     path: str
     size: int
     random: bool
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,7 @@ def _look_into_program(seen: BootFiles, name: str, content: Content, find: Finde
 
 def _look_into_initrd(seen: BootFiles, name: str, content: Content, find: Finder) -> None:
     seen.initrds.append(name)
+    first, texts = len(seen.files), _Texts()
     for archive in archives(content, to_end=True):
         for member, data in members(archive, _MOST_MEMBER):
             mode = member.numbers[1]
@@ -178,10 +183,14 @@ def _look_into_initrd(seen: BootFiles, name: str, content: Content, find: Finder
             if stat.S_ISLNK(mode):
                 # Its name counts: a key may be found by that. What it points to has a name of its own.
                 seen.files.append(PlainFile(name, path, member.size, False))
+                if "/firmware/" not in path:
+                    # Firmware has many names. A link from elsewhere says what it is for.
+                    texts.add(data or b"")
                 if tells:
                     seen.unread.append((f"{name}!{path}", "a symbolic link"))
                 continue
             _add(seen, name, path, member.size, (data or b"")[:_SAMPLE])
+            texts.add(data or b"")
             if data and data.startswith(_LUKS):
                 seen.unread.append((f"{name}!{path}", "a LUKS header of its own: its keyslots may open the disk"))
             elif tells and member.numbers[4] > 1 and not member.size:
@@ -190,6 +199,36 @@ def _look_into_initrd(seen: BootFiles, name: str, content: Content, find: Finder
                 _take_crypttab(seen, name, path, data)
             elif tells:
                 _take_parameters(seen, name, path, data, find)
+
+    for number, file in enumerate(seen.files[first:], first):
+        if file.random and texts.name(file.path):
+            seen.files[number] = replace(file, named=True)
+    if texts.lost and any(file.random for file in seen.files[first:]):
+        seen.unread.append((name, f"texts of more than {_MOST_TEXTS} bytes, which may name a key"))
+
+
+class _Texts:
+    """Texts of an initrd: units, scripts, configurations."""
+
+    def __init__(self) -> None:
+        self._all = bytearray()
+        self.lost = False
+
+    def add(self, data: bytes) -> None:
+        """Take it in if it is a text."""
+        if not data or (b"\x00" in data and not data.startswith(b"#!")):
+            return
+        if len(self._all) + len(data) > _MOST_TEXTS:
+            self.lost = True
+            return
+        self._all += data + b"\n"
+
+    def name(self, path: str) -> bool:
+        """Whether the last part of `path` stands in one of them."""
+        base = path.rpartition("/")[2].encode()
+        if base not in self._all:
+            return False
+        return re.search(rb"(?<![\w.-])" + re.escape(base) + rb"(?![\w-]|\.\w)", self._all) is not None
 
 
 def _has_parameters(path: str) -> bool:

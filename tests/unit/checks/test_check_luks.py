@@ -376,6 +376,10 @@ OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
     "random file called firmware": (
         with_boot(**files(file("/lib/firmware/x", random=True))), ("key-on-esp", "/lib/firmware/x"), Verdict.FAIL,
     ),
+    "firmware that a unit names": (
+        with_boot(**files(FileSeen(container="/initrd", path="/lib/firmware/x", size=64, random=True, named=True))),
+        ("key-in-initrd", "/initrd!/lib/firmware/x"), Verdict.FAIL,
+    ),
     "crypttab": (with_boot(**line("/keys/root")), ("crypttab-key", "/initrd!/etc/crypttab: root"), Verdict.FAIL),
     "keyscript": (
         with_boot(**line("none", "luks,keyscript=/bin/get")),

@@ -9,6 +9,7 @@ from functools import cache
 
 from pytest_osgates import data
 from pytest_osgates.checks.luks_model import (
+    BootFilesSeen,
     FileSeen,
     GapSeen,
     LuksObservation,
@@ -58,12 +59,13 @@ def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]
         findings += _partition(partition, policy, used)
         findings += _boot(partition, policy)
     findings += [finding for gap in seen.gaps if (finding := _gap(gap, seen.table)) is not None]
-    if policy.initrd == "plain" and not any(part.boot and part.boot.initrds for part in seen.partitions):
+    if policy.initrd == "plain" and not any(part.boot and _has_initrd(part.boot) for part in seen.partitions):
+        early = any(part.boot and part.boot.initrds for part in seen.partitions)
         findings.append(
             Finding(
                 rule="initrd-missing",
                 subject="initrd",
-                seen="none in any partition that can be read",
+                seen="none in any partition that can be read" + (", but for early microcode" if early else ""),
                 wanted="the initrd, to look for keys in it",
                 hint='if it lies in the encrypted part, where GRUB reads it: initrd = "encrypted"',
                 severity=Severity.UNPROVEN,
@@ -81,6 +83,15 @@ def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]
         if entry.documented and number not in used
     ]
     return findings
+
+
+def _has_initrd(boot: BootFilesSeen) -> bool:
+    """Whether there is one that could unlock a disk: with more than what the kernel reads before it unpacks any."""
+    early = data.load("key_files")["early"]
+    return any(
+        file.container in boot.initrds and not any(fnmatchcase(file.path, entry["pattern"]) for entry in early)
+        for file in boot.files
+    )
 
 
 def _partition(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int]) -> list[Finding]:

@@ -143,7 +143,7 @@ def _boot(found: BootFiles) -> BootFilesSeen:
         ),
         crypttab=tuple(CrypttabSeen.model_validate(line, from_attributes=True) for line in found.crypttab),
         words=tuple(found.words),
-        initrds=tuple(found.initrds),
+        initrds=tuple(one_line(name, 400) for name in found.initrds),
         unread=tuple((name, one_line(why, 400)) for name, why in found.unread),
     )
 

@@ -361,6 +361,13 @@ OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
         ("unpartitioned-data", "unpartitioned space at 512"), Verdict.FAIL,
     ),
     "no initrd": (with_boot(initrds=()), ("initrd-missing", "initrd"), Verdict.NOT_PROVEN),
+    "nothing but microcode": (
+        with_boot(files=(
+            file("/kernel/x86/microcode/AuthenticAMD.bin", "/live/initrd.img"),
+            file("/early_cpio", "/live/initrd.img"), file("/init"), file("/init", "/elsewhere"),
+        )),
+        ("initrd-missing", "initrd"), Verdict.NOT_PROVEN,
+    ),
     "unread": (
         with_boot(unread=(("/x.gz", "an archive"),)), ("not-looked-into", "partition 1: /x.gz"), Verdict.NOT_PROVEN,
     ),

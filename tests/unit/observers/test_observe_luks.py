@@ -187,6 +187,17 @@ def test_an_ext4_is_looked_into_where_the_profile_says_that_it_boots(volume: byt
         assert ("initrd-missing" in rules) != boots
 
 
+def test_microcode_alone_is_no_initrd(volume: bytes, tmp_path: Path) -> None:
+    early = newc({"kernel/x86/microcode/GenuineIntel.bin": hashlib.shake_128(b"microcode").digest(6400)})
+    found = judge(GATE, observe(disk(tmp_path / "disk", volume, {"initrd": early})), POLICY)
+    assert [finding.key for finding in found.findings if finding.severity is Severity.UNPROVEN] == [
+        ("initrd-missing", "initrd")
+    ]
+    (tmp_path / "disk.esp").unlink()
+    found = judge(GATE, observe(disk(tmp_path / "disk", volume, {"initrd": early + INITRD})), POLICY)
+    assert found.verdict is Verdict.PASS
+
+
 @pytest.mark.parametrize("boots", [True, False])
 def test_a_root_file_system_is_not_accepted_as_what_boots(boots: bool, volume: bytes, tmp_path: Path) -> None:
     """Whether the profile has it looked into or not."""

@@ -144,13 +144,15 @@ class CrypttabSeen(Model):
 
 
 class BootFilesSeen(Model):
-    """What a partition that is not encrypted shows. `words`: (file, word) of boot configurations that name keys."""
+    """What a partition that is not encrypted shows. `words`: (file, word) of boot configurations that name keys;
+    `free`: bytes that are not zero, in space that belongs to no file."""
 
     files: tuple[FileSeen, ...] = ()
     crypttab: tuple[CrypttabSeen, ...] = ()
     words: tuple[tuple[str, str], ...] = ()
     initrds: tuple[str, ...] = ()
     unread: tuple[tuple[str, str], ...] = ()
+    free: int = 0
 
 
 class PartitionSeen(Model):

@@ -207,6 +207,17 @@ def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
             return [_names_not_read(partition)] if accepted is not None and partition.error else []
         return [_not_looked_into(partition.subject, partition.error or f"{partition.holds} is not read here")]
     findings = [_not_looked_into(f"{partition.subject}: {name}", why) for name, why in boot.unread]
+    if boot.free:
+        findings.append(
+            Finding(
+                rule="free-space",
+                subject=partition.subject,
+                seen=f"{boot.free} bytes that are not zero, in space that belongs to no file",
+                wanted="known: what deleted files leave can be read, and is not looked into",
+                hint="make the file system anew, and write each file once",
+                severity=Severity.REMARK,
+            )
+        )
     keys: set[tuple[str, str]] = set()
     for file in boot.files:
         if why := _looks_like_key(file):

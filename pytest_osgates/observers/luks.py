@@ -145,6 +145,7 @@ def _boot(found: BootFiles) -> BootFilesSeen:
         words=tuple(found.words),
         initrds=tuple(one_line(name, 400) for name in found.initrds),
         unread=tuple((name, one_line(why, 400)) for name, why in found.unread),
+        free=found.free,
     )
 
 

@@ -19,6 +19,7 @@ from pytest_osgates.image.diff.ranges import Content, Part
 from pytest_osgates.image.diff.streams import method_of
 from pytest_osgates.image.disk.contents import looks_random, signatures
 from pytest_osgates.image.disk.ext4 import Ext4
+from pytest_osgates.image.disk.free_space import deleted_files, left_behind
 from pytest_osgates.vm.errors import ImageError
 
 # cryptsetup(8) reads key files up to 8 MiB.
@@ -66,13 +67,15 @@ class CrypttabLine:
 @dataclass
 class BootFiles:
     """All that was seen. `words`: what texts and command lines say of keys, as (file, text).
-    `initrds`: the containers that were looked into. `unread`: what could not be looked into, and why."""
+    `initrds`: the containers that were looked into. `unread`: what could not be looked into, and why. `free`: bytes
+    that are not zero, in space that belongs to no file."""
 
     files: list[PlainFile] = field(default_factory=list)
     crypttab: list[CrypttabLine] = field(default_factory=list)
     words: list[tuple[str, str]] = field(default_factory=list)
     initrds: list[str] = field(default_factory=list)
     unread: list[tuple[str, str]] = field(default_factory=list)
+    free: int = 0
 
 
 # What a line of a text says of keys.
@@ -96,6 +99,11 @@ def read_boot_files(content: Content, find: Finder) -> BootFiles:
         return seen
     fat = read_fat(content)
     _take_rest(seen, content, fat.size)
+    seen.free = left_behind(fat)
+    for path, part in deleted_files(fat):
+        if _could_be_key(part.size, part.read(0, _SAMPLE)):
+            what = f"{part.size} bytes of a deleted file, where others may have been since: they could be a key"
+            seen.unread.append((path, what))
     for entry in fat.entries.values():
         name = entry.path.rpartition("/")[2]
         if entry.is_dir or (name.startswith("<") and not entry.runs):
@@ -150,10 +158,13 @@ def _unpacks(content: Content) -> bool:
 def _add(seen: BootFiles, container: str, path: str, size: int, data: bytes) -> None:
     if len(seen.files) >= _MOST_FILES:
         raise ImageError(f"more than {_MOST_FILES} files")
+    seen.files.append(PlainFile(container, path, size, _could_be_key(size, data)))
+
+
+def _could_be_key(size: int, data: bytes) -> bool:
     # What begins like a compressed file is one: of keys, one in sixteen million does.
     known = method_of(data) is not None or data.startswith(_KNOWN)
-    random = size <= MOST and not known and looks_random(data)
-    seen.files.append(PlainFile(container, path, size, random))
+    return size <= MOST and not known and looks_random(data)
 
 
 def _look_into_program(seen: BootFiles, name: str, content: Content, find: Finder) -> None:

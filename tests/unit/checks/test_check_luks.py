@@ -466,6 +466,12 @@ def test_what_lies_in_an_authenticated_volume_is_not_proven() -> None:
         assert judge(luks.GATE, with_volume(segments=(other,)), LUKS_POLICY).verdict is Verdict.FAIL
 
 
+def test_what_deleted_files_left_is_a_remark() -> None:
+    found = judge(luks.GATE, with_boot(free=700), LUKS_POLICY)
+    assert ("free-space", "partition 1") in keys(found.findings, Severity.REMARK)
+    assert found.verdict is Verdict.PASS
+
+
 def test_acceptances_need_reasons_and_fit_one_kind() -> None:
     boot = plain("ext4", "xbootldr")
     accepted = PlainPartition(type="xbootldr", holds="ext4", reason="kernels", boots=False)

@@ -298,6 +298,30 @@ def test_what_follows_a_file_system_is_said(tmp_path: Path) -> None:
         assert [name for name, _ in seen.unread] == ["after the file system"]
 
 
+def test_what_deleted_files_leave_is_counted_and_could_be_a_key(tmp_path: Path) -> None:
+    text = b"a page of a letter to my lawyer\n" * 400
+    files = {"initrd": newc({"init": b"x"}), "root.bin": KEY, "loader/letter.txt": text, "other": b"x" * 700}
+    image = fat(tmp_path / "esp", files)
+    assert read_boot_files(BytesContent(image.read_bytes()), words_of_keys).free == 0
+    subprocess.run(["mdel", "-i", str(image), "::root.bin", "::loader/letter.txt"], check=True)
+    seen = read_boot_files(BytesContent(image.read_bytes()), words_of_keys)
+    assert seen.free == len(KEY.replace(b"\0", b"")) + len(text)
+    assert [name for name, _ in seen.unread] == ["/?OOT.BIN"]
+    # Once another file is there, it is that file's.
+    over = tmp_path / "over"
+    over.write_bytes(bytes(3 << 20))
+    subprocess.run(["mcopy", "-i", str(image), str(over), "::over"], check=True)
+    seen = read_boot_files(BytesContent(image.read_bytes()), words_of_keys)
+    assert (seen.free, seen.unread) == (0, [])
+
+
+def test_what_follows_the_end_of_a_file_is_counted(tmp_path: Path) -> None:
+    image = fat(tmp_path / "esp", {"a": b"x" * 700})
+    raw = image.read_bytes()
+    at = raw.index(b"x" * 700) + 700
+    assert read_boot_files(BytesContent(raw[:at] + b"left" + raw[at + 4 :]), words_of_keys).free == 4
+
+
 def test_no_name_makes_a_file_invisible(tmp_path: Path) -> None:
     """The reader's own names for deleted entries and labels begin like this one."""
     raw = fat(tmp_path / "esp", {"AINITRD": newc({"k": KEY})}).read_bytes()

@@ -184,12 +184,14 @@ class PartitionSeen(Model):
 
 class GapSeen(Model):
     """Space that belongs to no partition, in bytes; `first`: where in the disk its first byte is that is not zero;
-    `holds`: signatures of file systems at its start."""
+    `holds`: signatures of file systems at its start; `grub`: after an MBR, there is GRUB's core image and nothing
+    else."""
 
     start: int
     size: int
     first: int | None
     holds: tuple[str, ...] = ()
+    grub: bool = False
 
 
 class DiskSeen(Model):

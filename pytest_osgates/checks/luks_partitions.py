@@ -186,14 +186,15 @@ def _gap(gap: GapSeen, table: str) -> Finding | None:
     # GRUB's begins in the sector after an MBR; on a GPT disk it has a partition.
     first = table == "dos" and gap.start + gap.size <= _BOOT_GAP and _SECTOR <= gap.first < 2 * _SECTOR
     boot = first and not gap.holds
+    place = ", where boot loaders for BIOS lie" + ("" if gap.grub else ": it is not GRUB's core image alone")
     return Finding(
         rule="boot-gap" if boot else "unpartitioned-data",
         subject=f"unpartitioned space at {gap.start}",
         seen=f"bytes at {gap.first} of the disk"
-        + (f": {', '.join(gap.holds)}" if gap.holds else ", where boot loaders for BIOS lie" if boot else ""),
-        wanted="nothing" if boot else "nothing that is not encrypted",
+        + (f": {', '.join(gap.holds)}" if gap.holds else place if boot else ""),
+        wanted="nothing, or GRUB's core image" if boot else "nothing that is not encrypted",
         hint="" if boot else "make the disk anew: what an earlier installation left can be read",
-        severity=Severity.REMARK if boot else Severity.VIOLATION,
+        severity=Severity.VIOLATION if not boot else Severity.REMARK if gap.grub else Severity.UNPROVEN,
     )
 
 

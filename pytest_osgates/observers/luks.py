@@ -29,6 +29,7 @@ from pytest_osgates.checks.luks_slots import RANDOM
 from pytest_osgates.checks.luks_system import signs_of_system
 from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
+from pytest_osgates.image.disk.boot_gap import is_core_image
 from pytest_osgates.image.disk.ext4 import Ext4
 from pytest_osgates.image.disk.partitions import DiskPartition, Table, read_table
 from pytest_osgates.image.disk.source import Disk, SourceContent, first_byte, open_disk
@@ -100,7 +101,9 @@ def observe(path: Path, sha256: str, wanted: Wanted, progress: Progress, patienc
 def _gaps(disk: Disk, table: Table) -> Iterator[GapSeen]:
     for start, size in table.gaps:
         holds = contents.signatures(SourceContent(disk, start, size))
-        yield GapSeen(start=start, size=size, first=first_byte(disk, start, size), holds=holds)
+        first = first_byte(disk, start, size)
+        grub = table.kind == "dos" and first is not None and is_core_image(disk, start, size)
+        yield GapSeen(start=start, size=size, first=first, holds=holds, grub=grub)
 
 
 def _partition(disk: Disk, part: DiskPartition, wanted: Wanted, patience: float) -> PartitionSeen:

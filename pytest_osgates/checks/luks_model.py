@@ -122,12 +122,14 @@ class VolumeSeen(Model):
 
 
 class FileSeen(Model):
-    """A regular file that can be read before unlocking. `container`: the initrd it is in; empty: the file system."""
+    """A regular file that can be read before unlocking. `container`: the initrd it is in; empty: the file system.
+    `named`: it could be a key by its bytes, and a text in the same initrd has its name."""
 
     container: str
     path: str
     size: int
     random: bool
+    named: bool = False
 
 
 class CrypttabSeen(Model):
@@ -142,18 +144,21 @@ class CrypttabSeen(Model):
 
 
 class BootFilesSeen(Model):
-    """What a partition that is not encrypted shows. `words`: (file, word) of boot configurations that name keys."""
+    """What a partition that is not encrypted shows. `words`: (file, word) of boot configurations that name keys;
+    `free`: bytes that are not zero, in space that belongs to no file."""
 
     files: tuple[FileSeen, ...] = ()
     crypttab: tuple[CrypttabSeen, ...] = ()
     words: tuple[tuple[str, str], ...] = ()
     initrds: tuple[str, ...] = ()
     unread: tuple[tuple[str, str], ...] = ()
+    free: int = 0
 
 
 class PartitionSeen(Model):
     """A partition, or (number 0) a disk without any: place and size in bytes; `holds` as blkid(8) names it, ``empty``
-    or ``unknown``; `also`: what it could be besides; `error`: why its header or its files could not be read."""
+    or ``unknown``; `also`: what it could be besides; `error`: why its header or its files could not be read;
+    `system`: where files are not looked into, names of some that a system or its users have."""
 
     number: int
     type: str
@@ -165,6 +170,7 @@ class PartitionSeen(Model):
     entropy: float | None = None
     volume: VolumeSeen | None = None
     boot: BootFilesSeen | None = None
+    system: tuple[str, ...] = ()
     error: str = ""
 
     @property
@@ -178,12 +184,14 @@ class PartitionSeen(Model):
 
 class GapSeen(Model):
     """Space that belongs to no partition, in bytes; `first`: where in the disk its first byte is that is not zero;
-    `holds`: signatures of file systems at its start."""
+    `holds`: signatures of file systems at its start; `grub`: after an MBR, there is GRUB's core image and nothing
+    else."""
 
     start: int
     size: int
     first: int | None
     holds: tuple[str, ...] = ()
+    grub: bool = False
 
 
 class DiskSeen(Model):

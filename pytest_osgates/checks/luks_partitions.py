@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 
 from pytest_osgates import data
 from pytest_osgates.checks.luks_model import (
+    BootFilesSeen,
     FileSeen,
     GapSeen,
     LuksObservation,
@@ -15,6 +18,7 @@ from pytest_osgates.checks.luks_model import (
     PlainPartition,
 )
 from pytest_osgates.checks.luks_slots import RANDOM
+from pytest_osgates.checks.luks_system import judge_system
 from pytest_osgates.model import Finding, Severity
 
 LUKS = "crypto_LUKS"
@@ -26,6 +30,13 @@ _MOST_UNKNOWN = 32 << 20
 # systemd and cryptsetup-initramfs make a new key at every boot from these: swap, /tmp.
 _FRESH = frozenset({"/dev/urandom", "/dev/random", "/dev/hwrng"})
 _GRUB_KEYS = frozenset({"--key-file", "--password"})
+_GRUB_KNOWN = frozenset({"--uuid", "--all", "--boot"})
+# What words_of_keys() says of it: that it is a key, and what nobody can tell from the line.
+GRUB_KEY = "cryptomount with a key"
+GRUB_UNKNOWN = "cryptomount, and it is not known with what: "
+_SHOWN = 100
+_ENDS = ";{}"
+_CRYPTOMOUNT = re.compile(r"(?:(=)|(?<![\w./$-]))cryptomount(?![\w./-])([^;|&]*)")
 _NO_KEY = frozenset({"", "-", "none"})
 # crypttab(5): what unlocks is a program; keyslots are those of another header than the disk's own.
 _OPTIONS = {"keyscript=": "keyscript", "header=": "other-header"}
@@ -48,12 +59,13 @@ def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]
         findings += _partition(partition, policy, used)
         findings += _boot(partition, policy)
     findings += [finding for gap in seen.gaps if (finding := _gap(gap, seen.table)) is not None]
-    if policy.initrd == "plain" and not any(part.boot and part.boot.initrds for part in seen.partitions):
+    if policy.initrd == "plain" and not any(part.boot and _has_initrd(part.boot) for part in seen.partitions):
+        early = any(part.boot and part.boot.initrds for part in seen.partitions)
         findings.append(
             Finding(
                 rule="initrd-missing",
                 subject="initrd",
-                seen="none in any partition that can be read",
+                seen="none in any partition that can be read" + (", but for early microcode" if early else ""),
                 wanted="the initrd, to look for keys in it",
                 hint='if it lies in the encrypted part, where GRUB reads it: initrd = "encrypted"',
                 severity=Severity.UNPROVEN,
@@ -71,6 +83,15 @@ def judge_partitions(seen: LuksObservation, policy: LuksPolicy) -> list[Finding]
         if entry.documented and number not in used
     ]
     return findings
+
+
+def _has_initrd(boot: BootFilesSeen) -> bool:
+    """Whether there is one that could unlock a disk: with more than what the kernel reads before it unpacks any."""
+    early = data.load("key_files")["early"]
+    return any(
+        file.container in boot.initrds and not any(fnmatchcase(file.path, entry["pattern"]) for entry in early)
+        for file in boot.files
+    )
 
 
 def _partition(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int]) -> list[Finding]:
@@ -110,7 +131,8 @@ def _partition(partition: PartitionSeen, policy: LuksPolicy, used: dict[int, int
                 wanted="swap inside the encrypted volume, or none: memory holds keys and passwords",
             ),
         ]
-    return [*findings, _plaintext(partition, policy, used)]
+    found = _plaintext(partition, policy, used)
+    return [*findings, found, *(judge_system(partition) if found.severity is Severity.ACCEPTED else ())]
 
 
 def _empty(partition: PartitionSeen) -> Finding:
@@ -164,14 +186,15 @@ def _gap(gap: GapSeen, table: str) -> Finding | None:
     # GRUB's begins in the sector after an MBR; on a GPT disk it has a partition.
     first = table == "dos" and gap.start + gap.size <= _BOOT_GAP and _SECTOR <= gap.first < 2 * _SECTOR
     boot = first and not gap.holds
+    place = ", where boot loaders for BIOS lie" + ("" if gap.grub else ": it is not GRUB's core image alone")
     return Finding(
         rule="boot-gap" if boot else "unpartitioned-data",
         subject=f"unpartitioned space at {gap.start}",
         seen=f"bytes at {gap.first} of the disk"
-        + (f": {', '.join(gap.holds)}" if gap.holds else ", where boot loaders for BIOS lie" if boot else ""),
-        wanted="nothing" if boot else "nothing that is not encrypted",
+        + (f": {', '.join(gap.holds)}" if gap.holds else place if boot else ""),
+        wanted="nothing, or GRUB's core image" if boot else "nothing that is not encrypted",
         hint="" if boot else "make the disk anew: what an earlier installation left can be read",
-        severity=Severity.REMARK if boot else Severity.VIOLATION,
+        severity=Severity.VIOLATION if not boot else Severity.REMARK if gap.grub else Severity.UNPROVEN,
     )
 
 
@@ -182,9 +205,20 @@ def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
     if boot is None:
         may_boot = accepted is not None and accepted[1].boots and partition.holds != "unknown"
         if partition.holds != "vfat" and not may_boot:
-            return []
+            return [_names_not_read(partition)] if accepted is not None and partition.error else []
         return [_not_looked_into(partition.subject, partition.error or f"{partition.holds} is not read here")]
     findings = [_not_looked_into(f"{partition.subject}: {name}", why) for name, why in boot.unread]
+    if boot.free:
+        findings.append(
+            Finding(
+                rule="free-space",
+                subject=partition.subject,
+                seen=f"{boot.free} bytes that are not zero, in space that belongs to no file",
+                wanted="known: what deleted files leave can be read, and is not looked into",
+                hint="make the file system anew, and write each file once",
+                severity=Severity.REMARK,
+            )
+        )
     keys: set[tuple[str, str]] = set()
     for file in boot.files:
         if why := _looks_like_key(file):
@@ -204,7 +238,9 @@ def _boot(partition: PartitionSeen, policy: LuksPolicy) -> list[Finding]:
                 name = f"{line.container}!{line.path}: {line.name}"
                 findings.append(_key(rule, name, line.options, policy, Severity.UNPROVEN))
     for name, word in boot.words:
-        findings.append(_key("parameter-key", name, word, policy))
+        unknown = word.startswith(GRUB_UNKNOWN)
+        severity = Severity.UNPROVEN if unknown else Severity.VIOLATION
+        findings.append(_key("parameter-key", name, word, policy, severity))
     return findings
 
 
@@ -222,6 +258,17 @@ def _not_looked_into(subject: str, why: str) -> Finding:
     )
 
 
+def _names_not_read(partition: PartitionSeen) -> Finding:
+    """The profile says that it need not be looked into; what it is then is the profile's word alone."""
+    return Finding(
+        rule="system-unseen",
+        subject=partition.subject,
+        seen=partition.error,
+        wanted="names of its files, to tell that there is no system on it",
+        severity=Severity.REMARK,
+    )
+
+
 def _looks_like_key(file: FileSeen) -> str:
     """Why a file may be a key; empty: it does not look like one."""
     known = data.load("key_files")
@@ -233,6 +280,9 @@ def _looks_like_key(file: FileSeen) -> str:
             return f"its name fits {pattern} ({entry['source']})"
     if not file.random:
         return ""
+    if file.named:
+        # Firmware is asked for by the kernel, not by a unit or a script.
+        return f"{file.size} bytes that cannot be told from random ones, and a text of the initrd names it"
     for entry in known["harmless"]:
         fits = fnmatchcase(path, entry["pattern"]) and entry.get("in_initrd", False) == bool(file.container)
         if fits and file.size in entry.get("sizes", [file.size]):
@@ -255,25 +305,71 @@ def _key(rule: str, subject: str, seen: str, policy: LuksPolicy, severity: Sever
 
 
 @cache
-def _parameters() -> dict[str, str]:
+def _parameters() -> tuple[tuple[str, re.Pattern[str], str], ...]:
     """Kernel parameters that name a key, and what their value has to have in it for that. The kernel takes - and _ in
-    names for the same."""
-    return {entry["name"].replace("-", "_"): entry.get("has", "") for entry in data.load("key_files")["parameter"]}
+    names for the same. Before one stands what no name has: the equals sign of a variable, a brace."""
+    found = []
+    for entry in data.load("key_files")["parameter"]:
+        parts = re.split("[-_]", entry["name"])
+        pattern = re.compile(rf"(?<![\w.-])(?:rd\.)?{'[-_]'.join(map(re.escape, parts))}=(\S+)")
+        found.append(("_".join(parts), pattern, entry.get("has", "")))
+    return tuple(found)
 
 
 def words_of_keys(line: str) -> list[str]:
     """What a line of a boot configuration, or a kernel's command line, says of keys: parameters that name a file,
     and GRUB's ``cryptomount`` if it gets one, or a passphrase (GRUB's manual, cryptomount)."""
-    # GRUB and the kernel take quotes within a word away.
-    words = line.replace('"', "").replace("'", "").split()
+    # GRUB and the kernel take quotes within a word away, GRUB backslashes too.
+    line = line.replace('"', "").replace("'", "").replace("\\", "")
+    if "=" not in line and "cryptomount" not in line:
+        return []
     found = []
+    folded = line.replace("-", "_")
+    for name, pattern, needed in _parameters():
+        for match in pattern.finditer(line) if f"{name}=" in folded else ():
+            # A command of GRUB's ends there, a parameter need not.
+            value = match[1].rstrip(_ENDS)
+            if value.strip(_ENDS) and needed in value:
+                found.append(match[0].rstrip(_ENDS))
+    for match in _CRYPTOMOUNT.finditer(line):
+        # What ends the command may have stood in quotes.
+        options = (word for word in line[match.end() :].split() if word.startswith("-"))
+        if any(word[:2] in {"-k", "-p"} or word.partition("=")[0] in _GRUB_KEYS for word in options):
+            found.append(GRUB_KEY)
+        elif said := _cryptomount(match[2]) or (match[1] and f"{GRUB_UNKNOWN}a variable is set to it"):
+            found.append(said)
+    return list(dict.fromkeys(found))
+
+
+def _cryptomount(rest: str) -> str:
+    """What the arguments of ``cryptomount`` say of keys (grub-core/disk/cryptodisk.c, options[]); empty: nothing."""
+    words = iter(rest.split())
+    unknown = ""
     for word in words:
-        name, equals, value = word.partition("=")
-        needed = _parameters().get(name.replace("-", "_")) if equals and value else None
-        if needed is not None and needed in value:
-            found.append(word)
-    if "cryptomount" in words:
-        options = {word.partition("=")[0] for word in words[words.index("cryptomount") + 1 :]}
-        if options & _GRUB_KEYS or any(option[:2] in {"-k", "-p"} for option in options):
-            found.append("cryptomount with a key")
-    return found
+        if "$" in word:
+            unknown = unknown or word
+        elif word.startswith("--"):
+            name, equals, _ = word.partition("=")
+            if name in _GRUB_KEYS:
+                return GRUB_KEY
+            if name == "--uuid" and not equals:
+                unknown = unknown or _unknown_value(words)
+            elif name not in _GRUB_KNOWN:
+                unknown = unknown or word
+        elif word.startswith("-") and len(word) > 1:
+            for at, letter in enumerate(word[1:], 2):
+                if letter in "kp":
+                    return GRUB_KEY
+                if letter == "u":
+                    # The rest of the word is its value, or the next one.
+                    unknown = unknown or ("" if word[at:] else _unknown_value(words))
+                    break
+                if letter not in "ab":
+                    unknown = unknown or word
+                    break
+    return f"{GRUB_UNKNOWN}{unknown[:_SHOWN]}" if unknown else ""
+
+
+def _unknown_value(words: Iterator[str]) -> str:
+    value = next(words, "")
+    return value if "$" in value else ""

@@ -17,6 +17,10 @@ _STRONG_KEYS = frozenset({RECOVERY, TPM, "systemd-fido2", "systemd-pkcs11"})
 _UNSTRETCHED = 1000
 _STRONG_BANKS = frozenset({"sha256", "sha384", "sha512"})
 _HINT_KDF = "cryptsetup luksConvertKey --pbkdf argon2id, or where the disk is made: luksFormat --pbkdf argon2id"
+_HINT_STRETCHED = (
+    "enroll the key of its token anew: systemd-cryptenroll --wipe-slot=NUMBER with --recovery-key or --tpm2-device; "
+    "a recovery key that is stretched on purpose: name its slot in recovery_slots"
+)
 
 
 def judge_volume(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> list[Finding]:
@@ -84,14 +88,16 @@ def _data(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> list[
         if segment.cipher not in policy.ciphers:
             findings.append(Finding(rule="cipher", subject=subject, seen=segment.cipher, wanted=wanted))
         if segment.integrity and set(segment.holds) == {"DM_integrity"} and segment.blocks:
-            # dm-integrity keeps a superblock and a journal of its own between the encrypted sectors.
+            # dm-integrity keeps a superblock and a journal of its own between the encrypted sectors: what of it is
+            # that, and what an earlier system left, is not told apart here.
             findings.append(
                 Finding(
                     rule="payload-unsampled",
                     subject=subject,
                     seen=f"authenticated by {segment.integrity}: not all that is stored is encrypted data",
-                    wanted="known: its blocks need not look random",
-                    severity=Severity.REMARK,
+                    wanted="stored bytes that cannot be told from random ones",
+                    hint="a volume without --integrity, or look for what is left in it by other means",
+                    severity=Severity.UNPROVEN,
                 )
             )
         elif segment.holds or (segment.blocks and segment.entropy < RANDOM):
@@ -140,13 +146,21 @@ def _claims(volume: VolumeSeen, slot: KeyslotSeen) -> list[TokenSeen]:
     return [token for token in volume.tokens if slot.number in token.keyslots]
 
 
-def _owner(volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPolicy) -> TokenSeen | None:
-    """The token whose own random key is in this slot; one that claims several, or shares one, is not believed."""
+def _claimant(volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPolicy) -> TokenSeen | None:
+    """The token that says of this slot alone that its own random key is in it; none where two say so."""
     claims = _claims(volume, slot)
     if len(claims) != 1 or len(claims[0].keyslots) != 1:
         return None
     token = claims[0]
     return token if token.type in _STRONG_KEYS and token.type in policy.tokens else None
+
+
+def _owner(volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPolicy) -> TokenSeen | None:
+    """The token whose own random key is in this slot. It is not believed of a slot that was stretched: that is a
+    passphrase, which counts as one."""
+    kdf = slot.kdf
+    minimal = kdf is not None and kdf.type == "pbkdf2" and kdf.iterations <= _UNSTRETCHED
+    return _claimant(volume, slot, policy) if minimal else None
 
 
 def _slot(where: PartitionSeen, volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPolicy) -> list[Finding]:
@@ -171,9 +185,22 @@ def _slot(where: PartitionSeen, volume: VolumeSeen, slot: KeyslotSeen, policy: L
                 wanted=f"{' or '.join(policy.ciphers)}, {policy.key_size} bits, as for the data",
             )
         )
-    owner = _owner(volume, slot, policy)
-    believed = owner is not None and slot.kdf.type == "pbkdf2" and slot.kdf.iterations <= _UNSTRETCHED
-    findings += [_strong_key(subject, slot, owner)] if owner and believed else _kdf(subject, slot, policy)
+    if not slot.volume:
+        findings.append(
+            Finding(
+                rule="unbound-slot",
+                subject=subject,
+                seen="bound to no segment: what its key is cannot be seen, and it may be the volume's",
+                wanted="only keyslots of the volume",
+                hint="cryptsetup luksKillSlot",
+                severity=Severity.UNPROVEN,
+            )
+        )
+    owner, claimant = _owner(volume, slot, policy), _claimant(volume, slot, policy)
+    if owner is not None:
+        findings.append(_strong_key(subject, slot, owner))
+    else:
+        findings += _kdf(subject, slot, policy, claimant)
     return [*findings, *_guesses(subject, volume, slot, policy)]
 
 
@@ -188,18 +215,19 @@ def _strong_key(subject: str, slot: KeyslotSeen, token: TokenSeen) -> Finding:
     )
 
 
-def _kdf(subject: str, slot: KeyslotSeen, policy: LuksPolicy) -> list[Finding]:
+def _kdf(subject: str, slot: KeyslotSeen, policy: LuksPolicy, claimant: TokenSeen | None) -> list[Finding]:
     kdf = slot.kdf
+    hint = _HINT_KDF if claimant is None else _HINT_STRETCHED
     if kdf is None or kdf.type != "argon2id":
         seen = "none" if kdf is None else f"{kdf.type}, {kdf.iterations or kdf.time} iterations"
-        return [Finding(rule="keyslot-kdf", subject=subject, seen=seen, wanted="argon2id", hint=_HINT_KDF)]
-    return [
+        return [Finding(rule="keyslot-kdf", subject=subject, seen=seen, wanted="argon2id", hint=hint)]
+    findings = [
         Finding(
             rule=f"keyslot-{what}",
             subject=subject,
             seen=f"argon2id with {have} {unit}".rstrip(),
             wanted=f"at least {least} {unit}".rstrip(),
-            hint=_HINT_KDF,
+            hint=hint,
         )
         for what, have, least, unit in (
             ("memory", kdf.memory, policy.memory_kib, "KiB"),
@@ -207,11 +235,21 @@ def _kdf(subject: str, slot: KeyslotSeen, policy: LuksPolicy) -> list[Finding]:
         )
         if have < least
     ]
+    if claimant is not None:
+        findings.append(
+            Finding(
+                rule="stretched-key",
+                subject=subject,
+                seen=f"argon2id, and a token of the type {claimant.type} names it",
+                wanted="known: it counts as a passphrase, for systemd-cryptenroll does not stretch its own keys",
+                hint=_HINT_STRETCHED,
+                severity=Severity.REMARK,
+            )
+        )
+    return findings
 
 
 def _guesses(subject: str, volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPolicy) -> list[Finding]:
-    if not slot.volume:
-        return []
     tried = {guess.passphrase: guess for guess in volume.guesses if guess.keyslot == slot.number}
     findings = []
     for phrase in policy.refused:
@@ -227,7 +265,7 @@ def _guesses(subject: str, volume: VolumeSeen, slot: KeyslotSeen, policy: LuksPo
                     hint="systemd-cryptenroll --wipe-slot=empty, or cryptsetup luksKillSlot",
                 )
             )
-        elif guess is None or guess.opened is None:
+        elif slot.volume and (guess is None or guess.opened is None):
             why = guess.error if guess is not None else "it was not tried in this run"
             findings.append(
                 Finding(
@@ -298,11 +336,19 @@ def _recovery(where: PartitionSeen, volume: VolumeSeen, policy: LuksPolicy) -> l
         ]
     if named | by_token:
         return []
+    stretched = [
+        str(slot.number)
+        for slot in volume.keyslots
+        if (token := _claimant(volume, slot, policy)) is not None
+        and token.type == RECOVERY
+        and _owner(volume, slot, policy) is None
+    ]
     return [
         Finding(
             rule="no-recovery",
             subject=where.subject,
-            seen="no keyslot with a recovery key",
+            seen="no keyslot with a recovery key"
+            + (f"; that of keyslot {', '.join(stretched)} is stretched, as a passphrase is" if stretched else ""),
             wanted=f"a token of the type {RECOVERY}"
             + (f", or keyslot {' or '.join(map(str, policy.recovery_slots))}" if policy.recovery_slots else ""),
             hint="systemd-cryptenroll --recovery-key, or name the slot in recovery_slots",

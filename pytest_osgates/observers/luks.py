@@ -26,8 +26,11 @@ from pytest_osgates.checks.luks_model import (
 )
 from pytest_osgates.checks.luks_partitions import words_of_keys
 from pytest_osgates.checks.luks_slots import RANDOM
+from pytest_osgates.checks.luks_system import signs_of_system
 from pytest_osgates.image.disk import contents, luks
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
+from pytest_osgates.image.disk.boot_gap import is_core_image
+from pytest_osgates.image.disk.ext4 import Ext4
 from pytest_osgates.image.disk.partitions import DiskPartition, Table, read_table
 from pytest_osgates.image.disk.source import Disk, SourceContent, first_byte, open_disk
 from pytest_osgates.observers.divergence import text_of
@@ -48,16 +51,19 @@ Progress = Callable[[str, float | None], None]
 @dataclass(frozen=True)
 class Wanted:
     """What to try and where to look: passphrases for every keyslot, and types of ext4 partitions that may hold
-    kernels and initrds. FAT is always looked into; an ext4 that nobody speaks of may be a whole system."""
+    kernels and initrds. FAT is always looked into; an ext4 that nobody speaks of may be a whole system. `named`:
+    types of ext4 partitions that are accepted and need not be looked into: only names of files are read there."""
 
     refused: tuple[str, ...] = ("",)
     ext4: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, policy: LuksPolicy) -> Wanted:
         """By what the profile says."""
-        boots = (entry.type for entry in policy.accept_plaintext if entry.boots and entry.holds == contents.EXT)
-        return cls(policy.refused, frozenset(boots))
+        accepted = [entry for entry in policy.accept_plaintext if entry.holds == contents.EXT]
+        boots = frozenset(entry.type for entry in accepted if entry.boots)
+        return cls(policy.refused, boots, frozenset(entry.type for entry in accepted) - boots)
 
     def looks_into(self, kind: str) -> bool:
         """Whether an ext4 partition of this type is looked into."""
@@ -95,7 +101,9 @@ def observe(path: Path, sha256: str, wanted: Wanted, progress: Progress, patienc
 def _gaps(disk: Disk, table: Table) -> Iterator[GapSeen]:
     for start, size in table.gaps:
         holds = contents.signatures(SourceContent(disk, start, size))
-        yield GapSeen(start=start, size=size, first=first_byte(disk, start, size), holds=holds)
+        first = first_byte(disk, start, size)
+        grub = table.kind == "dos" and first is not None and is_core_image(disk, start, size)
+        yield GapSeen(start=start, size=size, first=first, holds=holds, grub=grub)
 
 
 def _partition(disk: Disk, part: DiskPartition, wanted: Wanted, patience: float) -> PartitionSeen:
@@ -116,6 +124,9 @@ def _partition(disk: Disk, part: DiskPartition, wanted: Wanted, patience: float)
             return seen.model_copy(update={"volume": _volume(disk, part, content, wanted.refused, patience)})
         if contents.FAT in (found.kind, *found.also) or (found.kind == contents.EXT and wanted.looks_into(part.type)):
             return seen.model_copy(update={"boot": _boot(read_boot_files(content, words_of_keys))})
+        if found.kind == contents.EXT and part.type in wanted.named:
+            names = (file.path for file in Ext4(content).files())
+            return seen.model_copy(update={"system": signs_of_system(part.type, names)})
     except ImageError as error:
         return seen.model_copy(update={"error": one_line(error.what, 400)})
     return seen
@@ -124,13 +135,20 @@ def _partition(disk: Disk, part: DiskPartition, wanted: Wanted, patience: float)
 def _boot(found: BootFiles) -> BootFilesSeen:
     return BootFilesSeen(
         files=tuple(
-            FileSeen(container=one_line(file.container, 400), path=file.path, size=file.size, random=file.random)
+            FileSeen(
+                container=one_line(file.container, 400),
+                path=file.path,
+                size=file.size,
+                random=file.random,
+                named=file.named,
+            )
             for file in found.files
         ),
         crypttab=tuple(CrypttabSeen.model_validate(line, from_attributes=True) for line in found.crypttab),
         words=tuple(found.words),
-        initrds=tuple(found.initrds),
+        initrds=tuple(one_line(name, 400) for name in found.initrds),
         unread=tuple((name, one_line(why, 400)) for name, why in found.unread),
+        free=found.free,
     )
 
 
@@ -198,14 +216,15 @@ def _guesses(
     header: luks.Header, content: SourceContent, refused: tuple[str, ...], patience: float
 ) -> tuple[Guess, ...]:
     """Each passphrase on each keyslot, by cryptsetup(8) on a copy of the metadata: nothing is opened by it."""
-    slots = [slot.number for slot in header.keyslots if slot.type == "luks2" and slot.volume]
+    # One that is bound to no segment, too: the key in it may be the volume's.
+    slots = [slot for slot in header.keyslots if slot.type == "luks2"]
     if header.version != 2 or not slots or not refused:
         return ()
     try:
         with _copy(header, content) as path:
             return tuple(_try(path, slot, phrase, patience) for slot in slots for phrase in refused)
     except OsgatesError as error:
-        return tuple(_untried(slot, phrase, str(error)) for slot in slots for phrase in refused)
+        return tuple(_untried(slot.number, phrase, str(error)) for slot in slots for phrase in refused)
 
 
 @contextmanager
@@ -228,13 +247,15 @@ def _copy(header: luks.Header, content: SourceContent) -> Iterator[Path]:
         workdir.remove(directory)
 
 
-def _try(path: Path, slot: int, phrase: str, patience: float) -> Guess:
+def _try(path: Path, keyslot: luks.Keyslot, phrase: str, patience: float) -> Guess:
+    slot = keyslot.number
     # Not by standard input: cryptsetup does not take nothing from there.
     key = path.with_name("guess")
     with workdir.temporary("a passphrase that is tried"):
         key.write_bytes(phrase.encode())
     argv = [
         *(TOOL, "open", "--type", "luks2", "--test-passphrase", "--disable-external-tokens", "--batch-mode"),
+        *([] if keyslot.volume else ["--unbound"]),
         *("--key-slot", str(slot), "--key-file", str(key), str(path)),
     ]
     try:

@@ -144,3 +144,16 @@ def with_volume(**changes: Any) -> LuksObservation:
 
 def with_boot(**changes: Any) -> LuksObservation:
     return installed(partitions=(esp(boot=boot_files(**changes)), encrypted()))
+
+
+def policy(**changes: Any) -> LuksPolicy:
+    """The samples' policy, changed; validated."""
+    return LuksPolicy(**{**LUKS_POLICY.model_dump(), **changes})
+
+
+def file(path: str, container: str = "", *, size: int = 64, random: bool = False) -> FileSeen:
+    return FileSeen(container=container, path=path, size=size, random=random)
+
+
+def files(*more: FileSeen) -> dict[str, Any]:
+    return {"files": (*boot_files().files, *more)}

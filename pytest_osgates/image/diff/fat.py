@@ -327,7 +327,7 @@ def compare_fats(a: Content, b: Content, container: str, out: Findings, inside: 
             x, y = RunContent(a, p), RunContent(b, q)
             if differing_ranges(x, y).differing:
                 inside(container, path, x, y)
-            tails = [_tail(fat.content, entry) for fat, entry in ((one, p), (other, q))]
+            tails = [tail(fat.content, entry) for fat, entry in ((one, p), (other, q))]
             if tails[0] != tails[1]:
                 add(path, "bytes after the end of the file", *map(hexed, tails))
     _tables(one, other, add)
@@ -421,7 +421,7 @@ def _entry(path: str, p: Entry, q: Entry, add: Callable[..., None]) -> None:
         add(path, "long name entries", hexed(p.long_name), hexed(q.long_name))
 
 
-def _tail(content: Content, entry: Entry) -> bytes:
+def tail(content: Content, entry: Entry) -> bytes:
     """What stands in the last cluster after the end of the file."""
     whole = sum(size for _, size in entry.runs)
     spare = whole - entry.size
@@ -478,4 +478,4 @@ def _rest(one: Fat, other: Fat, add: Callable[..., None]) -> None:
             add("after the file system", "bytes", f"{parts[0].size} bytes", f"{parts[1].size} bytes")
 
 
-__all__ = ["Entry", "Fat", "compare_fats", "is_fat", "read_fat"]
+__all__ = ["Entry", "Fat", "compare_fats", "is_fat", "read_fat", "tail"]

@@ -6,9 +6,10 @@ kernel image (UAPI.5).
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_osgates.image.diff.cpio import archives, is_initrd, members
 from pytest_osgates.image.diff.fat import RunContent, is_fat, read_fat
@@ -18,6 +19,7 @@ from pytest_osgates.image.diff.ranges import Content, Part
 from pytest_osgates.image.diff.streams import method_of
 from pytest_osgates.image.disk.contents import looks_random, signatures
 from pytest_osgates.image.disk.ext4 import Ext4
+from pytest_osgates.image.disk.free_space import deleted_files, left_behind
 from pytest_osgates.vm.errors import ImageError
 
 # cryptsetup(8) reads key files up to 8 MiB.
@@ -26,6 +28,8 @@ _SAMPLE = 64 << 10
 # Formats whose files look random for the most part, by their first bytes: PNG, JPEG, GIF, zip, DER.
 _KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x30\x82")
 _MOST_TEXT = 16 << 20
+# Of one initrd, together.
+_MOST_TEXTS = 64 << 20
 _MOST_CONFIG = 1 << 20
 # A detached LUKS header has 16 MiB.
 _MOST_MEMBER = 32 << 20
@@ -39,12 +43,13 @@ _MOST_WORDS = 500
 @dataclass(frozen=True, slots=True)
 class PlainFile:
     """A regular file, or a symbolic link of an initrd; `container` is what it lies in (empty: the file system);
-    `random`: its bytes could be a key."""
+    `random`: its bytes could be a key; `named`: if so, a text in the same initrd has its name."""
 
     container: str
     path: str
     size: int
     random: bool
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +67,15 @@ class CrypttabLine:
 @dataclass
 class BootFiles:
     """All that was seen. `words`: what texts and command lines say of keys, as (file, text).
-    `initrds`: the containers that were looked into. `unread`: what could not be looked into, and why."""
+    `initrds`: the containers that were looked into. `unread`: what could not be looked into, and why. `free`: bytes
+    that are not zero, in space that belongs to no file."""
 
     files: list[PlainFile] = field(default_factory=list)
     crypttab: list[CrypttabLine] = field(default_factory=list)
     words: list[tuple[str, str]] = field(default_factory=list)
     initrds: list[str] = field(default_factory=list)
     unread: list[tuple[str, str]] = field(default_factory=list)
+    free: int = 0
 
 
 # What a line of a text says of keys.
@@ -92,6 +99,11 @@ def read_boot_files(content: Content, find: Finder) -> BootFiles:
         return seen
     fat = read_fat(content)
     _take_rest(seen, content, fat.size)
+    seen.free = left_behind(fat)
+    for path, part in deleted_files(fat):
+        if _could_be_key(part.size, part.read(0, _SAMPLE)):
+            what = f"{part.size} bytes of a deleted file, where others may have been since: they could be a key"
+            seen.unread.append((path, what))
     for entry in fat.entries.values():
         name = entry.path.rpartition("/")[2]
         if entry.is_dir or (name.startswith("<") and not entry.runs):
@@ -146,10 +158,13 @@ def _unpacks(content: Content) -> bool:
 def _add(seen: BootFiles, container: str, path: str, size: int, data: bytes) -> None:
     if len(seen.files) >= _MOST_FILES:
         raise ImageError(f"more than {_MOST_FILES} files")
+    seen.files.append(PlainFile(container, path, size, _could_be_key(size, data)))
+
+
+def _could_be_key(size: int, data: bytes) -> bool:
     # What begins like a compressed file is one: of keys, one in sixteen million does.
     known = method_of(data) is not None or data.startswith(_KNOWN)
-    random = size <= MOST and not known and looks_random(data)
-    seen.files.append(PlainFile(container, path, size, random))
+    return size <= MOST and not known and looks_random(data)
 
 
 def _look_into_program(seen: BootFiles, name: str, content: Content, find: Finder) -> None:
@@ -166,6 +181,7 @@ def _look_into_program(seen: BootFiles, name: str, content: Content, find: Finde
 
 def _look_into_initrd(seen: BootFiles, name: str, content: Content, find: Finder) -> None:
     seen.initrds.append(name)
+    first, texts = len(seen.files), _Texts()
     for archive in archives(content, to_end=True):
         for member, data in members(archive, _MOST_MEMBER):
             mode = member.numbers[1]
@@ -178,10 +194,14 @@ def _look_into_initrd(seen: BootFiles, name: str, content: Content, find: Finder
             if stat.S_ISLNK(mode):
                 # Its name counts: a key may be found by that. What it points to has a name of its own.
                 seen.files.append(PlainFile(name, path, member.size, False))
+                if "/firmware/" not in path:
+                    # Firmware has many names. A link from elsewhere says what it is for.
+                    texts.add(data or b"")
                 if tells:
                     seen.unread.append((f"{name}!{path}", "a symbolic link"))
                 continue
             _add(seen, name, path, member.size, (data or b"")[:_SAMPLE])
+            texts.add(data or b"")
             if data and data.startswith(_LUKS):
                 seen.unread.append((f"{name}!{path}", "a LUKS header of its own: its keyslots may open the disk"))
             elif tells and member.numbers[4] > 1 and not member.size:
@@ -190,6 +210,36 @@ def _look_into_initrd(seen: BootFiles, name: str, content: Content, find: Finder
                 _take_crypttab(seen, name, path, data)
             elif tells:
                 _take_parameters(seen, name, path, data, find)
+
+    for number, file in enumerate(seen.files[first:], first):
+        if file.random and texts.name(file.path):
+            seen.files[number] = replace(file, named=True)
+    if texts.lost and any(file.random for file in seen.files[first:]):
+        seen.unread.append((name, f"texts of more than {_MOST_TEXTS} bytes, which may name a key"))
+
+
+class _Texts:
+    """Texts of an initrd: units, scripts, configurations."""
+
+    def __init__(self) -> None:
+        self._all = bytearray()
+        self.lost = False
+
+    def add(self, data: bytes) -> None:
+        """Take it in if it is a text."""
+        if not data or (b"\x00" in data and not data.startswith(b"#!")):
+            return
+        if len(self._all) + len(data) > _MOST_TEXTS:
+            self.lost = True
+            return
+        self._all += data + b"\n"
+
+    def name(self, path: str) -> bool:
+        """Whether the last part of `path` stands in one of them."""
+        base = path.rpartition("/")[2].encode()
+        if base not in self._all:
+            return False
+        return re.search(rb"(?<![\w.-])" + re.escape(base) + rb"(?![\w-]|\.\w)", self._all) is not None
 
 
 def _has_parameters(path: str) -> bool:
@@ -221,9 +271,13 @@ def _take_words(seen: BootFiles, name: str, raw: bytes, find: Finder) -> None:
     come so far."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raw = raw.decode("utf-16", "replace").encode("utf-8", "replace")
-    raw = raw.replace(b"\\\r\n", b" ").replace(b"\\\n", b" ").replace(b"\x00", b"\n")
-    for line in raw.decode("utf-8", "replace").splitlines():
-        for text in find(line):
-            if len(seen.words) >= _MOST_WORDS:
+    said: list[str] = []
+    # GRUB puts a line that goes on together as it stands; boot loader entries and shells have a blank there.
+    for joint in (b" ", b"") if b"\\\n" in raw or b"\\\r\n" in raw else (b" ",):
+        text = raw.replace(b"\\\r\n", joint).replace(b"\\\n", joint).replace(b"\x00", b"\n")
+        before = set() if joint else set(said)
+        for line in text.decode("utf-8", "replace").splitlines():
+            said += [word for word in find(line) if word not in before]
+            if len(seen.words) + len(said) > _MOST_WORDS:
                 raise ImageError(f"more than {_MOST_WORDS} words that name keys")
-            seen.words.append((name, quoted(text.encode())))
+    seen.words += [(name, quoted(word.encode())) for word in said]

@@ -18,10 +18,13 @@ from luks_samples import (
     boot_files,
     encrypted,
     esp,
+    file,
+    files,
     installed,
     kdf,
     keyslot,
     plain,
+    policy,
     segment,
     volume,
     with_boot,
@@ -43,17 +46,11 @@ from pytest_osgates.checks.luks_model import (
     PlainPartition,
     TokenSeen,
 )
-from pytest_osgates.checks.luks_partitions import words_of_keys
 from pytest_osgates.judging import judge
 from pytest_osgates.model import Severity, Verdict
 
 RECOVERY = TokenSeen(number=0, type="systemd-recovery", keyslots=(1,))
 DECISIVE = (Severity.VIOLATION, Severity.UNPROVEN)
-
-
-def policy(**changes: Any) -> LuksPolicy:
-    """The samples' policy, changed; validated."""
-    return LuksPolicy(**{**LUKS_POLICY.model_dump(), **changes})
 
 
 def tpm(number: int = 1, **changes: Any) -> TokenSeen:
@@ -70,14 +67,6 @@ def tpm(number: int = 1, **changes: Any) -> TokenSeen:
 def with_tpm(**changes: Any) -> LuksObservation:
     slots = (keyslot(), keyslot(1, MINIMAL), keyslot(2, MINIMAL))
     return with_volume(keyslots=slots, tokens=(RECOVERY, tpm(**changes)))
-
-
-def file(path: str, container: str = "", *, size: int = 64, random: bool = False) -> FileSeen:
-    return FileSeen(container=container, path=path, size=size, random=random)
-
-
-def files(*more: FileSeen) -> dict[str, Any]:
-    return {"files": (*boot_files().files, *more)}
 
 
 def line(key: str, options: str = "luks") -> dict[str, Any]:
@@ -149,10 +138,6 @@ WEAK: dict[str, tuple[LuksObservation, tuple[str, str]]] = {
     "slot's key": (with_slot(keyslot(cipher_bits=256)), ("keyslot-cipher", "keyslot 0")),
     "extra": (with_volume(keyslots=(keyslot(), keyslot(1, MINIMAL), keyslot(2))), ("extra-slot", "")),
     "no passphrase": (with_volume(keyslots=(keyslot(1, MINIMAL),)), ("no-passphrase", "")),
-    "slot that opens nothing": (
-        with_volume(keyslots=(keyslot(0, volume=False), keyslot(1, MINIMAL))),
-        ("no-passphrase", ""),
-    ),
     "luks1": (with_volume(version=1, keyslots=(), tokens=(), segments=()), ("luks1", "")),
     "copies": (with_volume(faults=("the second copy: not there",)), ("header-copies", "")),
     "requirements": (with_volume(requirements=("online-reencrypt-v2",)), ("unfinished", "")),
@@ -236,7 +221,23 @@ def test_a_named_recovery_slot_counts_and_must_be_strong() -> None:
     weak = with_volume(keyslots=(keyslot(), keyslot(3, MINIMAL)), tokens=())
     assert keys(judge(luks.GATE, weak, named).findings, *DECISIVE) == [("keyslot-kdf", "partition 2, keyslot 3")]
     lost = with_volume(keyslots=(keyslot(), keyslot(3, volume=False)), tokens=())
-    assert keys(judge(luks.GATE, lost, named).findings, *DECISIVE) == [("no-recovery", "partition 2")]
+    assert keys(judge(luks.GATE, lost, named).findings, Severity.VIOLATION) == [("no-recovery", "partition 2")]
+
+
+def test_a_slot_that_is_bound_to_no_segment_is_not_proven() -> None:
+    """Its key may be the volume's own (cryptsetup luksAddKey --unbound --volume-key-file)."""
+    slots = (keyslot(), keyslot(1, MINIMAL), keyslot(2, volume=False))
+    guesses = volume().guesses
+    found = judge(luks.GATE, with_volume(keyslots=slots, guesses=guesses), LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("unbound-slot", "partition 2, keyslot 2")]
+    assert found.verdict is Verdict.NOT_PROVEN
+    opened = (*guesses, Guess(keyslot=2, passphrase="", opened=True))
+    found = judge(luks.GATE, with_volume(keyslots=slots, guesses=opened), LUKS_POLICY)
+    assert keys(found.findings, Severity.VIOLATION) == [("guessable", "partition 2, keyslot 2")]
+    # Nor is it somebody's passphrase.
+    lost = with_volume(keyslots=(keyslot(0, volume=False), keyslot(1, MINIMAL)))
+    found = judge(luks.GATE, lost, LUKS_POLICY)
+    assert keys(found.findings, Severity.VIOLATION) == [("no-passphrase", "partition 2")]
 
 
 def test_a_slot_that_the_tpm_opens_is_no_recovery() -> None:
@@ -264,8 +265,29 @@ def test_a_slot_that_nobody_can_use_does_not_count(changes: dict[str, Any]) -> N
 def test_a_stretched_key_is_a_passphrase_whatever_its_token_says(how: KdfSeen) -> None:
     seen = with_volume(keyslots=(keyslot(), keyslot(1, how)))
     found = judge(luks.GATE, seen, LUKS_POLICY)
-    assert {subject for _, subject in keys(found.findings, *DECISIVE)} == {"partition 2, keyslot 1"}
-    assert judge(luks.GATE, with_volume(keyslots=(keyslot(), keyslot(1))), LUKS_POLICY).verdict is Verdict.PASS
+    assert {subject for _, subject in keys(found.findings, *DECISIVE)} == {"partition 2, keyslot 1", "partition 2"}
+    weak = next(finding for finding in found.findings if finding.subject == "partition 2, keyslot 1")
+    # What would make it stronger leaves no recovery key: that is not what it says.
+    assert "luksConvertKey" not in weak.hint
+    assert "recovery_slots" in weak.hint
+
+
+def test_a_recovery_key_that_became_a_passphrase_is_none() -> None:
+    """cryptsetup luksChangeKey lets the token stay."""
+    seen = with_volume(keyslots=(keyslot(), keyslot(1)))
+    found = judge(luks.GATE, seen, LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("extra-slot", "partition 2"), ("no-recovery", "partition 2")]
+    assert "keyslot 1 is stretched" in found.findings[-1].seen
+    assert keys(found.findings, Severity.REMARK) == [("stretched-key", "partition 2, keyslot 1")]
+    assert judge(luks.GATE, seen, policy(recovery_slots=(1,))).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("how", [kdf(), KdfSeen(type="pbkdf2", iterations=1001, hash="sha256")])
+def test_no_token_hides_a_passphrase(how: KdfSeen) -> None:
+    slots = (keyslot(), keyslot(1, MINIMAL), keyslot(2, how))
+    found = judge(luks.GATE, with_volume(keyslots=slots, tokens=(RECOVERY, tpm())), LUKS_POLICY)
+    weak = ("keyslot-kdf", "partition 2, keyslot 2") if how.type == "pbkdf2" else ("extra-slot", "partition 2")
+    assert keys(found.findings, *DECISIVE) == [weak]
 
 
 def test_a_second_recovery_key_is_one_too_many() -> None:
@@ -323,11 +345,22 @@ OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
         installed(gaps=(GapSeen(start=512, size=MIB - 512, first=4096),), table="dos"),
         ("unpartitioned-data", "unpartitioned space at 512"), Verdict.FAIL,
     ),
+    "who knows what where boot loaders lie": (
+        installed(gaps=(GapSeen(start=512, size=MIB - 512, first=512),), table="dos"),
+        ("boot-gap", "unpartitioned space at 512"), Verdict.NOT_PROVEN,
+    ),
     "file system in the gap of boot loaders": (
         installed(gaps=(GapSeen(start=512, size=MIB - 512, first=512, holds=("xfs",)),), table="dos"),
         ("unpartitioned-data", "unpartitioned space at 512"), Verdict.FAIL,
     ),
     "no initrd": (with_boot(initrds=()), ("initrd-missing", "initrd"), Verdict.NOT_PROVEN),
+    "nothing but microcode": (
+        with_boot(files=(
+            file("/kernel/x86/microcode/AuthenticAMD.bin", "/live/initrd.img"),
+            file("/early_cpio", "/live/initrd.img"), file("/init"), file("/init", "/elsewhere"),
+        )),
+        ("initrd-missing", "initrd"), Verdict.NOT_PROVEN,
+    ),
     "unread": (
         with_boot(unread=(("/x.gz", "an archive"),)), ("not-looked-into", "partition 1: /x.gz"), Verdict.NOT_PROVEN,
     ),
@@ -342,6 +375,10 @@ OPEN: dict[str, tuple[LuksObservation, tuple[str, str], Verdict]] = {
     ),
     "random file called firmware": (
         with_boot(**files(file("/lib/firmware/x", random=True))), ("key-on-esp", "/lib/firmware/x"), Verdict.FAIL,
+    ),
+    "firmware that a unit names": (
+        with_boot(**files(FileSeen(container="/initrd", path="/lib/firmware/x", size=64, random=True, named=True))),
+        ("key-in-initrd", "/initrd!/lib/firmware/x"), Verdict.FAIL,
     ),
     "crypttab": (with_boot(**line("/keys/root")), ("crypttab-key", "/initrd!/etc/crypttab: root"), Verdict.FAIL),
     "keyscript": (
@@ -370,15 +407,13 @@ def test_what_lies_open_is_one_finding(name: str) -> None:
     "seen",
     [
         installed(plain("empty", "swap")),
-        installed(gaps=(GapSeen(start=512, size=MIB - 512, first=512),), table="dos"),
+        installed(gaps=(GapSeen(start=512, size=MIB - 512, first=512, grub=True),), table="dos"),
         with_boot(**files(file("/loader/random-seed", size=32, random=True))),
         with_boot(**line("none")),
         with_boot(**line("/dev/urandom", "swap,cipher=aes-xts-plain64")),
         with_boot(**files(file("/keys/keyboard", "/initrd"))),
         with_boot(**files(file("/usr/lib/firmware/a_sig.bin", "/initrd", random=True))),
         with_boot(**files(file("/kernel/x86/microcode/GenuineIntel.bin", "/initrd", random=True))),
-        # It opens nothing, so nothing has to be tried on it.
-        with_volume(keyslots=(keyslot(), keyslot(1, MINIMAL), keyslot(2, volume=False)), guesses=volume().guesses),
     ],
 )
 def test_what_says_nothing_against_it(seen: LuksObservation) -> None:
@@ -412,13 +447,22 @@ def test_an_empty_volume_proves_nothing() -> None:
     assert keys(found.findings, Severity.UNPROVEN) == [("payload-unseen", "partition 2, segment 0")]
 
 
-def test_an_authenticated_volume_need_not_look_random() -> None:
+def test_what_lies_in_an_authenticated_volume_is_not_proven() -> None:
+    """Its own journal need not look random, and what an earlier system left does not either."""
     fields = {"integrity": "hmac(sha256)", "holds": ("DM_integrity",), "entropy": 3.0}
-    assert judge(luks.GATE, with_volume(segments=(segment(**fields),)), LUKS_POLICY).verdict is Verdict.PASS
+    found = judge(luks.GATE, with_volume(segments=(segment(**fields),)), LUKS_POLICY)
+    assert keys(found.findings, *DECISIVE) == [("payload-unsampled", "partition 2, segment 0")]
+    assert found.verdict is Verdict.NOT_PROVEN
     # Without dm-integrity's superblock the data are not what the header says.
     for holds in (("DM_integrity", "ext4"), ()):
         other = segment(**{**fields, "holds": holds})
         assert judge(luks.GATE, with_volume(segments=(other,)), LUKS_POLICY).verdict is Verdict.FAIL
+
+
+def test_what_deleted_files_left_is_a_remark() -> None:
+    found = judge(luks.GATE, with_boot(free=700), LUKS_POLICY)
+    assert ("free-space", "partition 1") in keys(found.findings, Severity.REMARK)
+    assert found.verdict is Verdict.PASS
 
 
 def test_acceptances_need_reasons_and_fit_one_kind() -> None:
@@ -507,15 +551,6 @@ def test_compare_names_what_changed() -> None:
     assert "partition 3: not there" in luks.compare(installed(), installed(plain("swap")))[0]
 
 
-def test_words_that_name_keys() -> None:
-    for word in ("rd.luks.key=/k", "luks.key=a=/k", "cryptkey=UUID=1:ext4:/k", "crypt-keyfile=/k"):
-        assert words_of_keys(f"linux /vmlinuz quiet '{word}' ro") == [word]
-    for word in ("rd.luks.uuid=1", "key=1", "rd.luks.key", "rd.luks.key=", "cryptkeys=1", "cryptomount -u 1"):
-        assert words_of_keys(word) == []
-    for line in ("-u 1 -k /key", "-p secret -u 1", "--key-file=/k -a", "--password x -a", "-k/key -a"):
-        assert words_of_keys(f"\tif cryptomount {line} ; then") == ["cryptomount with a key"]
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     slots=st.lists(
@@ -545,7 +580,10 @@ def test_no_pass_with_a_weak_passphrase(slots: list[Any], claimed: list[Any]) ->
     seen = with_volume(keyslots=made, tokens=tokens)
     if judge(luks.GATE, seen, LUKS_POLICY).verdict is not Verdict.PASS:
         return
-    owned = {token.keyslots[0] for token in tokens if token.type != "x"}
+    # A slot that is stretched has a passphrase, whoever names it.
+    owned = {token.keyslots[0] for token in tokens if token.type != "x"} - {
+        slot.number for slot in made if slot.kdf is None or slot.kdf.type != "pbkdf2"
+    }
     for slot in made:
         strong = (
             slot.kdf is not None and slot.kdf.type == "argon2id" and slot.kdf.memory >= 65536 and slot.kdf.time >= 4

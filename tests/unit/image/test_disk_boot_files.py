@@ -18,6 +18,7 @@ from image_builders import noise
 from pytest_osgates.checks.luks_partitions import words_of_keys
 from pytest_osgates.image.diff.ranges import BytesContent
 from pytest_osgates.image.diff.streams import method_of, stored_size
+from pytest_osgates.image.disk import boot_files
 from pytest_osgates.image.disk.boot_files import BootFiles, read_boot_files
 from pytest_osgates.vm.errors import ImageError
 from tests.disk_builders import fat, flipped, luks2, newc, pe
@@ -148,8 +149,6 @@ def test_where_a_compressed_stream_ends(how: str) -> None:
     flips=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=4),
 )
 def test_mutated_initrds_never_break_it(how: str, flips: list[tuple[int, int]]) -> None:
-    from pytest_osgates.image.disk import boot_files
-
     packed = COMPRESSIONS[how](newc({"init": noise(2000), "b": b"text" * 90})) + bytes(8) + newc({"k": KEY})
     seen = BootFiles()
     boot_files._look(seen, "", "/initrd", BytesContent(flipped(packed, flips)), keys_in)
@@ -209,6 +208,48 @@ def test_a_header_in_an_initrd_has_keyslots_of_its_own(tmp_path: Path) -> None:
     assert [name for name, _ in seen.unread] == ["/initrd!/small.img", "/initrd!/large.img"]
 
 
+UNIT = "usr/lib/systemd/system/open.service"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (b"ExecStart=cryptsetup open --key-file /usr/lib/firmware/root.bin /dev/vda2 root\n", True),
+        (b"#!/bin/sh\ncd /lib/firmware; cryptsetup open -d root.bin /dev/vda2 root\0", True),
+        (b"key=root.bin.\n", True),
+        (b"load another-root.bin\n", False),
+        (b"load root.bin.xz\n", False),
+        (b"\x7fELF\0firmware=root.bin\0", False),
+    ],
+)
+def test_a_text_that_names_a_file_says_so(text: bytes, named: bool, tmp_path: Path) -> None:
+    """In whatever order the archives have them, and in which of them they stand."""
+    key, unit = newc({"usr/lib/firmware/root.bin": KEY, "usr/lib/firmware/other.bin": KEY}), newc({UNIT: text})
+    for initrd in (gzip.compress(key + unit), unit + gzip.compress(key)):
+        (tmp_path / "esp").unlink(missing_ok=True)
+        seen = keys_of(tmp_path, initrd)
+        assert [file.path for file in seen.files if file.named] == ["/usr/lib/firmware/root.bin"] * named
+        assert seen.unread == []
+
+
+def test_a_link_names_what_it_leads_to_but_for_firmware(tmp_path: Path) -> None:
+    key = newc({"usr/lib/firmware/root.bin": KEY})
+    for path, named in (("etc/k", True), ("usr/lib/firmware/alias.bin", False)):
+        (tmp_path / "esp").unlink(missing_ok=True)
+        link = newc({path: b"../usr/lib/firmware/root.bin"}, 0o120777)
+        assert any(file.named for file in keys_of(tmp_path, key + link).files) == named
+
+
+def test_texts_that_are_too_many_are_said_where_one_could_name_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot_files, "_MOST_TEXTS", 1 << 20)
+    texts = newc({"a": b"x" * (600 << 10), "b": b"y" * (600 << 10)})
+    for more, unread in ((newc({"k": KEY}), ["/initrd"]), (b"", [])):
+        (tmp_path / "esp").unlink(missing_ok=True)
+        assert [name for name, _ in keys_of(tmp_path, gzip.compress(texts + more)).unread] == unread
+
+
 def test_parameters_inside_an_initrd_name_keys(tmp_path: Path) -> None:
     line = b"rd.luks.key=/words rd.luks.uuid=1\n"
     seen = keys_of(tmp_path, newc({"etc/cmdline.d/90crypt.conf": line, "etc/cmdline": line, "usr/cmdlines": line}))
@@ -223,6 +264,10 @@ def test_parameters_inside_an_initrd_name_keys(tmp_path: Path) -> None:
         "linux /x rd.luks.key=/k\n".encode("utf-16"),
         b"linux /x rd.luks.'key'=/k\n",
         b"cryptomount -u 1 \\\n -k /k\n",
+        b"linux /x rd.luks.k\\\ney=/k\n",
+        b'set extra="rd.luks.key=/k"\n',
+        b"kernelopts=rd.luks.key=/k root=/dev/x\n",
+        b"insmod luks2;cryptomount -u 1 -k /k\n",
         b"# " + b"-" * (1 << 20) + b"\nlinux /x rd.luks.key=/k\n",
         b"options systemd.set_credential=cryptsetup.passphrase:words\n",
         b"options rd.luks.options=1=header=/header.img\n",
@@ -251,6 +296,30 @@ def test_what_follows_a_file_system_is_said(tmp_path: Path) -> None:
             assert read_boot_files(BytesContent(raw + rest), words_of_keys).unread == []
         seen = read_boot_files(BytesContent(raw + bytes(2 << 20) + b"plain"), words_of_keys)
         assert [name for name, _ in seen.unread] == ["after the file system"]
+
+
+def test_what_deleted_files_leave_is_counted_and_could_be_a_key(tmp_path: Path) -> None:
+    text = b"a page of a letter to my lawyer\n" * 400
+    files = {"initrd": newc({"init": b"x"}), "root.bin": KEY, "loader/letter.txt": text, "other": b"x" * 700}
+    image = fat(tmp_path / "esp", files)
+    assert read_boot_files(BytesContent(image.read_bytes()), words_of_keys).free == 0
+    subprocess.run(["mdel", "-i", str(image), "::root.bin", "::loader/letter.txt"], check=True)
+    seen = read_boot_files(BytesContent(image.read_bytes()), words_of_keys)
+    assert seen.free == len(KEY.replace(b"\0", b"")) + len(text)
+    assert [name for name, _ in seen.unread] == ["/?OOT.BIN"]
+    # Once another file is there, it is that file's.
+    over = tmp_path / "over"
+    over.write_bytes(bytes(3 << 20))
+    subprocess.run(["mcopy", "-i", str(image), str(over), "::over"], check=True)
+    seen = read_boot_files(BytesContent(image.read_bytes()), words_of_keys)
+    assert (seen.free, seen.unread) == (0, [])
+
+
+def test_what_follows_the_end_of_a_file_is_counted(tmp_path: Path) -> None:
+    image = fat(tmp_path / "esp", {"a": b"x" * 700})
+    raw = image.read_bytes()
+    at = raw.index(b"x" * 700) + 700
+    assert read_boot_files(BytesContent(raw[:at] + b"left" + raw[at + 4 :]), words_of_keys).free == 4
 
 
 def test_no_name_makes_a_file_invisible(tmp_path: Path) -> None:

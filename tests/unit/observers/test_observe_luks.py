@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import subprocess
 from pathlib import Path
 
@@ -108,6 +109,38 @@ def test_what_opens_it_is_found(volume: bytes, tmp_path: Path) -> None:
     ]
 
 
+def unbound(raw: bytes, slot: str) -> bytes:
+    """The digest of a keyslot taken away from the segment; its key stays the volume's."""
+    made = bytearray(raw)
+    (size,) = struct.unpack_from(">Q", made, 8)
+    for at in (0, size):
+        data = json.loads(bytes(made[at + 4096 : at + size]).split(b"\0")[0])
+        data["digests"]["0"]["keyslots"].remove(slot)
+        data["digests"]["1"] = {**data["digests"]["0"], "keyslots": [slot], "segments": []}
+        text = json.dumps(data, separators=(",", ":")).encode().ljust(size - 4096, b"\0")
+        made[at + 4096 : at + size] = text
+        made[at + 448 : at + 512] = bytes(64)
+        made[at + 448 : at + 480] = hashlib.sha256(made[at : at + 4096] + text).digest()
+    return bytes(made)
+
+
+def test_a_slot_of_no_segment_is_tried_as_well(volume: bytes, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(volume)
+    (tmp_path / "key").write_bytes(b"the passphrase")
+    (tmp_path / "blank").write_bytes(b"")
+    cryptsetup("luksAddKey", "--key-file", str(tmp_path / "key"), *ARGON, str(image), str(tmp_path / "blank"))
+    seen = observe(disk(tmp_path / "disk", unbound(image.read_bytes(), "2"), {"initrd": INITRD}))
+    made = seen.partitions[1].volume
+    assert made is not None
+    assert [(guess.keyslot, guess.opened) for guess in made.guesses] == [(0, False), (1, False), (2, True)]
+    decisive = (Severity.VIOLATION, Severity.UNPROVEN)
+    assert {finding.key for finding in judge(GATE, seen, POLICY).findings if finding.severity in decisive} == {
+        ("unbound-slot", "partition 2, keyslot 2"),
+        ("guessable", "partition 2, keyslot 2"),
+    }
+
+
 def test_without_cryptsetup_nothing_is_proven(volume: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = disk(tmp_path / "disk", volume, {"initrd": INITRD})
     monkeypatch.setattr(luks, "TOOL", "osgates-no-such-program")
@@ -152,6 +185,40 @@ def test_an_ext4_is_looked_into_where_the_profile_says_that_it_boots(volume: byt
         rules = {finding.rule for finding in found.findings}
         assert ("key-in-initrd" in rules) == boots
         assert ("initrd-missing" in rules) != boots
+
+
+def test_microcode_alone_is_no_initrd(volume: bytes, tmp_path: Path) -> None:
+    early = newc({"kernel/x86/microcode/GenuineIntel.bin": hashlib.shake_128(b"microcode").digest(6400)})
+    found = judge(GATE, observe(disk(tmp_path / "disk", volume, {"initrd": early})), POLICY)
+    assert [finding.key for finding in found.findings if finding.severity is Severity.UNPROVEN] == [
+        ("initrd-missing", "initrd")
+    ]
+    (tmp_path / "disk.esp").unlink()
+    found = judge(GATE, observe(disk(tmp_path / "disk", volume, {"initrd": early + INITRD})), POLICY)
+    assert found.verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("boots", [True, False])
+def test_a_root_file_system_is_not_accepted_as_what_boots(boots: bool, volume: bytes, tmp_path: Path) -> None:
+    """Whether the profile has it looked into or not."""
+    tree = {"initrd": INITRD, "etc/shadow": b"root:x:::::::\n", "home/me/letter.txt": b"dear lawyer\n"}
+    for name, content in tree.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(content)
+    image = tmp_path / "root.img"
+    command = ["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "tree"), str(image), "4M"]
+    subprocess.run(command, check=True, capture_output=True)
+    path = disk(tmp_path / "disk", volume, {})
+    with path.open("r+b") as file:
+        file.seek(MIB)
+        file.write(image.read_bytes())
+    accepted = (PlainPartition(type="esp", holds="ext4", reason="/boot", boots=boots),)
+    policy = POLICY.model_copy(update={"accept_plaintext": accepted, "initrd": "plain" if boots else "encrypted"})
+    seen = luks.observe(path, "d" * 64, luks.Wanted.of(policy), lambda stage, fraction: None)
+    found = judge(GATE, seen, policy)
+    assert {finding.key for finding in found.findings if finding.severity is Severity.VIOLATION} == {
+        ("plain-system", "partition 1")
+    }
 
 
 def test_a_broken_esp_and_a_broken_header_are_not_proven(volume: bytes, tmp_path: Path) -> None:

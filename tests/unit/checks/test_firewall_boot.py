@@ -1,0 +1,61 @@
+"""The judge of the gate `firewall` and what is known of the boot, and of counters that nobody kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from firewall_samples import (
+    ESTABLISHED,
+    LOOPBACK,
+    NEIGHBOURS,
+    POLICY,
+    TARGETS,
+    clean_rules,
+    observed,
+    read,
+    sweeps,
+    table,
+)
+
+from pytest_osgates.checks.firewall import FirewallObservation, FirewallPolicy, judge
+from pytest_osgates.checks.firewall.seen import Answers, BootAnswer
+from pytest_osgates.model import Severity
+
+ALOUD = FirewallPolicy(closed_answers="refused")
+RESETS = read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, [{"reject": {"type": "tcp reset"}}]))
+
+
+def keys(seen: FirewallObservation, policy: FirewallPolicy = POLICY, severity: Severity | None = None) -> set[Any]:
+    decisive = (Severity.VIOLATION, Severity.UNPROVEN) if severity is None else (severity,)
+    return {finding.key for finding in judge(seen, policy) if finding.severity in decisive}
+
+
+def _closed(*ranges: tuple[int, int]) -> Any:
+    """Later, these ports of TCP say that they are closed."""
+    answers = tuple(Answers(how="closed", first=first, last=last) for first, last in ranges)
+    return tuple(one.model_copy(update={"answers": answers}) if one.protocol == "tcp" else one for one in sweeps())
+
+
+def _boot(*answers: BootAnswer) -> Any:
+    return tuple(watch.model_copy(update={"answers": answers}) for watch in observed().boot)
+
+
+def test_resets_at_boot_that_may_be_of_rules_or_of_no_rules() -> None:
+    early = _boot(*(BootAnswer(port=number, how="closed", origin="link", before_s=9.0) for number in (22, 40001)))
+    seen = observed(ruleset=RESETS, sweeps=_closed((1, 65535)), boot=early)
+    assert keys(seen, ALOUD, Severity.UNPROVEN) == keys(seen, ALOUD)
+    assert keys(seen, ALOUD) == {("boot-not-told", "ipv4"), ("boot-not-told", "ipv6")}
+    assert all(finding.hint for finding in judge(seen, ALOUD))
+    # Nothing answered: whatever stood, it dropped. A rule that rejects otherwise was one, too.
+    assert keys(observed(ruleset=RESETS, sweeps=_closed((1, 65535))), ALOUD) == set()
+    other = _boot(BootAnswer(port=40001, how="rejected", origin="link", code=13, before_s=9.0))
+    assert keys(observed(ruleset=RESETS, sweeps=_closed((1, 65535)), boot=other), ALOUD) == set()
+    # Where most are silent later, the light probe would have heard others, too.
+    some = observed(ruleset=RESETS, sweeps=_closed((1, 40000), (40001, 42000)), boot=early)
+    assert keys(some, ALOUD) == set()
+    # Without rules, that is the finding.
+    assert keys(observed(ruleset=read(table(policy="accept")), sweeps=_closed((1, 65535)), boot=early), ALOUD) == {
+        ("not-default-deny", "ipv4"),
+        ("not-default-deny", "ipv6"),
+    }

@@ -9,6 +9,9 @@ from pytest_osgates.checks.firewall.said import scopes, unproven
 from pytest_osgates.checks.firewall.seen import FirewallObservation
 from pytest_osgates.model import Finding
 
+# Between two probes of an address that are taken while it boots: an emulated machine on a busy host takes 0.4 s.
+GAP_S = 5.0
+
 
 def vacuity(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Finding]:
     """Whether there was anything to try, and whether all of it was tried."""
@@ -66,12 +69,37 @@ def losses(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Findin
         if sweep.strange:
             what = f"{sweep.strange} packets came back that fit no probe: from another address, in fragments, or odd"
             yield unproven("strange", sweep.name, what, "answers that can be told apart")
+    yield from _watched(seen, policy)
+
+
+def _watched(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Finding]:
+    """Whether the light probe tried, while it booted, each address that was tried later: rules may name addresses."""
+    if seen.unwatched:
+        many = ", ".join(seen.unwatched[:5])
+        yield unproven(
+            *("boot-not-watched", "addresses", f"it had too many addresses while it booted: {many} were not watched"),
+            "every address watched as soon as it is there",
+        )
     for family in policy.families:
-        watched = [watch for watch in seen.boot if watch.family == family]
-        if any(one.family == family for one in seen.addresses):
-            proven = sum(watch.proven for watch in watched)
-            if proven < policy.boot_probes:
+        there = [one.address for one in seen.addresses if one.family == family]
+        demanded = [address for address in there if address not in seen.late]
+        proven = dict.fromkeys(demanded, 0)
+        for watch in seen.boot:
+            if watch.address in proven:
+                proven[watch.address] += watch.proven
+        if there and not demanded:
+            # They came later: whatever was watched while it booted.
+            proven = {family: sum(watch.proven for watch in seen.boot if watch.family == family)}
+        few = [f"{address}: {count}" for address, count in proven.items() if count < policy.boot_probes]
+        if few:
+            yield unproven(
+                *("boot-not-watched", family, f"probes taken before the machine was ready: {', '.join(few)}"),
+                f"at least {policy.boot_probes} of each address",
+            )
+        most = GAP_S * max(1.0, seen.pace)
+        for watch in seen.boot:
+            if watch.address in demanded and watch.longest_gap > most:
                 yield unproven(
-                    *("boot-not-watched", family, f"{proven} probes were taken before the machine was ready"),
-                    f"at least {policy.boot_probes}",
+                    *("boot-gap", watch.address, f"for {watch.longest_gap:.1f} s of the boot it took no probe"),
+                    f"not more than {most:.0f} s: what stood meanwhile, nobody knows",
                 )

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from firewall_samples import (
-    ESTABLISHED,
-    LOOPBACK,
-    NEIGHBOURS,
-    POLICY,
-    TARGETS,
-    clean_rules,
-    observed,
-    read,
-    sweeps,
-    table,
-)
+from firewall_samples import ESTABLISHED, LOOPBACK, NEIGHBOURS, POLICY, TARGETS, observed, read, sweeps, table
 
 from pytest_osgates.checks.firewall import FirewallObservation, FirewallPolicy, judge
 from pytest_osgates.checks.firewall.seen import Answers, BootAnswer
@@ -59,3 +47,27 @@ def test_resets_at_boot_that_may_be_of_rules_or_of_no_rules() -> None:
         ("not-default-deny", "ipv4"),
         ("not-default-deny", "ipv6"),
     }
+
+
+def test_each_address_that_is_tried_was_watched_while_it_booted() -> None:
+    four, link_local, six = observed().boot
+    assert keys(observed(boot=(four, link_local))) == {("boot-not-watched", "ipv6")}
+    (finding,) = judge(observed(boot=(four, link_local)), POLICY)
+    assert TARGETS["ipv6", "global"] in finding.seen
+    former = four.model_copy(update={"address": "10.0.2.77"})
+    assert keys(observed(boot=(former, link_local, six))) == {("boot-not-watched", "ipv4")}
+    # One that came when it was ready was watched as the one before it.
+    late = {"late": ("10.0.2.15",)}
+    assert keys(observed(boot=(former, link_local, six), **late)) == set()
+    assert keys(observed(boot=(link_local, six), **late)) == {("boot-not-watched", "ipv4")}
+    assert keys(observed(unwatched=("10.0.2.99",)), severity=Severity.UNPROVEN) == {("boot-not-watched", "addresses")}
+
+
+def test_a_boot_of_which_long_parts_were_not_watched() -> None:
+    four, *rest = observed().boot
+    gone = four.model_copy(update={"proven": 20, "longest_gap": 19.0})
+    assert keys(observed(boot=(gone, *rest)), severity=Severity.UNPROVEN) == {("boot-gap", "10.0.2.15")}
+    # A slow host takes longer over everything; an address of before is not there any more.
+    assert keys(observed(boot=(gone, *rest), pace=4.0)) == set()
+    assert keys(observed(boot=(gone, *rest), pace=0.1)) == {("boot-gap", "10.0.2.15")}
+    assert keys(observed(boot=(four, gone.model_copy(update={"address": "10.0.2.77"}), *rest))) == set()

@@ -71,3 +71,19 @@ def test_a_boot_of_which_long_parts_were_not_watched() -> None:
     assert keys(observed(boot=(gone, *rest), pace=4.0)) == set()
     assert keys(observed(boot=(gone, *rest), pace=0.1)) == {("boot-gap", "10.0.2.15")}
     assert keys(observed(boot=(four, gone.model_copy(update={"address": "10.0.2.77"}), *rest))) == set()
+
+
+def test_probes_that_nobody_can_explain_are_not_noise() -> None:
+    def reached(loopback: int = 0, **counts: int) -> FirewallObservation:
+        accounts = observed().accounts.model_copy(
+            update={"reached": {"tcp": 0, "udp": 0, **counts}, "loopback": loopback}
+        )
+        return observed(accounts=accounts)
+
+    for protocol, many in (("tcp", 3276), ("udp", 240), ("tcp", 26), ("udp", 26)):
+        seen = reached(**{protocol: many})
+        assert keys(seen) == keys(seen, severity=Severity.UNPROVEN) == {("let-in", protocol)}
+    # Five other frames were sent; what the guest sent to itself is taken off.
+    assert keys(reached(tcp=25, udp=25)) == set()
+    assert keys(reached(tcp=600, loopback=580)) == set()
+    assert keys(reached(tcp=600, loopback=570)) == {("let-in", "tcp")}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pytest_osgates.checks.firewall.agreement import accepts, agreement, card_of, doors, let_in, packet_for
 from pytest_osgates.checks.firewall.policy import Allowed, FirewallPolicy
-from pytest_osgates.checks.firewall.proof import losses, vacuity
+from pytest_osgates.checks.firewall.proof import forwards, losses, vacuity
 from pytest_osgates.checks.firewall.rules import (
     ACCEPT,
     Family,
@@ -53,6 +53,7 @@ def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
     if later is not None:
         findings += doors(later, policy, bare, {finding.subject for finding in _wrong(findings)})
     findings += let_in(seen, bare, policy)
+    findings += forwards(seen, policy)
     for number, entry in enumerate(policy.allowed):
         if number not in used and entry.protocol != "other":
             what = ", ".join(map(str, (*entry.ports, *entry.kinds)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_osgates.checks.firewall.policy import FirewallPolicy
-from pytest_osgates.checks.firewall.said import scopes, unproven
+from pytest_osgates.checks.firewall.said import finding, scopes, unproven
 from pytest_osgates.checks.firewall.seen import FirewallObservation
-from pytest_osgates.model import Finding
+from pytest_osgates.model import Finding, Severity
 
 # Between two probes of an address that are taken while it boots: an emulated machine on a busy host takes 0.4 s.
 GAP_S = 5.0
@@ -103,3 +103,19 @@ def _watched(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Find
                     *("boot-gap", watch.address, f"for {watch.longest_gap:.1f} s of the boot it took no probe"),
                     f"not more than {most:.0f} s: what stood meanwhile, nobody knows",
                 )
+
+
+def forwards(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Finding]:
+    """What is behind a machine that passes packets on, containers of its own too, is not tried, and not judged."""
+    for family in policy.families if not seen.ruleset.problem else ():
+        kept = any(
+            (chain.hook == "forward" or (chain.name == "FORWARD" and chain.table.endswith("filter")))
+            and chain.family in ("inet", "ip" if family == "ipv4" else "ip6")
+            and chain.policy == "drop"
+            for chain in seen.ruleset.chains
+        )
+        if family in seen.forwarding and not kept:
+            yield finding(
+                *("forwards", family, "the machine passes packets on, and no chain with hook forward drops the rest"),
+                *("no forwarding, or policy drop: whoever is on the link reaches what is behind", Severity.REMARK),
+            )

@@ -164,7 +164,8 @@ class FirewallObservation(Observation):
     """``default_routes``: families with a way to beyond. ``again``: the ruleset after the sweeps, if it is another;
     ``changed``: not in the elements of its sets alone. ``groups``: addresses that a datagram for many has, of those
     that the prober knows. ``unwatched``: addresses for which the light probe had no room; ``late``: those that were
-    not there yet when the machine was ready. ``pace``: how much slower than others this host is."""
+    not there yet when the machine was ready. ``pace``: how much slower than others this host is. ``forwarding``:
+    families of which the machine passes packets on."""
 
     state: State
     addresses: tuple[Address, ...]
@@ -175,6 +176,7 @@ class FirewallObservation(Observation):
     unwatched: tuple[str, ...] = ()
     late: tuple[str, ...] = ()
     pace: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    forwarding: tuple[Family, ...] = ()
     ruleset: Ruleset
     again: Ruleset | None = None
     changed: bool = False

@@ -120,6 +120,7 @@ def observe(siege: Siege) -> FirewallObservation:
         unwatched=tuple(status["unwatched"]),
         late=tuple(one.address for one in addresses if one.address not in early),
         pace=siege.pace,
+        forwarding=tuple(after.forwarding),
         ruleset=ruleset,
         again=None if _shape(again, elements=True) == _shape(ruleset, elements=True) else again,
         changed=_shape(again) != _shape(ruleset),
@@ -149,7 +150,10 @@ def _listeners(siege: Siege, problems: list[str]) -> tuple[Listener, ...]:
         problems.append(f"the guest does not list its sockets: {error}")
         return ()
     problems += [f"sockets: {problem}" for problem in running.problems[:5] if not problem.startswith("nobody ")]
-    return inside.listeners(running)
+    found = inside.listeners(running)
+    if len(found) >= inside.MAX_LISTENERS:
+        problems.append(f"sockets: {len(found)} wait or more: not all of them were tried")
+    return found
 
 
 def _shape(ruleset: Ruleset, *, elements: bool = False) -> list[object]:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from firewall_samples import ESTABLISHED, LOOPBACK, NEIGHBOURS, POLICY, TARGETS, observed, read, sweeps, table
+from firewall_samples import (
+    ESTABLISHED,
+    LOOPBACK,
+    NEIGHBOURS,
+    POLICY,
+    TARGETS,
+    clean_rules,
+    observed,
+    read,
+    sweeps,
+    table,
+)
 
 from pytest_osgates.checks.firewall import FirewallObservation, FirewallPolicy, judge
+from pytest_osgates.checks.firewall.rules import Chain
 from pytest_osgates.checks.firewall.seen import Answers, BootAnswer
 from pytest_osgates.model import Severity
 
@@ -87,3 +99,15 @@ def test_probes_that_nobody_can_explain_are_not_noise() -> None:
     assert keys(reached(tcp=25, udp=25)) == set()
     assert keys(reached(tcp=600, loopback=580)) == set()
     assert keys(reached(tcp=600, loopback=570)) == {("let-in", "tcp")}
+
+
+def test_packets_that_are_passed_on_are_told() -> None:
+    def forward(name: str, policy: str) -> Chain:
+        return Chain(family="ip", table="filter", name=name, kind="filter", hook="forward", policy=policy, priority=0)
+
+    assert keys(observed(forwarding=("ipv4",)), severity=Severity.REMARK) == {("forwards", "ipv4")}
+    assert keys(observed(forwarding=("ipv4",))) == set()
+    for policy, told in (("drop", set()), ("accept", {("forwards", "ipv4")})):
+        rules = clean_rules()
+        rules = rules.model_copy(update={"chains": (*rules.chains, forward("f", policy))})
+        assert keys(observed(forwarding=("ipv4",), ruleset=rules), severity=Severity.REMARK) == told

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
-import pytest
 from local_shell import local_shell
 
-from pytest_osgates.checks.apparmor_running import RunningSeen, SocketSeen
-from pytest_osgates.observers import confinement, firewall
 from pytest_osgates.observers.firewall import inside
 
 CARD = "card eth0 52:54:00:12:34:56"
@@ -53,18 +48,3 @@ def test_the_scripts_ask_a_real_kernel(tmp_path: Path) -> None:
     assert found.tracks == Path("/proc/sys/net/netfilter/nf_conntrack_count").exists()
     assert ("ipv4" in found.forwarding) == (Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() != "0")
     assert shell.run(inside._NF_TABLES).text.strip() in ("there", "none", "unknown")
-
-
-def test_more_sockets_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What listens is tried first, and of UDP it may be all that is tried of a port: none is left out in silence."""
-    sockets = tuple(
-        SocketSeen(protocol="udp", local=f"0.0.0.0:{20000 + number}", state="unconnected", namespace="n")
-        for number in range(inside.MAX_LISTENERS + 1)
-    )
-    siege = cast("firewall.Siege", SimpleNamespace(machine=SimpleNamespace(shell=None)))
-    for many, told in ((10, 0), (inside.MAX_LISTENERS + 1, 1)):
-        running = RunningSeen(enabled=True, processes=(), sockets=sockets[:many])
-        monkeypatch.setattr(confinement, "observe_running", lambda shell, running=running: running)
-        problems: list[str] = []
-        assert len(firewall._listeners(siege, problems)) == min(many, inside.MAX_LISTENERS)
-        assert len(problems) == told

@@ -48,7 +48,8 @@ def observation(tried: tuple[Booted, float], os_run: Run, state: State) -> Firew
         raise NotProven(f"the state {state} was not reached: {booted.boot.outcome}: {booted.boot.detail}")
     policy: FirewallPolicy = os_run.profile.policy("firewall")
     try:
-        return firewall.observe(firewall.Siege(booted.machine, state, policy, os_run.progress, ready_at))
+        siege = firewall.Siege(booted.machine, state, policy, os_run.progress, ready_at, pace=os_run.host.pace)
+        return firewall.observe(siege)
     except OsgatesError as error:
         raise NotProven(str(error)) from error
 

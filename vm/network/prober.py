@@ -28,16 +28,20 @@ if TYPE_CHECKING:
 BATCH = 128
 WINDOW = 6
 MARKERS = 32
-# Seconds: until a marker is repeated, how often, and how long late answers are waited for.
+# Seconds: until a marker is repeated, how often, and how long late answers are waited for: a resolver that reaches
+# nobody says so after five seconds or more (resolv.conf(5), timeout).
 STALL_S, STALLS = 2.0, 6
 GREET_S = 3.0
-LINGER_S = {"tcp": 1.0, "udp": 3.0, "kinds": 2.0}
+LINGER_S = {"tcp": 1.0, "udp": 12.0, "kinds": 12.0}
 TRIES = 3
 MOST_AGAIN = 4096
 # Of the light probe: a group that got no answer is given up after this.
 WATCH_S = 0.5
 LISTED = 4
-MAX_WATCHED, MAX_HEARD, MAX_SWEEPS, MAX_SECONDS = 6, 2000, 48, 1200
+# Of a guest that renews everything on its way up: link-local, global and temporary addresses, each twice. What is
+# beyond that is not watched, and told.
+MAX_WATCHED, MAX_UNWATCHED = 12, 100
+MAX_HEARD, MAX_SWEEPS, MAX_SECONDS = 2000, 48, 1200
 # The last byte of an address: the light probe's two, sweeps, kinds, markers.
 _WATCH, _SWEEPS, _KINDS, _MARKERS = 64, 66, 128, 192
 
@@ -101,6 +105,7 @@ class Prober:
         self._greeted: set[bytes] = set()
         self._marked = b""
         self.watched: dict[bytes, _Watched] = {}
+        self.unwatched: dict[bytes, None] = {}
         self._watching = self._probing is not None and self._probing.canary_s > 0
         self._turn = 0
         self._due = 0.0
@@ -114,9 +119,13 @@ class Prober:
     def learn(self, address: bytes, mac: bytes) -> None:
         """An address that the guest has, or is about to have."""
         first = address[0] if address else 0
-        if not self._watching or address in self.watched or len(self.watched) >= MAX_WATCHED:
+        if not self._watching or address in self.watched:
             return
         if not address.strip(b"\0") or (first >= 224 if len(address) == 4 else first == 0xFF):
+            return
+        if len(self.watched) >= MAX_WATCHED:
+            if len(self.unwatched) < MAX_UNWATCHED:
+                self.unwatched[address] = None
             return
         self.watched[address] = _Watched(mac, self._now)
         for low, origin in ((_WATCH, "link"), (_WATCH + 1, "beyond")):
@@ -189,6 +198,7 @@ class Prober:
             "sweeps": len(self.sweeps),
             "lost_on_purpose": self.lost_on_purpose,
             "macs": [wire.mac_text(mac) for mac in dict.fromkeys(self._sink.guest_addresses.values())][:20],
+            "unwatched": [wire.text_of(address) for address in self.unwatched],
             "watched": [
                 {
                     "address": wire.text_of(address),
@@ -510,14 +520,16 @@ class Prober:
     @staticmethod
     def _hear_kind(sweep: Sweep, kind: probes.Kind, heard: Heard) -> None:
         icmp = heard.protocol in (wire.ICMP, wire.ICMPV6)
+        known = sweep.heard.get(kind.name, "error")
         if not heard.payload or (not icmp and heard.protocol != kind.protocol):
             sweep.strange += 1
-        elif not icmp:
-            sweep.heard.setdefault(kind.name, f"protocol {heard.protocol}")
-        elif heard.is_error:
-            sweep.heard.setdefault(kind.name, f"error {heard.payload[0]}/{heard.payload[1]}")
-        elif heard.payload[0] in kind.answers:
-            sweep.heard.setdefault(kind.name, f"type {heard.payload[0]}")
+        elif icmp and heard.is_error:
+            code = heard.payload[1] if len(heard.payload) > 1 else 0
+            sweep.heard.setdefault(kind.name, f"error {heard.payload[0]}/{code}")
+        elif not icmp or heard.payload[0] in kind.answers:
+            # One answers and another refuses: it is answered.
+            if known.startswith("error"):
+                sweep.heard[kind.name] = f"type {heard.payload[0]}" if icmp else f"protocol {heard.protocol}"
         else:
             sweep.strange += 1
 
@@ -538,6 +550,7 @@ class Prober:
     def _note(self, address: bytes, origin: str, port: int, state: int) -> None:
         known = self.watched[address].heard
         before = known.get((origin, port))
-        # A port that was closed, and is open later, was open.
-        if (before is None and len(known) < MAX_HEARD) or (before and state == OPEN != before[0]):
+        # A port that was closed, and is open later, was open; and many that are closed hide none.
+        room = len(known) < (2 * MAX_HEARD if state == OPEN else MAX_HEARD)
+        if (before is None and room) or (before and state == OPEN != before[0]):
             known[origin, port] = (state, self._now)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pytest_osgates.checks.firewall.agreement import accepts, agreement, card_of, doors, let_in, packet_for
 from pytest_osgates.checks.firewall.policy import Allowed, FirewallPolicy
-from pytest_osgates.checks.firewall.proof import losses, vacuity
+from pytest_osgates.checks.firewall.proof import forwards, losses, vacuity
 from pytest_osgates.checks.firewall.rules import (
     ACCEPT,
     Family,
@@ -23,6 +23,8 @@ from pytest_osgates.model import Finding, Severity
 # What an unfriendly host could open: shown one by one up to here.
 SHOWN = 60
 MOST = 500
+# The ports of which the light probe takes one at random each time: nobody would listen there.
+CANARIES = range(0x8000, 0x10000)
 
 
 def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
@@ -51,6 +53,7 @@ def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
     if later is not None:
         findings += doors(later, policy, bare, {finding.subject for finding in _wrong(findings)})
     findings += let_in(seen, bare, policy)
+    findings += forwards(seen, policy)
     for number, entry in enumerate(policy.allowed):
         if number not in used and entry.protocol != "other":
             what = ", ".join(map(str, (*entry.ports, *entry.kinds)))
@@ -284,6 +287,7 @@ def _booting(
     """What answered before the machine was ready, and does not any more."""
     opened: dict[int, list[str]] = defaultdict(list)
     refused: dict[Family, list[BootAnswer]] = defaultdict(list)
+    untold: dict[Family, list[BootAnswer]] = defaultdict(list)
     steady = [((one.family, one.origin), one.heard_of()) for one in seen.sweeps if one.protocol == "tcp"]
     asked = {answer.port for watch in seen.boot for answer in watch.answers}
     plain: dict[tuple[Family, str], set[int]] = defaultdict(set)
@@ -293,6 +297,7 @@ def _booting(
                 if answers.how in ("open", "closed"):
                     now = {port for port in asked if answers.first <= port <= answers.last}
                     plain[one.family, one.origin] |= now
+    loud = _loud(seen)
     for watch in seen.boot:
         for answer in watch.answers:
             entry = policy.allows("tcp", answer.port, watch.family, answer.origin)
@@ -307,6 +312,8 @@ def _booting(
                 # A rule may reject; a reset where nothing, or an error, comes later is a machine's without rules.
                 if answer.how == "closed" and answer.port not in plain[watch.family, answer.origin]:
                     refused[watch.family].append(answer)
+                elif answer.how == "closed" and (watch.family, answer.origin) in loud:
+                    untold[watch.family].append(answer)
             elif not any((rule, watch.family) in known for rule in ("refused", "rejected")) and not any(
                 way == (watch.family, answer.origin) and ports[answer.port] for way, ports in steady
             ):
@@ -329,3 +336,23 @@ def _booting(
                 "the rules stand before the network does",
                 hint="systemd.special(7): Before=network-pre.target, Wants=network-pre.target",
             )
+    for family, same in untold.items():
+        if family not in bare and not refused[family]:
+            yield finding(
+                *("boot-not-told", family),
+                f"{len(same)} ports answered with a reset while the machine booted, as nearly all ports do now",
+                "answers of the rules that are others than those of a machine without rules",
+                Severity.UNPROVEN,
+                hint="let the last rule drop, or reject by ICMP: reject with icmpx type admin-prohibited",
+            )
+
+
+def _loud(seen: FirewallObservation) -> set[tuple[Family, str]]:
+    """From where most ports say that they are closed: whether rules that stood said so at boot, nobody can tell."""
+    found: set[tuple[Family, str]] = set()
+    for one in seen.sweeps:
+        if one.protocol == "tcp" and one.full:
+            closed = (range(max(answer.first, CANARIES.start), answer.last + 1) for answer in one.of("closed"))
+            if 2 * sum(map(len, closed)) > len(CANARIES):
+                found.add((one.family, one.origin))
+    return found

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_osgates.checks.firewall.policy import FirewallPolicy
-from pytest_osgates.checks.firewall.said import scopes, unproven
+from pytest_osgates.checks.firewall.said import finding, scopes, unproven
 from pytest_osgates.checks.firewall.seen import FirewallObservation
-from pytest_osgates.model import Finding
+from pytest_osgates.model import Finding, Severity
+
+# Between two probes of an address that are taken while it boots: an emulated machine on a busy host takes 0.4 s.
+GAP_S = 5.0
 
 
 def vacuity(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Finding]:
@@ -66,12 +69,53 @@ def losses(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Findin
         if sweep.strange:
             what = f"{sweep.strange} packets came back that fit no probe: from another address, in fragments, or odd"
             yield unproven("strange", sweep.name, what, "answers that can be told apart")
+    yield from _watched(seen, policy)
+
+
+def _watched(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Finding]:
+    """Whether the light probe tried, while it booted, each address that was tried later: rules may name addresses."""
+    if seen.unwatched:
+        many = ", ".join(seen.unwatched[:5])
+        yield unproven(
+            *("boot-not-watched", "addresses", f"it had too many addresses while it booted: {many} were not watched"),
+            "every address watched as soon as it is there",
+        )
     for family in policy.families:
-        watched = [watch for watch in seen.boot if watch.family == family]
-        if any(one.family == family for one in seen.addresses):
-            proven = sum(watch.proven for watch in watched)
-            if proven < policy.boot_probes:
+        there = [one.address for one in seen.addresses if one.family == family]
+        demanded = [address for address in there if address not in seen.late]
+        proven = dict.fromkeys(demanded, 0)
+        for watch in seen.boot:
+            if watch.address in proven:
+                proven[watch.address] += watch.proven
+        if there and not demanded:
+            # They came later: whatever was watched while it booted.
+            proven = {family: sum(watch.proven for watch in seen.boot if watch.family == family)}
+        few = [f"{address}: {count}" for address, count in proven.items() if count < policy.boot_probes]
+        if few:
+            yield unproven(
+                *("boot-not-watched", family, f"probes taken before the machine was ready: {', '.join(few)}"),
+                f"at least {policy.boot_probes} of each address",
+            )
+        most = GAP_S * max(1.0, seen.pace)
+        for watch in seen.boot:
+            if watch.address in demanded and watch.longest_gap > most:
                 yield unproven(
-                    *("boot-not-watched", family, f"{proven} probes were taken before the machine was ready"),
-                    f"at least {policy.boot_probes}",
+                    *("boot-gap", watch.address, f"for {watch.longest_gap:.1f} s of the boot it took no probe"),
+                    f"not more than {most:.0f} s: what stood meanwhile, nobody knows",
                 )
+
+
+def forwards(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Finding]:
+    """What is behind a machine that passes packets on, containers of its own too, is not tried, and not judged."""
+    for family in policy.families if not seen.ruleset.problem else ():
+        kept = any(
+            (chain.hook == "forward" or (chain.name == "FORWARD" and chain.table.endswith("filter")))
+            and chain.family in ("inet", "ip" if family == "ipv4" else "ip6")
+            and chain.policy == "drop"
+            for chain in seen.ruleset.chains
+        )
+        if family in seen.forwarding and not kept:
+            yield finding(
+                *("forwards", family, "the machine passes packets on, and no chain with hook forward drops the rest"),
+                *("no forwarding, or policy drop: whoever is on the link reaches what is behind", Severity.REMARK),
+            )

@@ -134,7 +134,7 @@ class BootAnswer(Model):
 class BootWatch(Model):
     """The light probe of one address, until the machine was ready. ``groups`` of probes, ``proven`` of them taken by
     the guest while it booted; ``alive_s``: how long before ready it answered first; ``longest_gap``: between two
-    answers."""
+    answers, or from the last one to the end of the boot."""
 
     address: str
     family: Family
@@ -163,7 +163,9 @@ class Listener(Model):
 class FirewallObservation(Observation):
     """``default_routes``: families with a way to beyond. ``again``: the ruleset after the sweeps, if it is another;
     ``changed``: not in the elements of its sets alone. ``groups``: addresses that a datagram for many has, of those
-    that the prober knows."""
+    that the prober knows. ``unwatched``: addresses for which the light probe had no room; ``late``: those that were
+    not there yet when the machine was ready. ``pace``: how much slower than others this host is. ``forwarding``:
+    families of which the machine passes packets on."""
 
     state: State
     addresses: tuple[Address, ...]
@@ -171,6 +173,10 @@ class FirewallObservation(Observation):
     sweeps: tuple[Sweep, ...] = ()
     accounts: Accounts = Field(default_factory=Accounts)
     boot: tuple[BootWatch, ...] = ()
+    unwatched: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
+    pace: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    forwarding: tuple[Family, ...] = ()
     ruleset: Ruleset
     again: Ruleset | None = None
     changed: bool = False

@@ -58,6 +58,7 @@ class Siege:
     progress: ProgressLog
     ready_at: float
     who: str = "firewall"
+    pace: float = 1.0
 
 
 def settings_for(policy: FirewallPolicy, lose_every: int = 0) -> tuple[Settings, ...]:
@@ -79,7 +80,8 @@ def observe(siege: Siege) -> FirewallObservation:
         problems.append("the guest has no card with the hardware address that is seen on the wire")
     targets = _targets(link, before, card)
     _await_watched(siege, targets)
-    boot = _boot(link.sweep_status(), siege.ready_at)
+    status = link.sweep_status()
+    boot, early = _boot(status, siege.ready_at), {one.address for one in before.addresses}
     ruleset = inside.rules(shell, before.tables)
     listeners = _listeners(siege, problems)
     sweeps: list[Sweep] = []
@@ -106,14 +108,19 @@ def observe(siege: Siege) -> FirewallObservation:
     again = inside.rules(shell, after.tables)
     _step(siege, "done", 0.0, None, done=True)
     known = {(one.family, one.scope) for one in tried}
+    addresses = (*tried, *(one for one in targets if (one.family, one.scope) not in known))
     return FirewallObservation(
         state=siege.state,
-        addresses=(*tried, *(one for one in targets if (one.family, one.scope) not in known)),
+        addresses=addresses,
         # One that came, or went, while it was tried, was none.
         default_routes=tuple(family for family in after.routes if family in routes),
         sweeps=tuple(sweeps),
         accounts=accounts,
         boot=boot,
+        unwatched=tuple(status["unwatched"]),
+        late=tuple(one.address for one in addresses if one.address not in early),
+        pace=siege.pace,
+        forwarding=tuple(after.forwarding),
         ruleset=ruleset,
         again=None if _shape(again, elements=True) == _shape(ruleset, elements=True) else again,
         changed=_shape(again) != _shape(ruleset),
@@ -218,13 +225,13 @@ def _targets(link: SinkholeLink, seen: Inside, card: str) -> list[Address]:
 
 
 def _await_watched(siege: Siege, targets: list[Address]) -> None:
-    """Until the light probe has tried every family often enough, or will not."""
+    """Until the light probe has tried every address often enough, or will not."""
     pause = threading.Event()
     begun = time.monotonic()
-    families = {one.family for one in targets} & set(siege.policy.families)
+    addresses = [one.address for one in targets if one.family in siege.policy.families]
 
-    def enough(family: str) -> bool:
-        of = [one for one in status["watched"] if (":" in one["address"]) == (family == "ipv6")]
+    def enough(address: str) -> bool:
+        of = [one for one in status["watched"] if one["address"] == address]
         boot = _boot({"watched": of}, siege.ready_at)
         over = bool(of) and time.monotonic() > max(_booted(one, siege.ready_at) for one in of)
         return over or sum(one.proven for one in boot) >= siege.policy.boot_probes
@@ -232,7 +239,7 @@ def _await_watched(siege: Siege, targets: list[Address]) -> None:
     while time.monotonic() - begun < WATCHED_S:
         siege.machine.check()
         status = siege.machine.sinkholes[0].sweep_status()
-        if all(map(enough, families)):
+        if all(map(enough, addresses)):
             return
         pause.wait(POLL_S)
 
@@ -245,7 +252,10 @@ def _booted(watched: dict[str, Any], ready_at: float) -> float:
 def _boot(status: dict[str, Any], ready_at: float) -> tuple[BootWatch, ...]:
     """Of the light probe. Its times are of the same clock as ours: both processes run on this host."""
     found = []
+    now = time.monotonic()
     for one in status["watched"]:
+        # An address that answers no more while it still boots is not watched either.
+        since = min(now, _booted(one, ready_at)) - float(one["last"]) if one["last"] else 0.0
         answers = tuple(
             BootAnswer(
                 port=int(port),
@@ -264,7 +274,7 @@ def _boot(status: dict[str, Any], ready_at: float) -> tuple[BootWatch, ...]:
                 # Of whole seconds: the one in which it ends does not count.
                 proven=sum(int(n) for at, n in one["seconds"] if int(at) + 1 <= _booted(one, ready_at)),
                 alive_s=round(ready_at - one["alive"], 3) if one["alive"] else 0.0,
-                longest_gap=one["longest_gap"],
+                longest_gap=round(max(float(one["longest_gap"]), since), 3),
                 answers=answers,
             )
         )

@@ -35,6 +35,10 @@ for f in snmp netstat snmp6 softnet_stat stat/nf_conntrack fib_trie if_inet6 rou
     [ -r "/proc/net/$f" ] || continue
     echo "file $f"; cat "/proc/net/$f"
 done
+for f in net/netfilter/nf_conntrack_count net/ipv4/ip_forward net/ipv6/conf/all/forwarding; do
+    [ -r "/proc/sys/$f" ] || continue
+    echo "file sys/$f"; cat "/proc/sys/$f"
+done
 echo end
 """
 # For a card's counters, nothing else: it is asked twice between two looks at the other side.
@@ -54,13 +58,14 @@ _LOSSES = {
     "snmp": ("Udp.RcvbufErrors", "Udp.MemErrors"),
     "snmp6": ("Udp6RcvbufErrors", "Udp6MemErrors"),
 }
-# Every kernel has these; the others come and go with IPv6 and the connection table.
+# Every kernel has these; the others come and go with IPv6, and those of the connection table with it.
 _COUNTED = (
     "netstat.TcpExt.ListenOverflows",
     "netstat.TcpExt.ListenDrops",
     "snmp.Udp.RcvbufErrors",
     "softnet.dropped",
 )
+_TRACKED = ("conntrack.drop", "conntrack.early_drop")
 # What got past the filter, answered or not (RFC 4022, RFC 4113).
 _REACHED = {
     "tcp": ("Tcp.InSegs",),
@@ -74,7 +79,8 @@ _REACHED = {
 @dataclass
 class Inside:
     """One look. ``counters`` by name; ``cards``: interface and MAC; ``tables``: of the old iptables; ``groups``:
-    hardware addresses of groups that a card takes, by interface."""
+    hardware addresses of groups that a card takes, by interface; ``tracks``: it has a connection table;
+    ``forwarding``: families of which it passes packets on."""
 
     counters: dict[str, int] = field(default_factory=dict)
     cards: dict[str, str] = field(default_factory=dict)
@@ -82,6 +88,8 @@ class Inside:
     routes: list[Family] = field(default_factory=list)
     tables: list[tuple[str, str]] = field(default_factory=list)
     groups: dict[str, list[str]] = field(default_factory=dict)
+    tracks: bool = False
+    forwarding: list[Family] = field(default_factory=list)
 
     def card(self, mac: str) -> str:
         """The interface that had or has this address; empty: none."""
@@ -146,6 +154,9 @@ def parse(text: str) -> Inside:
         words = line.split()
         if len(words) == 5 and re.fullmatch(r"[0-9a-f]{12}", words[4]):
             seen.groups.setdefault(one_line(words[1], 15), []).append(words[4])
+    seen.tracks = bool(files.get("sys/net/netfilter/nf_conntrack_count"))
+    passes: tuple[tuple[Family, str], ...] = (("ipv4", "ipv4/ip_forward"), ("ipv6", "ipv6/conf/all/forwarding"))
+    seen.forwarding = [family for family, name in passes if files.get(f"sys/net/{name}", ["0"])[:1] != ["0"]]
     for family, table in (("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")):
         seen.tables += [(family, one_line(line.strip(), 40)) for line in files.get(table, [])[:20] if line.strip()]
     return seen
@@ -240,15 +251,17 @@ def losses(before: Inside, after: Inside, card: str) -> dict[str, int]:
     """Counters of losses that grew."""
     names = [f"card.{card}.{name}" for name in _LOSSES["card"]]
     names += [f"{table}.{name}" for table in ("netstat", "snmp", "snmp6") for name in _LOSSES[table]]
-    names += ["softnet.dropped", "conntrack.drop", "conntrack.early_drop"]
+    names += ["softnet.dropped", *_TRACKED]
     grown = {name: after.counters.get(name, 0) - before.counters.get(name, 0) for name in names}
     return {name: count for name, count in grown.items() if count > 0}
 
 
 def uncounted(seen: Inside, card: str) -> list[str]:
-    """Counters of losses that the guest does not keep: nobody can say that nothing was lost."""
+    """Counters of losses that the guest does not keep: nobody can say that nothing was lost. A kernel may have a
+    connection table and not tell how often it was full (CONFIG_NF_CONNTRACK_PROCFS)."""
     names = [f"card.{card}.{name}" for name in ("rx_packets", "rx_dropped", *_LOSSES["card"])]
-    return [name for name in (*names, *_COUNTED) if name not in seen.counters]
+    tracked = _TRACKED if seen.tracks else ()
+    return [name for name in (*names, *_COUNTED, *tracked) if name not in seen.counters]
 
 
 def loopback(before: Inside, after: Inside) -> int:
@@ -283,6 +296,15 @@ exit 127
 """
 
 
+# Whether the kernel has rules of nftables, too, which only nft(8) would list: without it, its symbols tell.
+_NF_TABLES = r"""
+if grep -q '[[:space:]]nft_do_chain' /proc/kallsyms 2>/dev/null; then echo there
+elif grep -q '[[:space:]]xt_register_table' /proc/kallsyms 2>/dev/null; then echo none
+else echo unknown
+fi
+"""
+
+
 def rules(shell: GuestShell, tables: list[tuple[str, str]]) -> Ruleset:
     """All that is in force: nft's, under which are those of iptables-nft, ufw and firewalld, and old iptables'.
 
@@ -290,7 +312,10 @@ def rules(shell: GuestShell, tables: list[tuple[str, str]]) -> Ruleset:
     """
     done = shell.run(_NFT, timeout=120, max_output=MAX_RULESET, shown="listing the firewall's rules")
     if done.status == 127:
-        found = Ruleset(source="none", problem="" if tables else "the guest has no nft(8): nobody can list its rules")
+        found = Ruleset(source="none", problem="the guest has no nft(8): nobody can list its rules")
+        told = shell.run(_NF_TABLES, timeout=60, max_output=100, shown="asking for nf_tables") if tables else None
+        if told is not None and told.text.strip() == "none":
+            found = Ruleset(source="none")
     elif done.status != 0:
         said = one_line(done.stderr.decode("utf-8", "replace"), 200)
         return Ruleset(source="nft", problem=f"nft list ruleset ended with {done.status}: {said}")

@@ -237,7 +237,7 @@ def test_probes_that_got_past_the_filter_without_an_answer() -> None:
     assert keys(own) == {("let-in", "udp")}
     assert keys(own, severity=Severity.UNPROVEN) == {("let-in", "udp")}
     assert keys(observed(**_accounts(reached={"tcp": 60000, "udp": 0}, loopback=60000))) == {("let-in", "tcp")}
-    assert keys(observed(**_accounts(reached={})), severity=Severity.REMARK) == {
+    assert keys(observed(**_accounts(reached={})), severity=Severity.UNPROVEN) == {
         ("not-counted", "tcp"),
         ("not-counted", "udp"),
     }

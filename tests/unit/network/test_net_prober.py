@@ -311,6 +311,69 @@ def test_the_light_probe_does_not_heap_frames_up_before_a_guest_that_is_not_ther
     assert world.prober.status()["watched"][0]["proven"] == 0  # type: ignore[index]
 
 
+def test_addresses_that_find_no_room_are_told() -> None:
+    world = World(Stack(), canary_s=0.05)
+    for number in range(prober.MAX_WATCHED):
+        world.prober.learn(bytes((10, 0, 2, 100 + number)), MAC)
+    assert world.prober.status()["unwatched"] == []
+    for _ in range(2):
+        world.prober.learn(V4, MAC)
+    world.prober.learn(bytes((10, 0, 2, 100)), MAC)
+    world.prober.learn(b"\xff" * 4, MAC)
+    assert world.prober.status()["unwatched"] == ["10.0.2.15"]
+    for number in range(1000):
+        world.prober.learn(bytes((10, 1, number >> 8, number & 255)), MAC)
+    assert len(world.prober.unwatched) == prober.MAX_UNWATCHED
+
+
+def test_many_closed_ports_hide_none_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober, "MAX_HEARD", 100)
+    opened = {"how": "closed"}
+    world = World(Stack(lambda port: opened["how"] if port == 8123 else "closed"), canary_s=0.05, boot_ports=(8123,))
+    world.prober.learn(V4, MAC)
+    for _ in range(2000):
+        world.step()
+    opened["how"] = "open"
+    for _ in range(2000):
+        world.step()
+    (one,) = world.prober.status()["watched"]  # type: ignore[misc]
+    assert (8123, OPEN) in {(port, state) for _, port, state, _ in one["heard"]}
+    assert 100 <= len(one["heard"]) <= 200
+
+
+@pytest.mark.parametrize("first", ["error", "answer"])
+def test_an_error_hides_no_answer(first: str) -> None:
+    def packet(src: bytes, dst: bytes, protocol: int, data: bytes, whole: bytes) -> list[bytes]:
+        if protocol != wire.UDP or int.from_bytes(data[2:4], "big") != 5353:
+            return []
+        error = bytes((3, 13)) + bytes(6) + whole
+        error = error[:2] + wire.checksum(error).to_bytes(2, "big") + error[4:]
+        answer = wire.udp(V4, 5353, src, int.from_bytes(data[:2], "big"), b"answer")
+        both = [wire.ip(V4, src, wire.ICMP, error), wire.ip(V4, src, wire.UDP, answer)]
+        return both if first == "error" else both[::-1]
+
+    world = World(Stack())
+    world.stack.packet = packet  # type: ignore[method-assign]
+    assert world.sweep("kinds")["heard"] == {"udp/5353 to 224.0.0.251": "protocol 17"}
+
+
+@pytest.mark.parametrize("delay", [2.9, 5.5, 10.5])
+def test_a_program_may_think_for_a_while(delay: float) -> None:
+    world = World(Stack(udp={53: b"x"}))
+    plain = world.stack.packet
+
+    def packet(src: bytes, dst: bytes, protocol: int, data: bytes, whole: bytes) -> list[bytes]:
+        answers = plain(src, dst, protocol, data, whole)
+        if protocol != wire.UDP:
+            return answers
+        link = (world.prober.owner(src) or world.guest.settings.hardware) + MAC
+        world.late += [(world.now + delay, wire.frame(link, answer)) for answer in answers]
+        return []
+
+    world.stack.packet = packet  # type: ignore[method-assign]
+    assert ports(world.sweep("udp", ports=[53, 54]), OPEN) == [53]
+
+
 def test_an_address_is_learned_from_what_the_guest_does() -> None:
     guest = Guest(probing=Probing())
     assert guest.hole.prober is not None

@@ -164,6 +164,8 @@ class Programs:
         self._programs = programs
 
     def run(self, command: str, **_: object) -> ShellResult:
+        if "kallsyms" in command:
+            return ShellResult(command, *self._programs.get("kernel", (0, b"none\n")), b"")
         for name in ("ip6tables", "iptables", "nft"):
             if f"{name} " in command or f"{name}-" in command:
                 status, out = self._programs.get(name, (127, b""))
@@ -294,6 +296,8 @@ def test_no_rule_of_iptables_makes_it_raise(words: list[str]) -> None:
     ("tables", "programs", "words"),
     [
         ([], {}, "no nft"),
+        ([("ip", "filter")], {"iptables": (0, SAVED), "kernel": (0, b"there\n")}, "no nft"),
+        ([("ip", "filter")], {"iptables": (0, SAVED), "kernel": (0, b"unknown\n")}, "no nft"),
         ([], {"nft": (1, b"Error: Operation not permitted\x1b[2J")}, "ended with 1: Error: Operation not permitted"),
         ([], {"nft": (0, b"{")}, "cannot be read"),
         ([], {"nft": (0, b'{"nftables": []}')}, "cut short"),
@@ -466,7 +470,7 @@ class FakeLink:
             "heard": [["link", 80, 1, 2.5], ["beyond", 9, 2, 2.6]],
         }
         status = {"running": False, "sweep": "", "left": 0, "answers_dropped": 0, "lost_on_purpose": 0}
-        return {**status, "watched": [watched], "macs": [CARD]}
+        return {**status, "watched": [watched], "unwatched": ["10.0.2.9"], "macs": [CARD]}
 
     def sweep_result(self, index: int) -> dict[str, Any]:
         asked = self.plan[index]
@@ -511,6 +515,7 @@ def test_an_address_that_goes_away_is_not_silent(monkeypatch: pytest.MonkeyPatch
     # It is tried again by the one that it has now.
     assert (seen.accounts.runs, seen.accounts.problem) == (2, "")
     assert {sweep.target for sweep in seen.sweeps if sweep.family == "ipv4"} == {"10.0.2.16"}
+    assert seen.late == ("10.0.2.16",)
     seen = besieged(monkeypatch, tmp_path / "q", ("ipv4",), at=16, fib_trie=gone, keeps=1)
     assert "the guest lost 10.0.2.15" in seen.accounts.problem
 
@@ -575,3 +580,5 @@ def test_the_whole_observer(keeps: int, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (watch.alive_s, watch.proven) == (8.0, 39)
     assert [(one.port, one.how, one.before_s) for one in watch.answers] == [(80, "open", 7.5), (9, "closed", 7.4)]
     assert not seen.changed
+    # It answered last 13 s before its boot was over.
+    assert (watch.longest_gap, seen.late, seen.unwatched) == (13.0, (), ("10.0.2.9",))

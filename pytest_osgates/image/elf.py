@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 MAGIC = b"\x7fELF"
@@ -24,10 +24,11 @@ EXECUTABLE, SHARED = 2, 3
 X86, ARM, X86_64, AARCH64, RISCV = 3, 40, 62, 183, 243
 
 _LOAD, _DYNAMIC, _INTERP = 1, 2, 3
-_CODE = 1
+_CODE, _WRITABLE = 1, 2
 _NEEDED, _HASH, _STRTAB, _SYMTAB, _RELA, _RELASZ, _STRSZ = 1, 4, 5, 6, 7, 8, 10
 _SONAME, _RPATH, _REL, _RELSZ, _PLTREL, _JMPREL, _PLTRELSZ = 14, 15, 17, 18, 20, 23, 2
 _RUNPATH, _GNU_HASH = 29, 0x6FFFFEF5
+_SYSCALL = b"syscall"
 
 
 class MalformedElf(ValueError):
@@ -58,7 +59,8 @@ class Elf:
     """`bits` 32 or 64; `machine` and `type` as elf(5) numbers them. `interpreter` is that of PT_INTERP.
 
     `imports` are those of the names asked for that it wants from others, `dynamic` whether the dynamic linker has
-    anything to do with it at all.
+    anything to do with it at all. `slots`: where the dynamic linker puts the address of syscall(2), if that is among
+    the imports, and None if nothing says. `rewritable`: a part of it is loaded as code that can be written to.
     """
 
     bits: int
@@ -73,6 +75,8 @@ class Elf:
     rpath: tuple[str, ...] = ()
     runpath: tuple[str, ...] = ()
     imports: frozenset[str] = frozenset()
+    slots: frozenset[int] | None = None
+    rewritable: bool = False
 
     @property
     def is_static(self) -> bool:
@@ -120,21 +124,24 @@ def parse_elf(file: Readable, wanted: frozenset[bytes]) -> Elf:
     if phnum and (phsize != reader.program.size or phnum > MAX_HEADERS):
         raise MalformedElf(f"it has {phnum} program headers of {phsize} bytes")
     segments: list[Segment] = []
-    interpreter, dynamic = "", None
+    interpreter: str | None = None
+    dynamic, rewritable = None, False
     for fields in reader.program.iter_unpack(reader.bytes(phoff, phnum * phsize, "program headers")):
         if reader.bits == 64:
             ptype, flags, offset, address, _physical, size, _memory, _align = fields
         else:
             ptype, offset, address, _physical, size, _memory, flags, _align = fields
+        rewritable |= ptype == _LOAD and flags & (_CODE | _WRITABLE) == _CODE | _WRITABLE
         if ptype == _LOAD and size:
             if offset + size > file.size:
                 raise MalformedElf("a segment ends outside of it")
             segments.append(Segment(offset, size, address, bool(flags & _CODE)))
-        elif ptype == _INTERP:
+        elif ptype == _INTERP and interpreter is None:
+            # execve(2) takes the first of two.
             interpreter = _text(reader.bytes(offset, min(size, 4096), "interpreter's name").split(b"\0")[0])
         elif ptype == _DYNAMIC:
             dynamic = (offset, size)
-    elf = Elf(reader.bits, reader.little, machine, kind, tuple(segments), interpreter)
+    elf = Elf(reader.bits, reader.little, machine, kind, tuple(segments), interpreter or "", rewritable=rewritable)
     return elf if dynamic is None else _dynamic(reader, elf, dynamic, wanted)
 
 
@@ -164,15 +171,18 @@ def _dynamic(reader: _Reader, elf: Elf, where: tuple[int, int], wanted: frozense
     def paths(tag: int) -> tuple[str, ...]:
         return tuple(path for at in several[tag] for path in _string(strings, at).split(":") if path)
 
-    return Elf(
-        elf.bits, elf.little, elf.machine, elf.type, elf.segments, elf.interpreter,
+    found = _imports(reader, elf, single, strings, wanted)
+    numbers = found.get(_SYSCALL, [])
+    return replace(
+        elf,
         dynamic=True,
         needed=tuple(_string(strings, at) for at in several[_NEEDED]),
         soname=_string(strings, single[_SONAME]) if _SONAME in single else "",
         rpath=paths(_RPATH),
         runpath=paths(_RUNPATH),
-        imports=frozenset(_text(name) for name in _imports(reader, elf, single, strings, wanted)),
-    )  # fmt: skip
+        imports=frozenset(map(_text, found)),
+        slots=_slots(reader, elf, single, frozenset(numbers)) if numbers else None,
+    )
 
 
 def _offset(elf: Elf, address: int) -> tuple[int, int]:
@@ -207,9 +217,10 @@ def _string(strings: bytes, at: int) -> str:
 
 def _imports(
     reader: _Reader, elf: Elf, tags: dict[int, int], strings: bytes, wanted: frozenset[bytes]
-) -> Iterable[bytes]:
+) -> dict[bytes, list[int]]:
+    """Those of `wanted` that it imports, with the numbers of their symbols."""
     if _SYMTAB not in tags or not strings:
-        return ()
+        return {}
     offset, left = _offset(elf, tags[_SYMTAB])
     count = max(_hashed(reader, elf, tags), _relocated(reader, elf, tags))
     count = min(count, left // reader.symbol_size)
@@ -222,15 +233,15 @@ def _imports(
     # st_name, then st_info, st_other and st_shndx in one word: the second of six in ELF64, the last of four in ELF32.
     names, words = table[0::stride], table[1 if stride == 6 else 3 :: stride]
     shift, mask = (16, 0xFFFF) if reader.little else (0, 0xFFFF)
-    found = set()
-    for at, word in zip(names, words, strict=True):
+    found: dict[bytes, list[int]] = {}
+    for number, (at, word) in enumerate(zip(names, words, strict=True)):
         if not (word >> shift) & mask and at:
             end = strings.find(b"\0", at)
             if end < 0:
                 raise MalformedElf("the name of a symbol lies outside of its table of names")
             name = strings[at:end]
             if name in wanted:
-                found.add(name)
+                found.setdefault(name, []).append(number)
     return found
 
 
@@ -271,6 +282,26 @@ def _words(reader: _Reader, offset: int, count: int) -> Iterator[tuple[int]]:
 def _relocated(reader: _Reader, elf: Elf, tags: dict[int, int]) -> int:
     """One more than the highest symbol that a relocation names: what is really looked up, whatever is hashed."""
     highest = -1
+    for rela, numbers in _relocations(reader, elf, tags):
+        symbols = _columns(reader, numbers, rela=rela)[1]
+        highest = max(highest, max(symbols, default=-1) >> (0 if reader.bits == 64 else 8))
+    return highest + 1
+
+
+def _slots(reader: _Reader, elf: Elf, tags: dict[int, int], wanted: frozenset[int]) -> frozenset[int] | None:
+    """Addresses at which relocations want one of these symbols; None: there are no relocations."""
+    shift = 0 if reader.bits == 64 else 8
+    found: set[int] = set()
+    any_there = False
+    for rela, numbers in _relocations(reader, elf, tags):
+        places, symbols = _columns(reader, numbers, rela=rela)
+        any_there |= bool(places)
+        found.update(place for place, symbol in zip(places, symbols, strict=True) if symbol >> shift in wanted)
+    return frozenset(found) if any_there else None
+
+
+def _relocations(reader: _Reader, elf: Elf, tags: dict[int, int]) -> Iterator[tuple[bool, array[int]]]:
+    """Each table of relocations in words of 32 bits, and whether its rows have addends."""
     uses_rela = tags.get(_PLTREL, _RELA) == _RELA
     for table, size, rela in (
         (_RELA, _RELASZ, True),
@@ -285,11 +316,14 @@ def _relocated(reader: _Reader, elf: Elf, tags: dict[int, int]) -> int:
         numbers = array("I", raw)
         if not reader.little:
             numbers.byteswap()
-        stride = width // 4
-        if reader.bits == 64:
-            # r_info is the second of the 64-bit words, the symbol its upper half.
-            symbols = numbers[3::stride] if reader.little else numbers[2::stride]
-            highest = max(highest, max(symbols, default=-1))
-        else:
-            highest = max(highest, max(numbers[1::stride], default=-1) >> 8)
-    return highest + 1
+        yield rela, numbers
+
+
+def _columns(reader: _Reader, numbers: array[int], *, rela: bool) -> tuple[array[int], array[int]]:
+    """The lower half of r_offset, and what has the symbol in it."""
+    if reader.bits == 32:
+        stride = 3 if rela else 2
+        return numbers[0::stride], numbers[1::stride]
+    # r_info is the second of the 64-bit words, the symbol its upper half.
+    stride = 6 if rela else 4
+    return (numbers[0::stride], numbers[3::stride]) if reader.little else (numbers[1::stride], numbers[2::stride])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pytest_osgates.checks.apparmor_model import Evidence, Kind
 from pytest_osgates.image.contents import FileContents
 from pytest_osgates.image.elf import X86_64, Elf
-from pytest_osgates.image.elf_code import SystemCalls, goes_to, system_calls
+from pytest_osgates.image.elf_code import SystemCalls, gives, goes_to, system_calls
 from pytest_osgates.observers.networked.files import Files, Interpreter, Item
 from pytest_osgates.observers.networked.knowledge import Runtime, libraries
 from pytest_osgates.observers.networked.linking import Linked, Linker
@@ -24,11 +24,16 @@ _NETWORK = {
     "aarch64": frozenset({198, 200, 201, 202, 203, 206, 207, 242, 425}),
 }
 _LOADED = re.compile(rb"lib[A-Za-z0-9_+.-]{1,80}?\.so(?:\.[0-9]{1,4}){0,4}(?=\0)")
-# What syscall(3) is given for socket(2): mov $41,%edi and, before or behind it, mov $AF_INET (2), $AF_INET6 (10) or
-# $AF_PACKET (17),%esi, then a call.
-_SOCKET_NUMBER = b"\xbf\x29\0\0\0"
+# What syscall(2) is given for socket(2): mov $41,%edi; and where the table of what is called does not help, before or
+# behind it something for %esi, then a call: $41 alone is a closing parenthesis as well.
+_SOCKET, _SOCKET_NUMBER = 41, b"\xbf\x29\0\0\0"
+_FAMILY = (
+    rb"(?:\xbe....|\x31\xf6|\x89[\xc6\xce\xd6\xde\xe6\xee\xf6\xfe]"
+    rb"|[\x8b\x8d\x63][\x30-\x37\x70-\x77\xb0-\xb7\xf0-\xf7]|\x5e)"
+)
 _THROUGH_LIBC = re.compile(
-    rb"(?:\xbf\x29\0\0\0.{0,24}?\xbe[\x02\x0a\x11]\0\0\0|\xbe[\x02\x0a\x11]\0\0\0.{0,24}?\xbf\x29\0\0\0).{0,24}?\xe8",
+    rb"(?:\xbf\x29\0\0\0(?=.{0,24}?" + _FAMILY + rb")|" + _FAMILY + rb".{0,24}?\xbf\x29\0\0\0)"
+    rb".{0,24}?(?:[\xe8\xe9]|\xff[\x15\x25])",
     re.DOTALL,
 )
 _OPENING_CALLS = frozenset({("x86_64", 41), ("x86_64", 43), ("x86_64", 288), ("x86_64", 425), ("i386", 102)})
@@ -42,7 +47,10 @@ _DATAGRAM_CALLS = (
 )
 _CAN_LISTEN = frozenset({"listen", "accept", "accept4"})
 _DATAGRAMS = frozenset({"bind", "recvfrom"})
+_LOADERS = frozenset({"dlopen", "dlmopen"})
 _WORTH_LOADING = 400
+# UPX writes its mark behind the program headers.
+_PACKED, _NEAR = b"UPX!", 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +64,12 @@ class Program:
 
 @dataclass
 class _Marks:
-    """What a single reading of all bytes found."""
+    """What a single reading of all bytes found. `unread`: there are more names of libraries than are looked for."""
 
     sha256: str
     loaded: tuple[str, ...]
+    unread: bool
+    packed: bool
     runtime: Runtime | None
     runtime_network: str
     runtime_named: bool
@@ -78,8 +88,14 @@ def examine(files: Files, linker: Linker, item: Item, elf: Elf) -> Program:
     evidence = [*_imports(elf), *_own_code(elf, marks, calls), *_interpreted(files, item, elf)]
     linked = linker.closure(item, elf)
     evidence += _links(linked)
-    if elf.imports & {"dlopen", "dlmopen"}:
+    if elf.imports & _LOADERS:
         evidence += _loads(linker, elf, marks.loaded, linked)
+    evidence += _libraries_load(linker, linked)
+    if not evidence and marks.unread:
+        evidence.append(Evidence(kind=Kind.UNTOLD, detail=f"it names {_WORTH_LOADING} libraries, and more"))
+    if not evidence and calls.clearly and not (marks.runtime is not None and marks.runtime_named):
+        detail = f"its own code makes {calls.clearly} system calls whose number is computed"
+        evidence.append(Evidence(kind=Kind.UNTOLD, detail=detail))
     direct = {entry.kind for entry in evidence}
     if not direct:
         evidence += _reaches(linked)
@@ -130,12 +146,24 @@ def _own_code(elf: Elf, marks: _Marks, calls: SystemCalls) -> Iterator[Evidence]
         yield Evidence(kind=Kind.RUNTIME, detail=f"{marks.runtime.name}: {marks.runtime_network}")
     elif marks.runtime is not None and not marks.runtime_named:
         yield Evidence(kind=Kind.UNTOLD, detail=f"{marks.runtime.name}, without the names of its functions")
-    if made or not elf.is_static:
+    hidden = _hidden(elf, marks, calls)
+    if hidden:
+        yield Evidence(kind=Kind.UNTOLD, detail=hidden)
+    if made or hidden or not elf.is_static:
         return
     if not calls.known:
         yield Evidence(kind=Kind.UNTOLD, detail=f"static, for machine {elf.machine}, whose code is not read")
     elif calls.untold and not (marks.runtime is not None and marks.runtime_named):
         yield Evidence(kind=Kind.UNTOLD, detail=f"static, with {calls.untold} system calls whose number is computed")
+
+
+def _hidden(elf: Elf, marks: _Marks, calls: SystemCalls) -> str:
+    """Why it may run code that is not in the file."""
+    if marks.packed:
+        return "it is packed: what runs is not what stands in the file"
+    if elf.rewritable:
+        return "a part of it is code that can be written to"
+    return "its own code makes memory executable" if calls.executes else ""
 
 
 def _interpreted(files: Files, program: Item, elf: Elf) -> Iterator[Evidence]:
@@ -226,6 +254,42 @@ def _loads(linker: Linker, elf: Elf, names: tuple[str, ...], linked: list[Linked
                 yield Evidence(kind=Kind.LOADS, detail=f"{name}, which imports {_names(api(inner))}")
 
 
+def _libraries_load(linker: Linker, linked: list[Linked]) -> Iterator[Evidence]:
+    """Listed libraries that its libraries load by name: those that nobody classified, and that it has not through one
+    that somebody did."""
+    for library in linked:
+        item, elf = library.item, library.elf
+        if item is None or elf is None or not elf.imports & _LOADERS or _is_classified(library.soname, library):
+            continue
+        if any(_is_classified(soname) for soname in library.through):
+            continue
+        if item.identity not in linker.loaded:
+            linker.loaded[item.identity] = _loaded_by(item)
+        names, unread = linker.loaded[item.identity]
+        there = {other.soname for other in linked}
+        for name in names:
+            # Only what is listed: libraries name many that few of their users ever need.
+            what = libraries().what(name) if name not in there else ""
+            if what:
+                yield Evidence(kind=Kind.LOADS, detail=f"{one_line(library.soname)} -> {name}: {what}")
+        if unread:
+            detail = f"{one_line(library.soname)} names {_WORTH_LOADING} libraries, and more"
+            yield Evidence(kind=Kind.UNTOLD, detail=detail)
+
+
+def _loaded_by(item: Item) -> tuple[tuple[str, ...], bool]:
+    """The names of libraries in a library, and whether there are too many of them."""
+    found: dict[str, None] = {}
+    before = b""
+    for chunk in item.open().chunks():
+        for piece in (chunk, before + chunk[:_OVERLAP]) if before else (chunk,):
+            found.update(dict.fromkeys(match.decode() for match in _LOADED.findall(piece)))
+        if len(found) >= _WORTH_LOADING:
+            return tuple(found), True
+        before = chunk[-_OVERLAP:]
+    return tuple(found), False
+
+
 def _reaches(linked: list[Linked]) -> Iterator[Evidence]:
     for library in linked:
         if library.elf is not None and not libraries().providers.match(library.soname) and api(library.elf):
@@ -237,7 +301,7 @@ def _reaches(linked: list[Linked]) -> Iterator[Evidence]:
 def _read(contents: FileContents, elf: Elf) -> _Marks:
     """One pass over all bytes; another one only for a runtime that hides what it does."""
     digest = hashlib.sha256()
-    loads, by_number = bool(elf.imports & {"dlopen", "dlmopen"}), "syscall" in elf.imports
+    loads, by_number = bool(elf.imports & _LOADERS), "syscall" in elf.imports
     loaded: dict[str, None] = {}
     marked: dict[str, Runtime] = {}
     libc = False
@@ -252,12 +316,14 @@ def _read(contents: FileContents, elf: Elf) -> _Marks:
             if loads and len(loaded) < _WORTH_LOADING:
                 loaded.update(dict.fromkeys(match.decode() for match in _LOADED.findall(piece)))
             if by_number and not libc and _SOCKET_NUMBER in piece:
-                libc = _THROUGH_LIBC.search(piece) is not None
+                libc = elf.slots is not None or _THROUGH_LIBC.search(piece) is not None
         before = chunk[-_OVERLAP:]
+    libc = libc and (elf.slots is None or gives(contents, elf, _SOCKET))
+    packed = _PACKED in contents.read_at(0, min(_NEAR, contents.size))
     # What is linked dynamically imports what it uses, but for Go, which calls the kernel itself.
     own = marked.get("Go") or (next(iter(marked.values()), None) if elf.is_static else None)
     hit, named = ("", True) if own is None else _told(contents, own)
-    return _Marks(digest.hexdigest(), tuple(loaded), own, hit, named, libc)
+    return _Marks(digest.hexdigest(), tuple(loaded), len(loaded) >= _WORTH_LOADING, packed, own, hit, named, libc)
 
 
 def _told(contents: FileContents, runtime: Runtime) -> tuple[str, bool]:

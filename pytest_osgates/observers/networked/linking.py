@@ -53,6 +53,8 @@ class Linker:
         self.preloaded = tuple(_text(files, _PRELOAD).replace(":", " ").split())
         self.providers: set[tuple[int, int]] = set()
         self.looked: set[tuple[int, int]] = set()
+        # Names of libraries in libraries that load others; whether there are more than were looked for.
+        self.loaded: dict[tuple[int, int], tuple[tuple[str, ...], bool]] = {}
 
     def closure(self, program: Item, elf: Elf) -> list[Linked]:
         """Every library that `program` gets, breadth first, each file once."""

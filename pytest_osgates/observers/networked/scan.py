@@ -89,6 +89,8 @@ class _Scan:
         self.unreadable: dict[str, str] = {}
         self.unfollowed: dict[str, None] = {}
         self.done: dict[Identity, Draft] = {}
+        # Libraries that are marked executable, and were looked at as such.
+        self.plain: set[Identity] = set()
         self.elves = self.texts = self.others = 0
 
     def run(self) -> StaticScan:
@@ -144,8 +146,14 @@ class _Scan:
 
     # -- programs ----------------------------------------------------------------------------------------------------
 
-    def _program(self, item: Item, *, also_providers: bool = False) -> bool:
-        """Look at one file; False: later, once it is known who is linked with it."""
+    def _program(self, item: Item, *, also_providers: bool = False, loaded: bool = False) -> bool:
+        """Look at one file; False: later, once it is known who is linked with it. `loaded`: the dynamic linker runs
+        it, whether or not it is a program by itself."""
+        if loaded and item.identity in self.plain:
+            self.plain.discard(item.identity)
+            self.drafts.pop(item.path, None)
+            del self.done[item.identity]
+            self.elves -= 1
         if item.identity in self.done:
             self._keep(item, self.done[item.identity])
             return True
@@ -157,7 +165,9 @@ class _Scan:
                 if not also_providers and any(name and _SERVES.match(name) for name in names):
                     return False
                 self.elves += 1
-                library = binaries.is_library(elf)
+                library = binaries.is_library(elf) and not loaded
+                if library:
+                    self.plain.add(item.identity)
                 found = (
                     binaries.examine_library(item, elf)
                     if library
@@ -288,7 +298,7 @@ class _Scan:
             # The dynamic linker as a command (ld.so(8)): it runs what cannot run by itself as well.
             loaded = next((item for word in words[1:] if (item := self.files.at(word)) is not None), None)
             if loaded is not None:
-                self._program(loaded)
+                self._program(loaded, also_providers=True, loaded=True)
                 yield loaded, None, f"through {own}", program.path
         elif language is None:
             yield program, None, "", ""

@@ -187,6 +187,7 @@ GO = b"\xff Go buildinf:" + bytes(18)
             elf(imports=("syscall",), code=b"\xbf\x29\0\0\0\xbe\x02\0\0\0\xba\x01\0\0\0\xe8\0\0\0\0"),
             Kind.SYSTEM_CALLS,
         ),
+        (elf(imports=("syscall",), code=b"\x89\xce\xbf\x29\0\0\0\xe8\0\0\0\0"), Kind.SYSTEM_CALLS),
     ],
 )
 def test_programs_that_call_the_kernel_themselves(data: bytes, kind: Kind) -> None:

@@ -203,20 +203,13 @@ class _Scan:
         language = language_of(name)
         evidence: list[Evidence]
         if language is None:
-            # Whatever it says: what runs it can talk on the network, or not.
-            program = self._resolve(interpreter or name)
-            networked = program is not None and self._is_networked(program)
+            # Whatever its interpreter imports: that may only start what interprets it (Rscript becomes R).
             detail = f"a script for {one_line(interpreter or name)}, whose language is not known"
-            evidence = [Evidence(kind=Kind.UNTOLD, detail=detail)] if networked else []
+            evidence = [Evidence(kind=Kind.UNTOLD, detail=detail)]
         else:
             evidence = self.scripts.examine(item, raw, language)
         listens = not isinstance(language, Shell) and any(entry.kind is Kind.MODULES for entry in evidence)
         return Draft(item, evidence, hashlib.sha256(raw).hexdigest(), one_line(interpreter), listens)
-
-    def _is_networked(self, item: Item) -> bool:
-        self._program(item)
-        draft = self.done.get(item.identity)
-        return draft is not None and _counts(draft)
 
     def _resolve(self, program: str) -> Item | None:
         if program.startswith("/"):
@@ -315,7 +308,7 @@ class _Scan:
             return
         # Words before it may be options, and arguments of those.
         item = next((at for word in words[1:] if word.startswith("/") and (at := self.files.at(word))), None)
-        runs = isinstance(language, Shell) or bool(language.imports)
+        runs = isinstance(language, Shell) or language.runs or bool(language.imports)
         if item is None and runs and any(not word.startswith("-") for word in words[1:]):
             lost.append(" ".join(words))
         if item is not None and item.identity not in self.done:

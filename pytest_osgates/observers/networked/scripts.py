@@ -15,8 +15,10 @@ from typing import Any
 from pytest_osgates import data
 from pytest_osgates.checks.apparmor_model import Evidence, Kind
 from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.image.units import split_command
 from pytest_osgates.observers.networked.files import Files, Item
 from pytest_osgates.observers.networked.knowledge import fitting
+from pytest_osgates.observers.networked.starters import wrappers
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
@@ -28,6 +30,14 @@ _SHOWN = 8
 # fs/binfmt_script.c: the first line, up to 255 characters.
 _SHEBANG = re.compile(rb"#![ \t]*([^\s\0]+)[ \t]*([^\n\0]*)")
 _FROM = re.compile(r"([\w.]+)[ \t]+import[ \t]+(.*)", re.DOTALL)
+# What make has before a command of a recipe, dc (!) and sed (e) before one; variables; $(shell command).
+_RECIPES = (
+    (re.compile(r"^[ \t]*[@+!-]+[ \t]*", re.M), ""),
+    (re.compile(r"^[ \t]*[\d$,]*[ \t]*e[ \t]+", re.M), ""),
+    (re.compile(r"^([A-Za-z_]\w*)[ \t]*[:?+]{0,3}=[ \t]*", re.M), r"\1="),
+    (re.compile(r"\$\((\w+)\)"), r"${\1}"),
+    (re.compile(r"\$\(shell[ \t]+"), "$("),
+)
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 
 
@@ -43,6 +53,8 @@ class Language:
     roots: tuple[str, ...]
     suffixes: tuple[str, ...]
     comment: str
+    # Whether some of its lines are a shell's: recipes of make.
+    runs: bool
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ def _language(row: dict[str, Any]) -> Language:
         roots=tuple(row["roots"]),
         suffixes=tuple(row["suffixes"]),
         comment=row["comment"],
+        runs=row.get("runs", False),
     )
 
 
@@ -120,11 +133,34 @@ def parse_shebang(head: bytes) -> Shebang | None:
     words = [match[1], *match[2].split()]
     texts = [word.decode("utf-8", "surrogateescape") for word in words]
     if texts[0].rpartition("/")[2] == "env":
-        options = 1
-        while options < len(texts) and (texts[options].startswith("-") or _ASSIGNMENT.match(texts[options])):
-            options += 1
-        texts = texts[options:] or texts
+        texts = _behind_env(texts[1:]) or texts[:1]
     return Shebang(texts[0], tuple(texts[1:]))
+
+
+def _behind_env(words: list[str]) -> list[str]:
+    """The command that env(1) is given behind its options and assignments; -S holds more of both."""
+    with_argument = wrappers()["env"].options
+    letters = "".join(option[1] for option in with_argument if len(option) == 2)
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            continue
+        if word.startswith("--s"):
+            # Options may be abbreviated; no other one begins so.
+            rest = [text for text in (word.partition("=")[2],) if text] + rest
+        elif word.startswith("--"):
+            if word in with_argument:
+                del rest[:1]
+        elif word.startswith("-") and word != "-":
+            taken = re.match(rf"-[^S{letters}]*(?:S(?P<text>.*)|[{letters}](?P<argument>.*))?", word, re.DOTALL)
+            if taken is not None and taken["text"]:
+                rest = [taken["text"], *rest]
+            elif taken is not None and taken["argument"] == "":
+                del rest[:1]
+        elif word != "-" and not _ASSIGNMENT.match(word):
+            return split_command(" ".join((word, *rest)))
+    return []
 
 
 def language_of(name: str) -> Language | Shell | None:
@@ -152,6 +188,8 @@ class Scripts:
             return [Evidence(kind=Kind.UNTOLD, detail="a script with something else behind it")]
         if isinstance(language, Shell):
             return list(commands(text))
+        if language.runs:
+            return list(commands(_recipes(text)))
         found = [*modules(text, language)]
         return found or list(self._below(item, text, language))
 
@@ -312,6 +350,13 @@ def commands(text: str) -> Iterator[Evidence]:
         for language in languages():
             # Behind a quote or a semicolon as well as at the beginning of a line.
             yield from modules(re.sub(r"['\";]", "\n", text), language)
+
+
+def _recipes(text: str) -> str:
+    """Lines of make, sed, dc and their like as a shell gets them: no marks before the command, its variables."""
+    for pattern, instead in _RECIPES:
+        text = pattern.sub(instead, text)
+    return text
 
 
 def _has_argument(rest: str) -> bool:

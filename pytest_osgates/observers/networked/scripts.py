@@ -18,6 +18,7 @@ from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.image.units import split_command
 from pytest_osgates.observers.networked.files import Files, Item
 from pytest_osgates.observers.networked.knowledge import fitting
+from pytest_osgates.observers.networked.pythonic import is_plain, parsed_imports
 from pytest_osgates.observers.networked.starters import wrappers
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
@@ -29,7 +30,7 @@ _PIECE, _OVERLAP = 4096, 256
 _SHOWN = 8
 # fs/binfmt_script.c: the first line, up to 255 characters.
 _SHEBANG = re.compile(rb"#![ \t]*([^\s\0]+)[ \t]*([^\n\0]*)")
-_FROM = re.compile(r"([\w.]+)[ \t]+import[ \t]+(.*)", re.DOTALL)
+_FROM = re.compile(r"([\w.]*[\w.])\s*\bimport\b\s*(.*)", re.DOTALL)
 # What make has before a command of a recipe, dc (!) and sed (e) before one; variables; $(shell command).
 _RECIPES = (
     (re.compile(r"^[ \t]*[@+!-]+[ \t]*", re.M), ""),
@@ -48,6 +49,8 @@ class Language:
     name: str
     interpreters: re.Pattern[str]
     imports: tuple[re.Pattern[str], ...]
+    # For what Python's parser does not take.
+    loose: tuple[re.Pattern[str], ...]
     separator: str
     modules: frozenset[str]
     roots: tuple[str, ...]
@@ -80,6 +83,7 @@ def _language(row: dict[str, Any]) -> Language:
         name=row["name"],
         interpreters=fitting(row["interpreters"]),
         imports=tuple(re.compile(text, re.M) for text in row["imports"]),
+        loose=tuple(re.compile(text, re.M) for text in row.get("loose", ())),
         separator=row["separator"],
         modules=frozenset(row["modules"]),
         roots=tuple(row["roots"]),
@@ -282,31 +286,47 @@ def expand(view: RootView, pattern: str) -> list[str]:
 
 
 def _clean(text: str, comment: str) -> str:
-    """The text without lines that are comments, too long lines in pieces; of a shell, those joined that end in
-    a backslash."""
+    """The text without lines that are comments, those joined that end in a backslash, too long ones in pieces."""
     lines: list[str] = []
-    for line in text.replace("\\\n", " ").split("\n"):
-        if line.lstrip().startswith(comment):
+    whole: list[str] = []
+    for line in text.split("\n"):
+        # A backslash at the end of a comment continues nothing.
+        if not whole and line.lstrip().startswith(comment):
             continue
-        if len(line) <= _PIECE:
-            lines.append(line)
-        else:
-            lines += [line[max(0, start - _OVERLAP) : start + _PIECE] for start in range(0, len(line), _PIECE)]
-    return "\n".join(lines)
+        if line.endswith("\\"):
+            whole.append(line[:-1])
+            continue
+        joined = " ".join((*whole, line)) if whole else line
+        whole = []
+        lines += _pieces(joined)
+    return "\n".join((*lines, *_pieces(" ".join(whole))))
+
+
+def _pieces(line: str) -> Iterator[str]:
+    if len(line) <= _PIECE:
+        yield line
+    else:
+        yield from (line[max(0, start - _OVERLAP) : start + _PIECE] for start in range(0, len(line), _PIECE))
 
 
 def imported(text: str, language: Language) -> tuple[str, ...]:
-    """The modules that a text imports, pattern by pattern in their order."""
+    """The modules that a text imports, pattern by pattern in their order; of Python, what its parser finds, too."""
     names: dict[str, None] = {}
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     clean = _clean(text, language.comment)
-    for pattern in language.imports:
+    patterns = language.imports
+    if language.loose and not is_plain(clean):
+        parsed = parsed_imports(text)
+        patterns = patterns if parsed is not None else (*patterns, *language.loose)
+        names.update(dict.fromkeys(parsed or ()))
+    for pattern in patterns:
         for match in pattern.finditer(clean):
-            for name in _several(match[1]):
+            for name in _several(match[1], language):
                 names[name] = None
     return tuple(name for name in names if name.strip("."))
 
 
-def _several(text: str) -> Iterator[str]:
+def _several(text: str, language: Language) -> Iterator[str]:
     """``a as b, c``: a and c; ``a import b, c``: a, a.b and a.c, for those may be modules. Leading dots stay."""
     match = _FROM.fullmatch(text)
     prefix = ""
@@ -314,9 +334,11 @@ def _several(text: str) -> Iterator[str]:
         yield match[1]
         prefix, text = match[1] if match[1].endswith(".") else f"{match[1]}.", match[2]
     for name in text.split(","):
-        word = name.strip("( \t").split()
+        word = name.strip("() \t\n").split()
         if word and word[0] != "*":
-            yield prefix + word[0].rstrip(".")
+            # Of JavaScript, {name: another}.
+            bare = word[0] if ":" in language.separator else word[0].partition(":")[0]
+            yield prefix + bare.rstrip(".)")
 
 
 def is_network(name: str, language: Language) -> bool:

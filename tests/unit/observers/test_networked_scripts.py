@@ -78,18 +78,61 @@ def test_any_first_line(head: bytes) -> None:
         ("python3", "from gi.repository import Gio, GLib\n", True),
         ("python3", "# import socket\nimport sys\nprint('import of socket')\n", False),
         ("python3", "import socketfoo\n", False),
+        ("python3", "try: import socket\nexcept ImportError: pass\n", True),
+        ("python3", "import os; from socket import create_server\n", True),
+        ("python3", "from socket import(create_server)\n", True),
+        ("python3", "from urllib import (\n    parse,\n    request,\n)\n", True),
+        ("python3", "from urllib import (\n    parse,  # this\n    request,\n)\n", True),
+        ("python3", "from gi.repository import (\n    GLib,\n    Gio,\n)\n", True),
+        ("python3", "from PyQt6 import \\\n  QtCore, \\\n  QtNetwork\n", True),
+        ("python3", "# a comment \\\nimport socket\n", True),
+        ("python3", "import os\rimport socket\r", True),
+        ("python3", "import urllib . request\n", True),
+        ("python3", "if 1:\n  match x:\n    case 1: import ssl\n", True),
+        ("python3", "class A:\n  def f(self):\n    with a: from.b import c; import ssl as d\n", True),
+        ("python2", "print 'x'\ntry: import httplib\nexcept: pass\n", True),
+        ("python2", "print 'x'; from urllib2 import(urlopen)\n", True),
+        ("python3", "from urllib import (\n    parse,\n    error,\n)\n", False),
+        ("python3", "print('note: import socket'); x = 'if 1: from ssl import a'\n", False),
+        ("perl", "use strict; use warnings; use Socket;\n", True),
+        ("perl", "use base qw(Net::Server::Fork);\n", True),
+        ("perl", "use parent -norequire,\n  'My::Own', 'HTTP::Server::Simple';\n", True),
+        ("perl", "socket(S, 2, 1, 6); connect(S, $x);\n", True),
+        ("perl", "my $a = gethostbyname $name;\n", True),
+        ("perl", "socket(my $s, AF_UNIX, SOCK_STREAM, 0);\n", False),
+        ("perl", "$self->socket($x, 1); sub gethostbyname { 1 }\n", False),
+        ("perl", "use parent qw(Exporter);\nuse base 'My::Net::Own';\n", False),
         ("perl", "use strict;\nuse IO::Socket::INET;\n", True),
         ("perl", "  require LWP::UserAgent;\n", True),
         ("perl5.40", "my $s = IO::Socket::INET->new('x');\n", True),
         ("perl", "use File::Spec;\n", False),
         ("ruby3.3", "require 'net/http'\n", True),
         ("ruby", "TCPSocket.new 'x', 1\n", True),
+        ("ruby", "require 'json'; require 'net/http'\n", True),
+        ("ruby", "begin require 'socket' rescue LoadError end\n", True),
+        ("ruby", "autoload :HTTP, 'net/http'\n", True),
         ("ruby", "require 'json'\n", False),
         ("node", "const n = require('node:net')\n", True),
         ("nodejs", 'import x from "https"\n', True),
         ("node", "await fetch ('http://x')\n", True),
         ("node", "const fs = require('fs')\n", False),
         ("gjs-console", "const Soup = imports.gi.Soup;\n", True),
+        ("gjs", "const { Gio, Soup } = imports.gi;\n", True),
+        ("gjs", "const {\n  GLib: L,\n  Soup: S,\n} = imports.gi;\n", True),
+        ("gjs", "const gi = imports.gi; new gi.Soup.Server();\n", True),
+        ("gjs", "imports.gi['Soup']\n", True),
+        ("gjs", "import Soup from 'gi://Soup?version=3.0';\n", True),
+        ("gjs", "const { GLib, Gtk } = imports.gi;\n", False),
+        ("node", "import {\n  get,\n} from 'https';\n", True),
+        ("node", "export * from 'node:net';\n", True),
+        ("node", "const n = require(`net`)\n", True),
+        ("node", "const n = await import('http')\n", True),
+        ("node", "import {\n  join,\n} from 'path';\nimport './own.js'\n", False),
+        ("lua5.4", "local s = require[[socket]]\n", True),
+        ("lua5.4", "local s = require [=[lfs]=]\n", False),
+        ("php", "<?php echo file_get_contents('https://x/');\n", True),
+        ("php", "<?php fopen(\n  \"ftp://x/\", 'r');\n", True),
+        ("php", "<?php fopen('/etc/hosts', 'r'); file_get_contents($x);\n", False),
         ("lua5.4", 'local s = require "socket.http"\n', True),
         ("php8.4", "<?php fsockopen('x');\n", True),
         ("tclsh8.6", "set s [socket localhost 1]\n", True),
@@ -159,6 +202,16 @@ def test_long_lines_take_no_time(text: str) -> None:
     list(commands(text))
     for name in ("python3", "perl", "node", "tclsh"):
         imported(text, language(name))
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(" * 100_000, "-" * 100_000 + "1", "a" + ".a" * 200_000, "if a:\n pass\n" + "elif a:\n pass\n" * 20_000, "\0"],
+)
+def test_what_the_parser_does_not_take_is_searched(text: str) -> None:
+    begun = time.process_time()
+    assert "socket" in imported(f"import os; from socket import(a)\n{text}\n", language("python3"))
     assert time.process_time() - begun < 5
 
 

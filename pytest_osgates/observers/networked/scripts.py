@@ -19,18 +19,26 @@ from pytest_osgates.image.units import split_command
 from pytest_osgates.observers.networked.files import Files, Item
 from pytest_osgates.observers.networked.knowledge import fitting
 from pytest_osgates.observers.networked.pythonic import is_plain, parsed_imports
+from pytest_osgates.observers.networked.shells import behind, divided, read_files, runners, words_of
 from pytest_osgates.observers.networked.starters import wrappers
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
 MAX_SCRIPT = 4 << 20
 MAX_MODULES = 400
+# Commands that others run, in a shell's text: so many that differ, and so many at all.
+MAX_RUN = 1000
+MAX_LOOKED = 4000
 # A line longer than this is looked at in pieces, so that no expression runs away with it.
 _PIECE, _OVERLAP = 4096, 256
 _SHOWN = 8
 # fs/binfmt_script.c: the first line, up to 255 characters.
 _SHEBANG = re.compile(rb"#![ \t]*([^\s\0]+)[ \t]*([^\n\0]*)")
 _FROM = re.compile(r"([\w.]*[\w.])\s*\bimport\b\s*(.*)", re.DOTALL)
+# perl -MName, ruby -rname; what may stand before a statement on a command line.
+_MODULE_OPTION = re.compile(r"(?<=[ \t])-[mMr]([A-Za-z][\w:/-]*)")
+_QUOTES = re.compile(r"['\";]")
+_SUBSTITUTED = re.compile(r"\$\([^()\n]*\)")
 # What make has before a command of a recipe, dc (!) and sed (e) before one; variables; $(shell command).
 _RECIPES = (
     (re.compile(r"^[ \t]*[@+!-]+[ \t]*", re.M), ""),
@@ -66,10 +74,11 @@ class Shell:
 
     interpreters: re.Pattern[str]
     command: re.Pattern[str]
+    runner: re.Pattern[str]
     variable: re.Pattern[str]
     ambiguous: frozenset[str]
     phrases: tuple[re.Pattern[str], ...]
-    inline: re.Pattern[str]
+    inline: tuple[re.Pattern[str], ...]
 
 
 @cache
@@ -99,20 +108,31 @@ def shell() -> Shell:
     row = data.load("netscripts")["shell"]
     names = "|".join(sorted((re.escape(name) for name in row["commands"]), key=len, reverse=True))
     before = "|".join(re.escape(word) for word in row["before"])
-    # In the place of a command: at the beginning, after what separates commands or begins a list, after a word that
-    # takes a command; assignments and options of such words may come between. Or a variable in such a place.
-    command = (
-        rf"(?:^|[;&|(`]|\{{[ \t]|(?<![\w-])(?:{before})[ \t]+(?:-[\w-]+[ \t]+)*)[ \t]*"
-        rf"(?:[A-Za-z_]\w*=[^\s;|&]*[ \t]+)*[\"'\\]?(?:(?:/[\w./+-]*/)?(?P<name>{names})(?![\w.=:/+@%-])"
-        r"|\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+)))(?P<rest>[\"']?[ \t]*[^\n]{0,1})"
+    # In the place of a command: at the beginning, after what separates commands or begins a list, after a label of
+    # case, after a word that takes a command; assignments and options of such words may come between.
+    label = r"(?:[^\s()`&;<>|\"']{1,80}|\"[^\"\n]{0,80}\"|'[^'\n]{0,80}')"
+    place = (
+        rf"(?:^|[;&|(`]|\{{[ \t]|(?:^|;;|\bin[ \t])[ \t]*\(?{label}(?:[ \t]*\|[ \t]*{label}){{0,30}}[ \t]*\)"
+        rf"|(?<![\w-])(?:{before})[ \t]+(?:-[\w-]+[ \t]+)*)[ \t]*(?:[A-Za-z_]\w*=[^\s;|&]*[ \t]+)*[\"'\\]?"
     )
+    path, end = r"(?:/[\w./+-]*/)?", r"(?![\w.=:/+@%-])"
+    # Or a variable in such a place, or what it is by default.
+    command = (
+        rf"{place}(?:{path}(?P<name>{names}){end}"
+        rf"|\$(?:\{{(?P<braced>\w+)(?::?[-=][\"']?(?:{path}(?P<default>{names}){end})?[^}}\n]{{0,200}})?\}}|(?P<plain>\w+)))"
+        r"(?P<rest>[\"']?[ \t]*[^\n]{0,1})"
+    )
+    running = "|".join(sorted((re.escape(name) for name in runners()), key=len, reverse=True))
+    words = r"(?:[^\"'\\\n;&|`]|\\.|\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'){0,600}"
     return Shell(
         fitting(row["interpreters"]),
         re.compile(command, re.M),
-        re.compile(rf"(?<![\w$])(\w+)=[\"']?(?:/[\w./+-]*/)?({names})(?![\w.=:/+@%-])", re.M),
+        # Looked ahead at, for others may stand in it.
+        re.compile(rf"{place}{path}(?P<runner>{running}){end}(?=(?P<words>{words})(?:[\"'](?P<open>[^\n]*))?)", re.M),
+        re.compile(rf"(?<![\w$])(\w+):?=[\"']?{path}({names}){end}", re.M),
         frozenset(row["ambiguous"]),
         tuple(re.compile(text, re.M) for text in row["phrases"]),
-        re.compile(row["inline"]),
+        tuple(re.compile(text, re.M) for text in row["inline"]),
     )
 
 
@@ -174,6 +194,16 @@ def language_of(name: str) -> Language | Shell | None:
     return next((language for language in languages() if language.interpreters.match(name)), None)
 
 
+@dataclass(frozen=True, slots=True)
+class ShellFile:
+    """A file that shells read as their own text: what is in no function (None: it cannot be read), functions by their
+    names, and what it reads itself."""
+
+    outside: str | None
+    functions: dict[str, list[str]]
+    reads: tuple[str, ...]
+
+
 @dataclass
 class Scripts:
     """Examines scripts; each module is read once. `owner`: the package of a path, empty for none; `source`: what this
@@ -184,6 +214,7 @@ class Scripts:
     source: Callable[[str], str] = lambda path: ""
     _imported: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     _roots: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _shells: dict[str, ShellFile] = field(default_factory=dict)
 
     def examine(self, item: Item, raw: bytes, language: Language | Shell) -> list[Evidence]:
         """What speaks for `item`, with the contents `raw`, being networked."""
@@ -191,7 +222,7 @@ class Scripts:
         if b"\0" in raw:
             return [Evidence(kind=Kind.UNTOLD, detail="a script with something else behind it")]
         if isinstance(language, Shell):
-            return list(commands(text))
+            return list(commands(text)) or list(self._read(item, text))
         if language.runs:
             return list(commands(_recipes(text)))
         found = [*modules(text, language)]
@@ -226,6 +257,35 @@ class Scripts:
         if others:
             yield Evidence(kind=Kind.REACHES, detail=others[0])
 
+    def _read(self, item: Item, text: str) -> Iterator[Evidence]:
+        """What files do that a shell's script reads as its own text, and that are of its package, or of none: what
+        stands in no function there, and in functions that are named somewhere."""
+        mine, built = self.owner(item.path), self.source(item.path)
+        here = item.path.rpartition("/")[0]
+        pending = list(read_files(text, here))
+        files: dict[str, ShellFile] = {}
+        for path in pending:
+            file = self.files.at(path)
+            if file is None or file.path in files or file.identity == item.identity:
+                continue
+            if len(files) >= MAX_MODULES:
+                yield Evidence(kind=Kind.UNTOLD, detail=f"a script that reads more than {MAX_MODULES} others")
+                return
+            if file.path not in self._shells:
+                self._shells[file.path] = _shell_file(file)
+            files[file.path] = self._shells[file.path]
+            pending += files[file.path].reads
+        others: list[Evidence] = []
+        for path, said in _said(text, files).items():
+            own = self.owner(path) in (mine, "") or bool(built and built == self.source(path))
+            for entry in said[:1]:
+                detail = one_line(f"{path} -> {entry.detail}", 400)
+                if own:
+                    yield Evidence(kind=entry.kind, detail=detail)
+                    return
+                others.append(Evidence(kind=Kind.REACHES, detail=detail))
+        yield from others[:1]
+
     def _directories(self, language: Language) -> tuple[str, ...]:
         if language.name not in self._roots:
             self._roots[language.name] = tuple(
@@ -258,6 +318,33 @@ class Scripts:
                 raw = b""
             self._imported[key] = imported(raw.decode("utf-8", "surrogateescape"), language)
         return self._imported[key]
+
+
+def _shell_file(file: Item) -> ShellFile:
+    try:
+        raw = file.filesystem.read_file(file.inode, MAX_SCRIPT)
+    except ImageError:
+        return ShellFile(None, {}, ())
+    text = raw.decode("utf-8", "surrogateescape")
+    outside, functions = divided(_clean(text, "#"))
+    return ShellFile(outside, functions, tuple(read_files(text, file.path.rpartition("/")[0])))
+
+
+def _said(text: str, files: dict[str, ShellFile]) -> dict[str, list[Evidence]]:
+    """What speaks for each of the files that a text reads, in what is reached of them."""
+    reached = {path: [file.outside] for path, file in files.items() if file.outside is not None}
+    words = words_of(_clean(text, "#")).union(*(words_of(file.outside or "") for file in files.values()))
+    named: dict[str, list[tuple[str, str]]] = {}
+    for path, file in files.items():
+        for name, bodies in file.functions.items():
+            named.setdefault(name, []).extend((path, body) for body in bodies)
+    while called := words & named.keys():
+        words = set()
+        for path, body in (each for name in called for each in named.pop(name)):
+            reached[path].append(body)
+            words |= words_of(body)
+    untold = [Evidence(kind=Kind.UNTOLD, detail="cannot be read")]
+    return {path: list(commands("\n".join(reached[path]))) if path in reached else untold for path in files}
 
 
 def _filed(name: str) -> str:
@@ -357,21 +444,46 @@ def modules(text: str, language: Language) -> Iterator[Evidence]:
 def commands(text: str) -> Iterator[Evidence]:
     """The programs that a shell's text starts; in other languages' programs that it holds, their modules."""
     known = shell()
-    found: dict[str, None] = {}
     clean = _clean(text, "#")
-    values = dict(known.variable.findall(clean))
-    for match in known.command.finditer(clean):
-        name = match["name"] or values.get(match["braced"] or match["plain"], "")
-        if name and not (name in known.ambiguous and not _has_argument(match["rest"])):
-            found[name] = None
+    found, is_all = started(clean)
     for pattern in known.phrases:
         found.update(dict.fromkeys(match[0] for match in pattern.finditer(clean)))
     if found:
         yield Evidence(kind=Kind.COMMANDS, detail=_shown(found))
-    if known.inline.search(clean):
-        for language in languages():
-            # Behind a quote or a semicolon as well as at the beginning of a line.
-            yield from modules(re.sub(r"['\";]", "\n", text), language)
+    elif not is_all:
+        yield Evidence(kind=Kind.UNTOLD, detail=f"a script that runs more than {MAX_RUN} commands through others")
+    held = dict.fromkeys(match[1] for pattern in known.inline for match in pattern.finditer(clean))
+    if held:
+        # Behind a quote or a semicolon as well as at the beginning of a line; and what options ask for.
+        inner = _MODULE_OPTION.sub(r"\nuse \1\nrequire '\1'\n", text)
+        inner = f"{inner}\n{_QUOTES.sub(chr(10), inner)}"
+        for language in dict.fromkeys(language_of(name) for name in held):
+            if isinstance(language, Language):
+                yield from modules(inner, language)
+
+
+def started(clean: str) -> tuple[dict[str, None], bool]:
+    """The names of network programs in a shell's text, also behind words that run others; whether that was all."""
+    known = shell()
+    values = dict(known.variable.findall(clean))
+    found: dict[str, None] = {}
+    pending, seen = [clean], {clean}
+    looked = 0
+    for text in pending:
+        for match in known.command.finditer(text):
+            name = match["name"] or match["default"] or values.get(match["braced"] or match["plain"], "")
+            if name and not (name in known.ambiguous and not _has_argument(match["rest"])):
+                found[name] = None
+        for match in known.runner.finditer(text):
+            looked += 1
+            words = split_command(f"{match['runner']} {_SUBSTITUTED.sub('$_', match['words'])}")
+            inner = dict.fromkeys(behind((*words, *filter(None, (match["open"],)))))
+            new = [each for each in inner if each not in seen]
+            seen.update(new)
+            pending += new
+            if looked > MAX_LOOKED or len(seen) > MAX_RUN:
+                return found, False
+    return found, True
 
 
 def _recipes(text: str) -> str:

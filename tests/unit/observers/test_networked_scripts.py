@@ -21,6 +21,7 @@ from pytest_osgates.observers.networked.scripts import (
     modules,
     parse_shebang,
 )
+from pytest_osgates.observers.networked.shells import divided, read_files
 
 
 def language(name: str) -> Language:
@@ -165,6 +166,41 @@ def test_modules(name: str, text: str, network: bool) -> None:
         ("busybox httpd -p 80\n", "httpd, busybox httpd"),
         ("host example.org\n", "host"),
         ("python3 -m http.server\n", "python3 -m http.server"),
+        ("timeout 10 curl x\n", "curl"),
+        ("timeout -k 5 --signal=9 10 nice -n 3 /usr/bin/curl x; true\n", "curl"),
+        ("case $1 in\n  start) curl x;;\nesac\n", "curl"),
+        ("case $1 in start | 'a b') curl x;; *) wget y;; esac\n", "curl, wget"),
+        ("sh -c 'curl x'\n", "curl"),
+        ("bash -lc 'cd /; curl x'\n", "curl"),
+        ("su -c 'timeout 5 curl x' somebody\n", "curl"),
+        ("sudo -u x curl\n", "curl"),
+        ("sudo -u x -- sh -c \"curl 'x'\"\n", "curl"),
+        ("nice -n 10 rsync a b\n", "rsync"),
+        ("find . | xargs -n 1 wget\n", "wget"),
+        ("find . -name '*.x' -exec curl {} \\;\n", "curl"),
+        ("find . -exec sh -c 'nc x 1 <$1' sh {} +\n", "nc"),
+        ("${CURL:-curl} x\n", "curl"),
+        (': "${CURL:=curl}"\n$CURL x\n', "curl"),
+        ("trap 'rm x; curl y' EXIT\n", "curl"),
+        ("flock /l curl x\n", "curl"),
+        ("flock -n /l -c 'curl x'\n", "curl"),
+        ("ip netns exec a nc -l 80\n", "nc"),
+        ("start-stop-daemon --start --exec /usr/sbin/ntpd -- -g\n", "ntpd"),
+        ("start-stop-daemon -S --startas=/usr/sbin/ntpd\n", "ntpd"),
+        ("D=/usr/sbin/chronyd\nstart-stop-daemon -S -x $D\n", "chronyd"),
+        ("busybox timeout 5 wget x\n", "wget"),
+        ("busybox sh -c 'wget x'\n", "wget"),
+        ("systemd-run --unit a -p A=b curl x\n", "curl"),
+        ("exec -a name curl x\n", "curl"),
+        ("# a comment \\\ncurl x\n", "curl"),
+        ("x=$(timeout 5 curl x)\n", "curl"),
+        ('sudo a "$(timeout 5 curl x)"\n', "curl"),
+        ("timeout $(cat t) curl x\n", "curl"),
+        ("sh -c '\n  curl x\n'\n", "curl"),
+        ("timeout 10 true curl\n", ""),
+        ("find . -name curl -exec rm {} \\;\n", ""),
+        ("trap - EXIT\nip link show\n", ""),
+        ("echo $(date) curl\n", ""),
         ("echo curl\n", ""),
         ("# curl x\n", ""),
         ("rm -f ${links} $host\n", ""),
@@ -184,6 +220,62 @@ def test_other_languages_on_a_command_line() -> None:
     assert list(commands("perl -e 'print 1'\n")) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [
+        ("python3 - <<'E'\nimport socket\nE\n", "python: socket"),
+        ("python3 <<E\nfrom urllib import request\nE\n", "python: urllib.request"),
+        ("cat <<E | python3\ntry: import ssl\nE\n", "python: ssl"),
+        ("perl -MLWP::Simple -e 'getprint 1'\n", "perl: LWP::Simple"),
+        ("perl -we 'use strict; use Socket;'\n", "perl: Socket"),
+        ("ruby -rsocket -e 'x'\n", "ruby: socket"),
+        ("ruby -e \"require 'net/http'\"\n", "ruby: net/http"),
+        ("node --eval 'require(\"net\")'\n", "javascript: net"),
+        ("python3 x.py\nimport socket\n", ""),
+        ("perl -e 1\nimport socket\n", ""),
+    ],
+)
+def test_texts_for_other_languages(text: str, detail: str) -> None:
+    network = [entry.detail for entry in commands(text)]
+    assert detail in network[0] if detail and network else detail == "".join(network), network
+
+
+def test_more_commands_behind_others_than_are_looked_at() -> None:
+    (entry,) = commands("".join(f"timeout 5 true {number}\n" for number in range(2000)) + "timeout 5 curl\n")
+    assert entry.kind is Kind.UNTOLD
+
+
+def test_a_shell_script_and_what_it_reads() -> None:
+    text = b"#!/bin/sh\nLIB=/usr/lib/x\n. %s\nfetch\n"
+    library = b"CURL=curl\nfetch()\n{\n  get x\n}\nget() { $CURL $1; }\nidle() {\n  wget x\n}\n"
+    files: dict[str, Entry] = {"/usr/lib/x/net.sh": library, "/usr/lib/x/a/app": program(b"")}
+    for path in (b"/usr/lib/x/net.sh", b'"$LIB/net.sh"', b"${LIB:-/a}/net.sh # x"):
+        files["/usr/bin/app"] = program(text % path)
+        assert entry_of(files, "/usr/bin/app") == (Tier.B, {Kind.COMMANDS}), path
+    for path in (b'"$(dirname "$0")/../net.sh"', b"${0%/*}/../net.sh", b'"$(cd "$(dirname "$0")" && pwd)/../net.sh"'):
+        files["/usr/lib/x/a/app"] = program(text % path)
+        assert entry_of(files, "/usr/lib/x/a/app") == (Tier.B, {Kind.COMMANDS}), path
+    files["/usr/bin/app"] = program(b"#!/bin/sh\n. /usr/lib/x/net.sh\n")
+    assert entry_of(files, "/usr/bin/app") is None, "it calls none of the functions"
+    files["/usr/lib/x/net.sh"] = b"x() {\n true\n}\n. /usr/lib/x/more.sh\n"
+    files["/usr/lib/x/more.sh"] = b"curl x\n. /usr/lib/x/net.sh\n"
+    assert entry_of(files, "/usr/bin/app") == (Tier.B, {Kind.COMMANDS})
+    files["/usr/lib/x/more.sh"] = b"#" * ((4 << 20) + 1)
+    assert entry_of(files, "/usr/bin/app") == (Tier.B, {Kind.UNTOLD})
+
+
+def test_what_a_shell_script_reads_of_another_package_is_reported() -> None:
+    stanza = b"Package: %s\nStatus: install ok installed\nVersion: 1\nArchitecture: all\n\n"
+    files: dict[str, Entry] = {
+        "/usr/bin/app": program(b"#!/bin/sh\n. /usr/lib/x/net.sh\n"),
+        "/usr/lib/x/net.sh": b"curl x\n",
+        "/var/lib/dpkg/status": stanza % b"app" + stanza % b"x",
+        "/var/lib/dpkg/info/app.list": b"/usr/bin/app\n",
+        "/var/lib/dpkg/info/x.list": b"/usr/lib/x/net.sh\n",
+    }
+    assert entry_of(files, "/usr/bin/app") == (Tier.C, {Kind.REACHES})
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.text(max_size=400), st.sampled_from(["python3", "perl", "ruby", "node", "lua", "php", "tclsh", "awk"]))
 def test_any_text(text: str, name: str) -> None:
@@ -195,11 +287,30 @@ def test_any_text(text: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a=" * 40_000, "sudo " * 20_000, "import " + "a, " * 20_000, "gpg " * 20_000, " " * 80_000, "${a" * 20_000],
+    [
+        "a=" * 40_000,
+        "sudo " * 20_000,
+        "import " + "a, " * 20_000,
+        "gpg " * 20_000,
+        " " * 80_000,
+        "${a" * 20_000,
+        "sudo -u x " * 20_000,
+        "sh -c '" * 20_000,
+        "a|" * 40_000,
+        "in a)" * 20_000,
+        "find -exec " * 20_000,
+        "a() {\n" * 20_000,
+        "x() {\nx\n}\n" * 20_000,
+        ". $a/$a;" * 20_000,
+        "\n".join(f"timeout {number} nice" for number in range(9_999)),
+        "python " * 20_000,
+    ],
 )
 def test_long_lines_take_no_time(text: str) -> None:
     begun = time.process_time()
     list(commands(text))
+    list(read_files(text, "/"))
+    divided(text)
     for name in ("python3", "perl", "node", "tclsh"):
         imported(text, language(name))
     assert time.process_time() - begun < 5

@@ -34,7 +34,7 @@ def parsed_imports(text: str) -> tuple[str, ...] | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     names: dict[str, None] = {}
-    pending: list[ast.AST] = [*body]
+    pending: list[ast.AST] = [*reversed(body)]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
@@ -45,7 +45,7 @@ def parsed_imports(text: str) -> tuple[str, ...] | None:
             names.update(dict.fromkeys((module, *(f"{prefix}{alias.name}" for alias in node.names))))
         else:
             # Statements are in statements, never in expressions.
-            for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            for part in ("finalbody", "orelse", "handlers", "cases", "body"):
                 inner = getattr(node, part, None)
-                pending += inner if isinstance(inner, list) else []
+                pending += reversed(inner) if isinstance(inner, list) else ()
     return tuple(name for name in names if not name.endswith(".*"))

@@ -84,7 +84,9 @@ class _Scan:
         self.linker = Linker(self.files)
         self.sources: dict[str, str] = {}
         self.owners = self._owned()
-        self.scripts = Scripts(self.files, self.owner, lambda path: self.sources.get(self.owner(path), ""))
+        self.scripts = Scripts(
+            self.files, self.owner, lambda path: self.sources.get(self.owner(path), ""), self._extension
+        )
         self.drafts: dict[str, Draft] = {}
         self.unreadable: dict[str, str] = {}
         self.unfollowed: dict[str, None] = {}
@@ -210,6 +212,20 @@ class _Scan:
             evidence = self.scripts.examine(item, raw, language)
         listens = not isinstance(language, Shell) and any(entry.kind is Kind.MODULES for entry in evidence)
         return Draft(item, evidence, hashlib.sha256(raw).hexdigest(), one_line(interpreter), listens)
+
+    def _extension(self, item: Item, own: bool) -> str | None:
+        """What of the network a library uses that a script imports; of others' libraries only what they import. None:
+        it cannot be read."""
+        try:
+            elf = self.files.elf(item)
+            if elf is None:
+                return None
+            if not own:
+                return ", ".join(sorted(binaries.api(elf)))
+            found = binaries.examine(self.files, self.linker, item, elf).evidence
+        except (ImageError, MalformedElf):
+            return None
+        return next((entry.detail for entry in found if tier_of(frozenset({entry.kind})) != "C"), "")
 
     def _resolve(self, program: str) -> Item | None:
         if program.startswith("/"):
@@ -362,7 +378,7 @@ class _Scan:
         roots = [root for pattern in language.roots for root in expand(self.view, pattern)]
         roots += [f"{top}/{interpreter}" for top in _STDLIBS for interpreter in interpreters]
         for root in roots:
-            for suffix in (*language.suffixes, "/__main__.py"):
+            for suffix in (*(s for s in language.suffixes if s != ".so"), "/__main__.py"):
                 item = self.files.at(f"{root}/{path}{suffix}")
                 if item is not None:
                     evidence = self.scripts.examine(item, item.filesystem.read_file(item.inode, MAX_SCRIPT), language)

@@ -6,10 +6,12 @@ Scripts are read as text, not understood: what is searched for is in data/netscr
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from pytest_osgates import data
@@ -25,13 +27,16 @@ from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
 MAX_SCRIPT = 4 << 20
-MAX_MODULES = 400
+MAX_MODULES = 1000
 # Commands that others run, in a shell's text: so many that differ, and so many at all.
 MAX_RUN = 1000
 MAX_LOOKED = 4000
 # A line longer than this is looked at in pieces, so that no expression runs away with it.
 _PIECE, _OVERLAP = 4096, 256
 _SHOWN = 8
+_LIBRARY, _COMPILED = ".so", ".pyc"
+# A name that is imported, the directory of who imports it, and the way there.
+_Wanted = tuple[str, str, tuple[str, ...]]
 # fs/binfmt_script.c: the first line, up to 255 characters.
 _SHEBANG = re.compile(rb"#![ \t]*([^\s\0]+)[ \t]*([^\n\0]*)")
 _FROM = re.compile(r"([\w.]*[\w.])\s*\bimport\b\s*(.*)", re.DOTALL)
@@ -207,12 +212,16 @@ class ShellFile:
 @dataclass
 class Scripts:
     """Examines scripts; each module is read once. `owner`: the package of a path, empty for none; `source`: what this
-    was built from."""
+    was built from; `extension`: what of the network a module uses that is a library, of the script's own package or
+    not (None: it cannot be read)."""
 
     files: Files
     owner: Callable[[str], str]
     source: Callable[[str], str] = lambda path: ""
-    _imported: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    extension: Callable[[Item, bool], str | None] = lambda item, own: ""
+    _imported: dict[tuple[str, str], tuple[str, ...] | None] = field(default_factory=dict)
+    _found: dict[tuple[str, str, str, int], tuple[Item, ...]] = field(default_factory=dict)
+    _extensions: dict[str, list[Item]] = field(default_factory=dict)
     _roots: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _shells: dict[str, ShellFile] = field(default_factory=dict)
 
@@ -236,24 +245,38 @@ class Scripts:
         roots = (here, *self._directories(language))
         tops = {name.split(language.separator)[0] for name in imported(text, language)}
         own = tuple(f"{root}/{_filed(top)}" for root in roots for top in tops if top)
-        pending: list[tuple[str, str, tuple[str, ...]]] = [(n, here, (n,)) for n in imported(text, language)]
+        # Modules of others come last: what those import says less.
+        pending: deque[_Wanted] = deque((name, here, (name,)) for name in imported(text, language))
+        later: deque[_Wanted] = deque()
         seen: set[str] = set()
         others: list[str] = []
-        while pending and len(seen) < MAX_MODULES:
-            name, directory, way = pending.pop(0)
-            module = self._find(name, directory, roots, language)
-            if module is None or module.path in seen:
-                continue
-            seen.add(module.path)
-            names = self._imports_of(module, language)
-            network = [inner for inner in names if is_network(inner, language)]
-            sibling = built and built == self.source(module.path) and _is_below(module.path, own)
-            if network and (sibling or self.owner(module.path) in (mine, "")):
-                yield Evidence(kind=Kind.MODULES, detail=_shown((*way[-3:], network[0]), " -> "))
-                return
-            if network:
-                others.append(_shown((*way[-3:], network[0]), " -> "))
-            pending += [(inner, module.path.rpartition("/")[0], (*way, inner)) for inner in names]
+        untold = ""
+        while pending or later:
+            name, directory, way = (pending or later).popleft()
+            for module in self._find(name, directory, roots, language):
+                if module.path in seen:
+                    continue
+                sibling = built and built == self.source(module.path) and _is_below(module.path, own)
+                mine_too = bool(sibling or self.owner(module.path) in (mine, ""))
+                if len(seen) >= MAX_MODULES:
+                    # Of others, what is known already says enough.
+                    untold = untold or (f"more than {MAX_MODULES} modules" if mine_too or not others else "")
+                    continue
+                seen.add(module.path)
+                looked = self._looked_at(module, language, mine_too)
+                if looked is None:
+                    untold = untold or (f"{module.path}, which cannot be read" if mine_too else "")
+                    continue
+                names, network = looked
+                if network and mine_too:
+                    yield Evidence(kind=Kind.MODULES, detail=_shown((*way[-3:], network), " -> "))
+                    return
+                if network:
+                    others.append(_shown((*way[-3:], network), " -> "))
+                inner = module.path.rpartition("/")[0]
+                (pending if mine_too else later).extend((each, inner, (*way[-3:], each)) for each in names)
+        if untold:
+            yield Evidence(kind=Kind.UNTOLD, detail=one_line(f"a script that imports {untold}", 300))
         if others:
             yield Evidence(kind=Kind.REACHES, detail=others[0])
 
@@ -293,31 +316,61 @@ class Scripts:
             )
         return self._roots[language.name]
 
-    def _find(self, name: str, directory: str, roots: tuple[str, ...], language: Language) -> Item | None:
-        """`directory`: of who imports, for names that begin with a dot."""
+    def _find(self, name: str, directory: str, roots: tuple[str, ...], language: Language) -> tuple[Item, ...]:
+        """The module of a name, and what else is called so beside it; `directory`: of who imports, for names that
+        begin with a dot."""
         path = name.lstrip(".").replace(language.separator, "/").strip("/")
         if name.startswith("."):
             up = len(name) - len(name.lstrip("."))
             roots = ("/".join(directory.split("/")[: 1 - up or None]),)
         if not path:
-            return None
-        for root in roots:
-            for suffix in language.suffixes:
-                for each in dict.fromkeys((path, _filed(path))):
-                    item = self.files.at(f"{root}/{each}{suffix}")
-                    if item is not None:
-                        return item
-        return None
+            return ()
+        key = (language.name, path, roots[0], len(roots))
+        if key not in self._found:
+            each = dict.fromkeys((path, _filed(path)))
+            places = (tuple(self._named(f"{root}/{one}", language) for one in each) for root in roots)
+            self._found[key] = next((items for place in places if (items := tuple(chain(*place)))), ())
+        return self._found[key]
 
-    def _imports_of(self, module: Item, language: Language) -> tuple[str, ...]:
+    def _named(self, path: str, language: Language) -> Iterator[Item]:
+        is_there = False
+        for suffix in language.suffixes:
+            if suffix == _LIBRARY:
+                # There is more in their names than that.
+                items = self._libraries().get(path, [])
+            else:
+                item = self.files.at(f"{path}{suffix}")
+                # What is compiled counts where its text is not.
+                items = [item] if item is not None and not (is_there and suffix == _COMPILED) else []
+            is_there = is_there or bool(items)
+            yield from items
+
+    def _libraries(self) -> dict[str, list[Item]]:
+        """Libraries by their paths up to the first dot of their names."""
+        if not self._extensions:
+            self._extensions[""] = []
+            for name, items in self.files.named.items():
+                for item in items if name.endswith(_LIBRARY) else ():
+                    stem = f"{item.path.rpartition('/')[0]}/{name.partition('.')[0]}"
+                    self._extensions.setdefault(stem, []).append(item)
+        return self._extensions
+
+    def _looked_at(self, module: Item, language: Language, own: bool) -> tuple[tuple[str, ...], str] | None:
+        """What a module imports, and what of that is the network; None: it cannot be read."""
+        if module.path.endswith(_LIBRARY):
+            reason = self.extension(module, own)
+            return None if reason is None else ((), reason)
         key = (language.name, module.path)
         if key not in self._imported:
             try:
                 raw = module.filesystem.read_file(module.inode, MAX_SCRIPT)
             except ImageError:
-                raw = b""
-            self._imported[key] = imported(raw.decode("utf-8", "surrogateescape"), language)
-        return self._imported[key]
+                raw = b"\0"
+            # No language takes a zero byte in its text; what is compiled has them.
+            names = None if b"\0" in raw else imported(raw.decode("utf-8", "surrogateescape"), language)
+            self._imported[key] = names
+        found = self._imported[key]
+        return None if found is None else (found, next((name for name in found if is_network(name, language)), ""))
 
 
 def _shell_file(file: Item) -> ShellFile:
@@ -402,14 +455,14 @@ def imported(text: str, language: Language) -> tuple[str, ...]:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     clean = _clean(text, language.comment)
     patterns = language.imports
-    if language.loose and not is_plain(clean):
-        parsed = parsed_imports(text)
-        patterns = patterns if parsed is not None else (*patterns, *language.loose)
-        names.update(dict.fromkeys(parsed or ()))
+    parsed = parsed_imports(text) if language.loose and not is_plain(clean) else ()
+    if parsed is None:
+        patterns = (*patterns, *language.loose)
     for pattern in patterns:
         for match in pattern.finditer(clean):
             for name in _several(match[1], language):
                 names[name] = None
+    names.update(dict.fromkeys(parsed or ()))
     return tuple(name for name in names if name.strip("."))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from elf_builders import elf
+from elf_builders import elf, library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_root import Entry, Link, program, root
@@ -443,3 +443,49 @@ def test_what_was_built_together_and_is_only_used_counts_for_nothing() -> None:
 )
 def test_executable_texts(text: bytes, wanted: tuple[Tier, set[Kind]] | None) -> None:
     assert entry_of({"/usr/bin/x": program(text)}, "/usr/bin/x") == wanted
+
+
+PYTHON = "/usr/lib/python3/dist-packages"
+
+
+def test_a_module_that_is_a_library() -> None:
+    files: dict[str, Entry] = {"/usr/bin/app": program(b"#!/usr/bin/python3\nfrom app import fast\n")}
+    for name in ("fast.cpython-313-x86_64-linux-gnu.so", "fast.abi3.so", "fast.so"):
+        for module, wanted in (
+            (library("", ("socket",), ()), (Tier.B, {Kind.MODULES})),
+            (library("", ("read",), ()), None),
+            (b"\x7fELF and no more", (Tier.B, {Kind.UNTOLD})),
+        ):
+            layer = {f"{PYTHON}/app/__init__.py": b"", f"{PYTHON}/app/{name}": module}
+            assert entry_of(files | layer, "/usr/bin/app") == wanted, name
+
+
+def test_a_module_that_cannot_be_read() -> None:
+    files: dict[str, Entry] = {"/usr/bin/app": program(b"#!/usr/bin/python3\nimport app.big\n")}
+    for name in ("app/big.pyc", "app/big.py"):
+        layer = {f"{PYTHON}/{name}": b"\x55\r\r\n\0\0\0compiled"}
+        assert entry_of(files | layer, "/usr/bin/app") == (Tier.B, {Kind.UNTOLD}), name
+    layer = {f"{PYTHON}/app/big.py": b"import os\n", f"{PYTHON}/app/big.pyc": b"\0"}
+    assert entry_of(files | layer, "/usr/bin/app") is None
+    layer = {f"{PYTHON}/app/big.py": b"#" * ((4 << 20) + 1)}
+    assert entry_of(files | layer, "/usr/bin/app") == (Tier.B, {Kind.UNTOLD})
+
+
+@pytest.mark.parametrize(("owned", "kind"), [(True, Kind.UNTOLD), (False, Kind.REACHES)])
+def test_more_modules_than_are_read(owned: bool, kind: Kind) -> None:
+    count = 1200
+    stanza = b"Package: %s\nStatus: install ok installed\nVersion: 1\nArchitecture: all\n\n"
+    modules_: dict[str, Entry] = {f"{PYTHON}/m{at}.py": f"import m{at + 1}\n".encode() for at in range(count)}
+    files: dict[str, Entry] = {
+        "/usr/bin/app": program(b"#!/usr/bin/python3\nimport m0, other\n"),
+        f"{PYTHON}/other.py": b"import socket\n",
+        **modules_,
+        "/var/lib/dpkg/status": stanza % b"app" + stanza % b"lib",
+        "/var/lib/dpkg/info/app.list": "\n".join(("/usr/bin/app", *(modules_ if owned else ()))).encode(),
+        "/var/lib/dpkg/info/lib.list": "\n".join((f"{PYTHON}/other.py", *modules_)).encode(),
+    }
+    if owned:
+        files["/var/lib/dpkg/info/lib.list"] = f"{PYTHON}/other.py\n".encode()
+    found = entry_of(files, "/usr/bin/app")
+    assert found is not None
+    assert found == ((Tier.B, {kind, Kind.REACHES}) if owned else (Tier.C, {kind}))

@@ -27,9 +27,10 @@ from pytest_osgates.observers.networked.scripts import (
     is_network,
     language_of,
     parse_shebang,
+    started,
 )
 from pytest_osgates.observers.networked.services import Start, starts
-from pytest_osgates.observers.networked.starters import simple_commands, unwrapped
+from pytest_osgates.observers.networked.starters import MAX_COMMANDS, has_more, simple_commands, unwrapped
 from pytest_osgates.observers.packages import Placed, read_databases
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
@@ -311,14 +312,15 @@ class _Scan:
             return
         text = _option(words, "-c")
         if text:
+            if isinstance(language, Shell):
+                self._told(program, text)
             for command in simple_commands(text) if isinstance(language, Shell) and depth < _DEEP else ():
                 yield from self._command(command, lost, depth, name)
-            for known in commands(text) if isinstance(language, Shell) else ():
-                for word in known.detail.replace(",", " ").split():
-                    item = self._resolve(word)
-                    if item is not None:
-                        self._program(item)
-                        yield item, None, f"through {name}", ""
+            for word in started(text)[0] if isinstance(language, Shell) else ():
+                item = self._resolve(word)
+                if item is not None:
+                    self._program(item)
+                    yield item, None, f"through {name}", ""
             return
         if listener:
             return
@@ -349,9 +351,16 @@ class _Scan:
         shebang = parse_shebang(raw[:256])
         if b"\0" in raw or (shebang is not None and not isinstance(language_of(shebang.name), Shell)):
             return
-        text = raw.decode("utf-8", "surrogateescape")
-        for command in simple_commands("\n".join(_EXEC.findall(text))):
+        text = "\n".join(_EXEC.findall(raw.decode("utf-8", "surrogateescape")))
+        self._told(script, text)
+        for command in simple_commands(text):
             yield from self._command(command, lost, depth, script.path.rpartition("/")[2])
+
+    def _told(self, item: Item, text: str) -> None:
+        """Note it where a text has more commands than are followed."""
+        if has_more(text):
+            draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
+            draft.add(Kind.UNTOLD, f"it is given more than {MAX_COMMANDS} commands, and not all are followed")
 
     def _command(
         self, words: tuple[str, ...], lost: list[str], depth: int, through: str

@@ -489,3 +489,12 @@ def test_more_modules_than_are_read(owned: bool, kind: Kind) -> None:
     found = entry_of(files, "/usr/bin/app")
     assert found is not None
     assert found == ((Tier.B, {kind, Kind.REACHES}) if owned else (Tier.C, {kind}))
+
+
+def test_more_commands_than_are_followed() -> None:
+    unit = "[Service]\nExecStart=/bin/sh -c '{}'\n"
+    for text, wanted in (("true;" * 400, Tier.C), ("true;" * 2000, Tier.B)):
+        files: dict[str, Entry] = {"/etc/systemd/system/a.service": unit.format(text).encode()}
+        found = entry_of(files, "/usr/bin/dash")
+        assert found is not None
+        assert (found[0], Kind.UNTOLD in found[1]) == (wanted, wanted is Tier.B)

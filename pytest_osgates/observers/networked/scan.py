@@ -92,6 +92,7 @@ class _Scan:
         self.unreadable: dict[str, str] = {}
         self.unfollowed: dict[str, None] = {}
         self.done: dict[Identity, Draft] = {}
+        self.names: set[str] = set()
         self.elves = self.texts = self.others = 0
 
     def run(self) -> StaticScan:
@@ -207,12 +208,25 @@ class _Scan:
         evidence: list[Evidence]
         if language is None:
             # Whatever its interpreter imports: that may only start what interprets it (Rscript becomes R).
-            detail = f"a script for {one_line(interpreter or name)}, whose language is not known"
-            evidence = [Evidence(kind=Kind.UNTOLD, detail=detail)]
+            detail = f"a script for {one_line(interpreter or name)}"
+            evidence = [
+                Evidence(kind=Kind.UNTOLD, detail=f"{detail}, whose language is not known")
+                if self._is_there(interpreter or name)
+                else Evidence(kind=Kind.REACHES, detail=f"{detail}, which is not in the image")
+            ]
         else:
             evidence = self.scripts.examine(item, raw, language)
         listens = not isinstance(language, Shell) and any(entry.kind is Kind.MODULES for entry in evidence)
         return Draft(item, evidence, hashlib.sha256(raw).hexdigest(), one_line(interpreter), listens)
+
+    def _is_there(self, interpreter: str) -> bool:
+        """Whether an interpreter may be in the image, in whatever directory where it has none."""
+        if interpreter.startswith("/"):
+            return self.files.at(interpreter) is not None
+        if not self.names:
+            programs = (item.path for item in self.files.programs)
+            self.names = {path.rpartition("/")[2] for path in (*programs, *self.files.links)}
+        return "/" in interpreter or interpreter in self.names
 
     def _extension(self, item: Item, own: bool) -> str | None:
         """What of the network a library uses that a script imports; of others' libraries only what they import. None:

@@ -340,6 +340,8 @@ BASE: dict[str, Entry] = {
     "/usr/bin/sh": Link("dash"),
     "/usr/bin/strange": program(elf(imports=("socket",))),
     "/usr/bin/plain": program(elf()),
+    "/usr/bin/env": program(elf()),
+    "/opt/a/bin/elsewhere": Link("/usr/bin/plain"),
 }
 
 
@@ -425,7 +427,9 @@ def test_what_was_built_together_and_is_only_used_counts_for_nothing() -> None:
         (b"\0\1\2curl x\n", None),
         (b"#!/usr/bin/strange\nanything\n", (Tier.B, {Kind.UNTOLD})),
         (b"#!/usr/bin/plain\nanything\n", (Tier.B, {Kind.UNTOLD})),
-        (b"#!/usr/bin/not-there\nanything\n", (Tier.B, {Kind.UNTOLD})),
+        (b"#!/usr/bin/not-there\nanything\n", (Tier.C, {Kind.REACHES})),
+        (b"#!/usr/bin/env not-there\nanything\n", (Tier.C, {Kind.REACHES})),
+        (b"#!/usr/bin/env elsewhere\nanything\n", (Tier.B, {Kind.UNTOLD})),
         (b"#!/usr/bin/env -S -u\nanything\n", (Tier.B, {Kind.UNTOLD})),
         (b"#!/usr/bin/env -Sstrange -x\nanything\n", (Tier.B, {Kind.UNTOLD})),
         (b"#!/usr/bin/env -Spython3 -u\nimport socket\n", (Tier.B, {Kind.MODULES})),

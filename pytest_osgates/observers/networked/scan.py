@@ -27,9 +27,10 @@ from pytest_osgates.observers.networked.scripts import (
     is_network,
     language_of,
     parse_shebang,
+    started,
 )
 from pytest_osgates.observers.networked.services import Start, starts
-from pytest_osgates.observers.networked.starters import simple_commands, unwrapped
+from pytest_osgates.observers.networked.starters import MAX_COMMANDS, has_more, simple_commands, unwrapped
 from pytest_osgates.observers.packages import Placed, read_databases
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
@@ -84,13 +85,16 @@ class _Scan:
         self.linker = Linker(self.files)
         self.sources: dict[str, str] = {}
         self.owners = self._owned()
-        self.scripts = Scripts(self.files, self.owner, lambda path: self.sources.get(self.owner(path), ""))
+        self.scripts = Scripts(
+            self.files, self.owner, lambda path: self.sources.get(self.owner(path), ""), self._extension
+        )
         self.drafts: dict[str, Draft] = {}
         self.unreadable: dict[str, str] = {}
         self.unfollowed: dict[str, None] = {}
         self.done: dict[Identity, Draft] = {}
         # Libraries that are marked executable, and were looked at as such.
         self.plain: set[Identity] = set()
+        self.names: set[str] = set()
         self.elves = self.texts = self.others = 0
 
     def run(self) -> StaticScan:
@@ -213,20 +217,40 @@ class _Scan:
         language = language_of(name)
         evidence: list[Evidence]
         if language is None:
-            # Whatever it says: what runs it can talk on the network, or not.
-            program = self._resolve(interpreter or name)
-            networked = program is not None and self._is_networked(program)
-            detail = f"a script for {one_line(interpreter or name)}, whose language is not known"
-            evidence = [Evidence(kind=Kind.UNTOLD, detail=detail)] if networked else []
+            # Whatever its interpreter imports: that may only start what interprets it (Rscript becomes R).
+            detail = f"a script for {one_line(interpreter or name)}"
+            evidence = [
+                Evidence(kind=Kind.UNTOLD, detail=f"{detail}, whose language is not known")
+                if self._is_there(interpreter or name)
+                else Evidence(kind=Kind.REACHES, detail=f"{detail}, which is not in the image")
+            ]
         else:
             evidence = self.scripts.examine(item, raw, language)
         listens = not isinstance(language, Shell) and any(entry.kind is Kind.MODULES for entry in evidence)
         return Draft(item, evidence, hashlib.sha256(raw).hexdigest(), one_line(interpreter), listens)
 
-    def _is_networked(self, item: Item) -> bool:
-        self._program(item)
-        draft = self.done.get(item.identity)
-        return draft is not None and _counts(draft)
+    def _is_there(self, interpreter: str) -> bool:
+        """Whether an interpreter may be in the image, in whatever directory where it has none."""
+        if interpreter.startswith("/"):
+            return self.files.at(interpreter) is not None
+        if not self.names:
+            programs = (item.path for item in self.files.programs)
+            self.names = {path.rpartition("/")[2] for path in (*programs, *self.files.links)}
+        return "/" in interpreter or interpreter in self.names
+
+    def _extension(self, item: Item, own: bool) -> str | None:
+        """What of the network a library uses that a script imports; of others' libraries only what they import. None:
+        it cannot be read."""
+        try:
+            elf = self.files.elf(item)
+            if elf is None:
+                return None
+            if not own:
+                return ", ".join(sorted(binaries.api(elf)))
+            found = binaries.examine(self.files, self.linker, item, elf).evidence
+        except (ImageError, MalformedElf):
+            return None
+        return next((entry.detail for entry in found if tier_of(frozenset({entry.kind})) != "C"), "")
 
     def _resolve(self, program: str) -> Item | None:
         if program.startswith("/"):
@@ -312,20 +336,21 @@ class _Scan:
             return
         text = _option(words, "-c")
         if text:
+            if isinstance(language, Shell):
+                self._told(program, text)
             for command in simple_commands(text) if isinstance(language, Shell) and depth < _DEEP else ():
                 yield from self._command(command, lost, depth, name)
-            for known in commands(text) if isinstance(language, Shell) else ():
-                for word in known.detail.replace(",", " ").split():
-                    item = self._resolve(word)
-                    if item is not None:
-                        self._program(item)
-                        yield item, None, f"through {name}", ""
+            for word in started(text)[0] if isinstance(language, Shell) else ():
+                item = self._resolve(word)
+                if item is not None:
+                    self._program(item)
+                    yield item, None, f"through {name}", ""
             return
         if listener:
             return
         # Words before it may be options, and arguments of those.
         item = next((at for word in words[1:] if word.startswith("/") and (at := self.files.at(word))), None)
-        runs = isinstance(language, Shell) or bool(language.imports)
+        runs = isinstance(language, Shell) or language.runs or bool(language.imports)
         if item is None and runs and any(not word.startswith("-") for word in words[1:]):
             lost.append(" ".join(words))
         if item is not None and item.identity not in self.done:
@@ -350,9 +375,16 @@ class _Scan:
         shebang = parse_shebang(raw[:256])
         if b"\0" in raw or (shebang is not None and not isinstance(language_of(shebang.name), Shell)):
             return
-        text = raw.decode("utf-8", "surrogateescape")
-        for command in simple_commands("\n".join(_EXEC.findall(text))):
+        text = "\n".join(_EXEC.findall(raw.decode("utf-8", "surrogateescape")))
+        self._told(script, text)
+        for command in simple_commands(text):
             yield from self._command(command, lost, depth, script.path.rpartition("/")[2])
+
+    def _told(self, item: Item, text: str) -> None:
+        """Note it where a text has more commands than are followed."""
+        if has_more(text):
+            draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
+            draft.add(Kind.UNTOLD, f"it is given more than {MAX_COMMANDS} commands, and not all are followed")
 
     def _command(
         self, words: tuple[str, ...], lost: list[str], depth: int, through: str
@@ -379,7 +411,7 @@ class _Scan:
         roots = [root for pattern in language.roots for root in expand(self.view, pattern)]
         roots += [f"{top}/{interpreter}" for top in _STDLIBS for interpreter in interpreters]
         for root in roots:
-            for suffix in (*language.suffixes, "/__main__.py"):
+            for suffix in (*(s for s in language.suffixes if s != ".so"), "/__main__.py"):
                 item = self.files.at(f"{root}/{path}{suffix}")
                 if item is not None:
                     evidence = self.scripts.examine(item, item.filesystem.read_file(item.inode, MAX_SCRIPT), language)

@@ -18,7 +18,7 @@ from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
 MAX_TEXT = 1 << 20
-MAX_COMMANDS = 200
+MAX_COMMANDS = 1000
 _DEEP = 8
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 # Between simple commands of a shell (sh(1)); what is quoted is not told apart: too many commands are no harm.
@@ -86,6 +86,11 @@ def simple_commands(text: str) -> Iterator[tuple[str, ...]]:
             del words[0]
         if words:
             yield tuple(words)
+
+
+def has_more(text: str) -> bool:
+    """Whether there may be commands in a text that simple_commands() does not give."""
+    return len(_BETWEEN.findall(text)) >= MAX_COMMANDS
 
 
 def cron(view: RootView) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -126,6 +126,13 @@ def _text(view: RootView, path: str) -> str:
         return ""
 
 
+def is_privileged(text: str) -> bool:
+    """Whether a command line has the prefix ``+`` (systemd.service(5)): what its unit says of AppArmor, of filters of
+    system calls and of no_new_privs is not applied to it. With ``!`` and ``!!`` it is, only the user is not."""
+    match = re.match(r"[@:!|+-]*", text.strip().lstrip("\"'"))
+    return match is not None and "+" in match[0]
+
+
 def split_command(text: str) -> list[str]:
     """The words of a command line (systemd.service(5), COMMAND LINES), its prefixes taken off; specifiers stay. What
     a program is to be called (``@``) is left out, but for busybox, which is told by it what to do."""

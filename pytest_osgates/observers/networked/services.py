@@ -104,12 +104,13 @@ def started_by(timer: Unit) -> str:
     return timer.value("Timer", "Unit") or f"{timer.name.removesuffix('.timer')}.service"
 
 
-def is_closed(unit: Unit) -> bool:
-    """Whether the unit's processes cannot have sockets of the internet (systemd.exec(5))."""
+def is_closed(unit: Unit, *, privileged: bool = False) -> bool:
+    """Whether the unit's processes cannot have sockets of the internet (systemd.exec(5)). `privileged`: one with the
+    prefix ``+``, which has the unit's network and is kept from no family of addresses."""
     if unit.value("Service", "PrivateNetwork").lower() in _TRUE:
         return True
     lines = unit.values("Service", "RestrictAddressFamilies")
-    if not lines:
+    if not lines or privileged:
         return False
     allowed: set[str] | None = None
     denied: set[str] = set()
@@ -151,11 +152,13 @@ def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool) 
             for part in re.split(r"\s;\s", line):
                 words = units.split_command(part)
                 if words:
-                    profile = unit.value("Service", "AppArmorProfile")
+                    privileged = units.is_privileged(part)
+                    profile = "" if privileged else unit.value("Service", "AppArmorProfile")
                     handed = tuple(sockets or ()) if main else ()
                     name = unit.name + scope
-                    alone = gains_nothing(unit) or (bool(scope) and _has_filter(unit))
-                    yield Start(name, tuple(words), handed, is_closed(unit), main and stays, profile, alone)
+                    alone = not privileged and (gains_nothing(unit) or (bool(scope) and _has_filter(unit)))
+                    closed = is_closed(unit, privileged=privileged)
+                    yield Start(name, tuple(words), handed, closed, main and stays, profile, alone)
 
 
 def _inetd(view: RootView) -> Iterator[Start]:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pytest_osgates.checks.apparmor_model import Evidence, Kind, Networked, StaticScan, UnitSeen, Unreadable, tier_of
 from pytest_osgates.checks.settings.capabilities import decode
@@ -64,6 +65,18 @@ class Draft:
         reason = Evidence(kind=kind, detail=one_line(detail, 400))
         if reason not in self.evidence:
             self.evidence.append(reason)
+
+
+class Started(NamedTuple):
+    """What a command line starts: whether it serves others (None: its own code tells), by which way it is started,
+    and what is executed for that, where it is another program. `profile`, `apart`: see :class:`starters.Inner`."""
+
+    item: Item
+    serves: bool | None = None
+    through: str = ""
+    executed: str = ""
+    profile: str | None = None
+    apart: bool = False
 
 
 def scan(view: RootView, progress: Progress = lambda stage, fraction: None) -> StaticScan:
@@ -249,8 +262,9 @@ class _Scan:
             return
         self._program(program, also_providers=True)
         lost: list[str] = []
-        seen: set[tuple[str, str]] = set()
-        for item, serves, through, executed in self._started(program, start.words, lost):
+        seen: set[UnitSeen] = set()
+        for one in self._started(program, start.words, lost):
+            item, serves, through, executed = one.item, one.serves, one.through, one.executed
             draft = self.drafts.get(item.path)
             if start.sockets:
                 draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
@@ -259,26 +273,26 @@ class _Scan:
             if draft is None:
                 continue
             listens = draft.listens if serves is None else serves
-            if start.stays and not start.closed and _counts(draft) and listens:
+            if start.stays and (one.apart or not start.closed) and _counts(draft) and listens:
                 draft.add(Kind.LISTENING_SERVICE, f"{start.unit}{f' ({through})' if through else ''}")
-            if _counts(draft) and (item.path, executed) not in seen:
-                seen.add((item.path, executed))
-                yield start.seen(item.path, one_line(executed, 4096))
+            unit = start.seen(item.path, one_line(executed, 4096), one.profile, apart=one.apart)
+            if _counts(draft) and unit not in seen:
+                seen.add(unit)
+                yield unit
         for command in lost:
             self.unfollowed[f"{one_line(start.unit)}: {one_line(command, 200)}"] = None
 
-    def _started(
-        self, program: Item, words: tuple[str, ...], lost: list[str], depth: int = 0
-    ) -> Iterator[tuple[Item, bool | None, str, str]]:
-        """The program, and what an interpreter is given: a script, a module, or a text; whether that serves others
-        (None: its own code tells); by which way it is started; and what is executed for that, where it is another
-        program. What an interpreter could do says nothing of that. `lost`: commands that cannot be followed.
+    def _started(self, program: Item, words: tuple[str, ...], lost: list[str], depth: int = 0) -> Iterator[Started]:
+        """The program, and what an interpreter is given: a script, a module, or a text. What an interpreter could do
+        says nothing of that. `lost`: commands that cannot be followed.
         """
         inner = unwrapped(words)
-        if inner != words and depth < _DEEP:
+        if inner.words != words and depth < _DEEP:
             # Who runs another program is a program, too.
-            yield program, None, "", ""
-            yield from self._command(inner, lost, depth, words[0].rpartition("/")[2])
+            yield Started(program)
+            for one in self._command(inner.words, lost, depth, words[0].rpartition("/")[2]):
+                profile = inner.profile if one.profile is None else one.profile
+                yield one._replace(profile=profile, apart=one.apart or inner.apart)
             return
         name = words[0].rpartition("/")[2]
         language = language_of(name)
@@ -289,15 +303,15 @@ class _Scan:
             loaded = next((item for word in words[1:] if (item := self.files.at(word)) is not None), None)
             if loaded is not None:
                 self._program(loaded)
-                yield loaded, None, f"through {own}", program.path
+                yield Started(loaded, None, f"through {own}", program.path)
         elif language is None:
-            yield program, None, "", ""
+            yield Started(program)
             yield from self._becomes(program, lost, depth)
         elif name == "busybox":
-            yield program, any(commands(" ".join(words))), " ".join(words[:2]), ""
+            yield Started(program, any(commands(" ".join(words))), " ".join(words[:2]))
         else:
             serves = bool(listener) and self._module_listens((name, own), listener)
-            yield program, serves, f"-m {listener}" if serves else "", ""
+            yield Started(program, serves, f"-m {listener}" if serves else "")
         if language is None:
             return
         text = _option(words, "-c")
@@ -309,7 +323,7 @@ class _Scan:
                     item = self._resolve(word)
                     if item is not None:
                         self._program(item)
-                        yield item, None, f"through {name}", ""
+                        yield Started(item, None, f"through {name}")
             return
         if listener:
             return
@@ -322,11 +336,11 @@ class _Scan:
             self.done[item.identity] = draft = self._script(item, name, program.path)
             self._keep(item, draft)
         if item is not None:
-            yield item, None, "", program.path
+            yield Started(item, executed=program.path)
             if isinstance(language, Shell):
                 yield from self._becomes(item, lost, depth)
 
-    def _becomes(self, script: Item, lost: list[str], depth: int) -> Iterator[tuple[Item, bool | None, str, str]]:
+    def _becomes(self, script: Item, lost: list[str], depth: int) -> Iterator[Started]:
         """What a shell's script becomes by ``exec``: what stays is that."""
         if depth >= _DEEP or script.inode.size > MAX_SCRIPT:
             return
@@ -344,9 +358,7 @@ class _Scan:
         for command in simple_commands("\n".join(_EXEC.findall(text))):
             yield from self._command(command, lost, depth, script.path.rpartition("/")[2])
 
-    def _command(
-        self, words: tuple[str, ...], lost: list[str], depth: int, through: str
-    ) -> Iterator[tuple[Item, bool | None, str, str]]:
+    def _command(self, words: tuple[str, ...], lost: list[str], depth: int, through: str) -> Iterator[Started]:
         """What a command starts that another program runs."""
         item = self._resolve(words[0])
         if item is None:
@@ -355,8 +367,8 @@ class _Scan:
                 lost.append(" ".join(words))
             return
         self._program(item, also_providers=True)
-        for found, serves, way, executed in self._started(item, words, lost, depth + 1):
-            yield found, serves, way or f"through {through}", executed
+        for one in self._started(item, words, lost, depth + 1):
+            yield one._replace(through=one.through or f"through {through}")
 
     def _module_listens(self, interpreters: tuple[str, ...], name: str) -> bool:
         """Whether ``-m NAME`` is the network, as far as it can be told: who cannot be found may be anything."""

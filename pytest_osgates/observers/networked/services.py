@@ -52,16 +52,17 @@ class Start:
     apparmor_profile: str = ""
     no_new_privileges: bool = False
 
-    def seen(self, program: str, executes: str = "") -> UnitSeen:
-        """For the observation."""
+    def seen(self, program: str, executes: str = "", profile: str | None = None, *, apart: bool = False) -> UnitSeen:
+        """For the observation. `profile`: what it is given on the way, None: that of the unit; `apart`: another
+        process starts it, for which nothing holds that the unit says of its own."""
         return UnitSeen(
             name=one_line(self.unit),
             program=program,
             executes=executes,
-            apparmor_profile=one_line(self.apparmor_profile),
+            apparmor_profile=one_line(self.apparmor_profile if profile is None else profile),
             listens=tuple(one_line(address) for address in self.sockets),
-            private_network=self.closed,
-            no_new_privileges=self.no_new_privileges,
+            private_network=self.closed and not apart,
+            no_new_privileges=self.no_new_privileges and not apart,
         )
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from pytest_osgates import data
 from pytest_osgates.checks.apparmor_model import USERS
@@ -41,39 +42,129 @@ _PROGRAM = re.compile(r"(?<![\w.$}/-])/(?:usr/)?(?:local/)?(?:s?bin|libexec|lib)
 
 @dataclass(frozen=True)
 class Wrapper:
-    """How a program is told which one to run."""
+    """How a program is told which one to run: a row ``[[wrapper]]``."""
 
-    options: frozenset[str]
-    operands: int
+    options: frozenset[str] = frozenset()
+    flags: frozenset[str] = frozenset()
+    operands: int = 0
+    words: tuple[str, ...] = ()
+    program: tuple[str, ...] = ()
+    text: frozenset[str] = frozenset()
+    unless: frozenset[str] = frozenset()
+    before: tuple[str, ...] = ()
+    profile: frozenset[str] = frozenset()
+    setting: str = ""
+    untold: frozenset[str] = frozenset()
+    permutes: bool = False
+    command: frozenset[str] = frozenset()
+    apart: bool = False
+    together: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Inner:
+    """The command that is run in the end. `profile`: AppArmor's that it is given on the way; None: that of who starts
+    it. `apart`: another process starts it, for which nothing holds that the unit says of its own."""
+
+    words: tuple[str, ...]
+    profile: str | None = None
+    apart: bool = False
 
 
 @cache
 def wrappers() -> dict[str, Wrapper]:
     """data/netscripts.toml, ``[[wrapper]]``, by name."""
-    return {
-        name: Wrapper(frozenset(row["options"]), row.get("operands", 0))
-        for row in data.load("netscripts")["wrapper"]
-        for name in row["names"]
-    }
+    kinds = {"options", "flags", "text", "unless", "profile", "untold", "command", "together"}
+    found = {}
+    for row in data.load("netscripts")["wrapper"]:
+        told: dict[str, Any] = {key: frozenset(value) if key in kinds else value for key, value in row.items()}
+        told |= {key: tuple(value) for key, value in row.items() if key in ("words", "program", "before")}
+        wrapper = Wrapper(**{key: value for key, value in told.items() if key not in ("names", "source")})
+        found.update(dict.fromkeys(row["names"], wrapper))
+    return found
 
 
-def unwrapped(words: tuple[str, ...]) -> tuple[str, ...]:
-    """The command that is run in the end; itself, if its program runs no other one."""
+def unwrapped(words: tuple[str, ...]) -> Inner:
+    """What is run in the end, behind programs that only run others; itself, if its program runs no other one."""
+    inner = Inner(words)
     for _ in range(_DEEP):
-        wrapper = wrappers().get(words[0].rpartition("/")[2]) if words else None
-        if wrapper is None:
-            return words
-        at = 1
-        while at < len(words) and (words[at].startswith("-") or _ASSIGNMENT.match(words[at])):
+        name = inner.words[0].rpartition("/")[2] if inner.words else ""
+        wrapper = wrappers().get(name)
+        found = _run_by(inner.words, wrapper) if wrapper is not None else None
+        if wrapper is None or found is None:
+            return inner
+        command, given = found
+        values = [value for option, value in given if option in wrapper.profile and value.startswith(wrapper.setting)]
+        profile = values[-1].removeprefix(wrapper.setting) if values else None
+        options = {option for option, _ in given}
+        if options & wrapper.untold:
+            # Nobody has a profile of this name: whoever asks the kernel for it is told so.
+            profile = " ".join((name, *(f"{option} {value}".strip() for option, value in given)))
+        apart = wrapper.apart and not options & wrapper.together
+        if profile is None:
+            profile = "" if apart else inner.profile
+        inner = Inner(command, profile, inner.apart or apart)
+    return inner
+
+
+def _run_by(words: tuple[str, ...], wrapper: Wrapper) -> tuple[tuple[str, ...], list[tuple[str, str]]] | None:
+    """The command that follows a wrapper's options, and those options; None: there is none."""
+    at, given = _options(words, 1, wrapper)
+    if wrapper.permutes and not {option for option, _ in given} & wrapper.command:
+        # getopt(3) finds options behind operands, too.
+        behind = at
+        while behind < len(words) and words[behind - 1] != "--":
+            behind, more = _options(words, behind + 1, wrapper)
+            given += more
+    elif wrapper.text and wrapper.operands > 0:
+        given += _options(words, at + wrapper.operands, wrapper)[1]
+    told = {option: value for option, value in given if value}
+    if {option for option, _ in given} & wrapper.unless:
+        return None
+    program = next((told[option] for option in wrapper.program if option in told), "")
+    text = next((told[option] for option in wrapper.text if option in told), "")
+    if text:
+        return (program or "/bin/sh", "-c", text), given
+    if program:
+        return (program, *(words[words.index("--") + 1 :] if "--" in words else ())), given
+    if wrapper.operands < 0:
+        return None
+    for expected in wrapper.words:
+        if at >= len(words) or not expected.startswith(words[at]):
+            return None
+        at += 1
+    rest = words[at + wrapper.operands :]
+    if not rest:
+        return None
+    return (*wrapper.before, *((*split_command(rest[0]), *rest[1:]) if " " in rest[0] else rest)), given
+
+
+def _options(words: tuple[str, ...], at: int, wrapper: Wrapper) -> tuple[int, list[tuple[str, str]]]:
+    """Where the options (and assignments) from `at` on end, and what they are, each with its argument."""
+    found: list[tuple[str, str]] = []
+    while at < len(words) and (words[at].startswith("-") or _ASSIGNMENT.match(words[at])):
+        word = words[at]
+        at += 1
+        if word == "--":
+            break
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            # getopt_long(3): abbreviated.
+            longer = [option for option in wrapper.options if option.startswith(name)]
+            name = name if name in wrapper.options | wrapper.flags or len(longer) != 1 else longer[0]
+        elif word.startswith("-") and word not in wrapper.options and not wrapper.words:
+            # Several in one word, the last one perhaps with its argument.
+            name = next((f"-{letter}" for letter in word[1:] if f"-{letter}" in wrapper.options), "")
+            before, _, value = word[1:].partition(name[1:]) if name else (word[1:], "", "")
+            found += [(f"-{letter}", "") for letter in before]
+            if not name:
+                continue
+            equals = value
+        if name in wrapper.options and not equals:
+            value = words[at] if at < len(words) else ""
             at += 1
-            if words[at - 1] == "--":
-                break
-            at += words[at - 1] in wrapper.options
-        rest = words[at + wrapper.operands :]
-        if not rest:
-            return words
-        words = (*split_command(rest[0]), *rest[1:]) if " " in rest[0] else rest
-    return words
+        found.append((name, value))
+    return at, found
 
 
 def simple_commands(text: str) -> Iterator[tuple[str, ...]]:

@@ -118,7 +118,9 @@ class _Scan:
                 self._program(item, also_providers=True)
         for item in self.files.attributed:
             self._capabilities(item)
-        seen = tuple(unit for start in starts(self.view) for unit in self._start(start))
+        unread: dict[str, str] = {}
+        seen = tuple(dict.fromkeys(unit for start in starts(self.view, unread) for unit in self._start(start)))
+        self.unreadable |= {path: f"what it starts: {one_line(why, 300)}" for path, why in unread.items()}
         for draft in self.drafts.values():
             inode = draft.item.inode if draft.item is not None else None
             if inode is not None and inode.mode & 0o4000 and inode.mode & 0o111 and _counts(draft):

@@ -11,11 +11,11 @@ from pytest_osgates.image import units
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.image.units import Unit
 from pytest_osgates.observers.networked import starters
-from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
 
 _MAIN = "ExecStart"
 _STARTS = (_MAIN, "ExecStartPre", "ExecStartPost", "ExecReload", "ExecCondition", "ExecStop", "ExecStopPost")
+_JOINS = "JoinsNamespaceOf"
 _LISTENS = ("ListenStream", "ListenDatagram", "ListenSequentialPacket")
 _TRUE = frozenset({"1", "yes", "y", "true", "t", "on"})
 _FALSE = frozenset({"0", "no", "n", "false", "f", "off"})
@@ -35,7 +35,6 @@ _FILTERS = (
 _INTERNET = frozenset({"AF_INET", "AF_INET6", "AF_PACKET"})
 _INETD = "/etc/inetd.conf"
 _XINETD = "/etc/xinetd.d"
-MAX_TEXT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,45 @@ class Start:
         )
 
 
-def starts(view: RootView) -> Iterator[Start]:
-    """Every command line of every service of the system and of its users, and of inetd, cron, D-Bus and init."""
-    for directories, scope in ((units.SYSTEM, ""), (units.USER, USERS)):
-        found = {unit.name: unit for unit in units.read_units(view, directories)}
-        handed: dict[str, list[str]] = {}
-        for unit in found.values():
-            if unit.name.endswith(".socket"):
-                handed.setdefault(service_of(unit), []).extend(addresses(unit))
-        timed = {started_by(unit) for unit in found.values() if unit.name.endswith(".timer")}
-        for unit in found.values():
-            if unit.name.endswith(".service"):
-                yield from _service(unit, scope, handed.get(unit.name), timed=unit.name in timed)
-    yield from _inetd(view)
+def starts(view: RootView, unread: dict[str, str] | None = None) -> Iterator[Start]:
+    """Every command line of every service of the system and of its users, and of inetd, cron, D-Bus and init.
+    `unread`: takes the paths of what could not be read, with the reason."""
+    unread = {} if unread is None else unread
+    yield from _units(view, units.SYSTEM, "", unread)
+    for directories in units.users(view):
+        yield from _units(view, directories, USERS, unread)
+    yield from _inetd(view, unread)
     for others in (starters.cron, starters.buses, starters.init_scripts):
-        for name, words in others(view):
+        for name, words in others(view, unread):
             yield Start(name, words)
+
+
+def _units(view: RootView, directories: tuple[str, ...], scope: str, unread: dict[str, str]) -> Iterator[Start]:
+    found = {unit.name: unit for unit in units.read_units(view, directories, unread)}
+    handed: dict[str, list[str]] = {}
+    joined: set[str] = set()
+    for unit in found.values():
+        if unit.name.endswith(".socket"):
+            service = service_of(unit)
+            template = units.template_of(service)
+            if service in found or not template:
+                handed.setdefault(service, []).extend(addresses(unit))
+            elif addresses(unit):
+                handed.setdefault(template, []).extend(addresses(unit))
+        for line in unit.values("Unit", _JOINS):
+            joined |= {name for word in line.split() for name in (word, units.template_of(word))}
+    for unit in found.values():
+        for name in " ".join(unit.values("Service", "Sockets")).split():
+            socket = found.get(name) or found.get(units.template_of(name))
+            # Sockets in the file system that it gets beside do not keep it from opening others.
+            if socket is not None and addresses(socket) and unit.name != service_of(socket):
+                handed.setdefault(unit.name, []).extend(addresses(socket))
+    timed = {started_by(unit) for unit in found.values() if unit.name.endswith(".timer")}
+    timed |= {units.template_of(name) for name in timed}
+    for unit in found.values():
+        if unit.name.endswith(".service"):
+            sockets = handed.get(unit.name)
+            yield from _service(unit, scope, sockets, timed=unit.name in timed, joined=unit.name in joined)
 
 
 def addresses(socket: Unit) -> list[str]:
@@ -96,8 +118,9 @@ def service_of(socket: Unit) -> str:
     if named:
         return named
     stem = socket.name.removesuffix(".socket")
-    template = socket.value("Socket", "Accept").lower() in _TRUE and not stem.endswith("@")
-    return f"{stem}@.service" if template else f"{stem}.service"
+    # One instance for each connection, of the same service for all instances of the socket.
+    template = socket.value("Socket", "Accept").lower() in _TRUE
+    return f"{stem.partition('@')[0]}@.service" if template else f"{stem}.service"
 
 
 def started_by(timer: Unit) -> str:
@@ -105,10 +128,12 @@ def started_by(timer: Unit) -> str:
     return timer.value("Timer", "Unit") or f"{timer.name.removesuffix('.timer')}.service"
 
 
-def is_closed(unit: Unit, *, privileged: bool = False) -> bool:
+def is_closed(unit: Unit, *, privileged: bool = False, joined: bool = False) -> bool:
     """Whether the unit's processes cannot have sockets of the internet (systemd.exec(5)). `privileged`: one with the
-    prefix ``+``, which has the unit's network and is kept from no family of addresses."""
-    if unit.value("Service", "PrivateNetwork").lower() in _TRUE:
+    prefix ``+``, which has the unit's network and is kept from no family of addresses. `joined`: another unit says
+    that it is in the same namespaces, which holds for both."""
+    elsewhere = joined or unit.value("Service", "NetworkNamespacePath") or unit.value("Unit", _JOINS)
+    if unit.value("Service", "PrivateNetwork").lower() in _TRUE and not elsewhere:
         return True
     lines = unit.values("Service", "RestrictAddressFamilies")
     if not lines or privileged:
@@ -142,7 +167,7 @@ def _has_filter(unit: Unit) -> bool:
     return any(value not in _FALSE for value in values)
 
 
-def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool) -> Iterator[Start]:
+def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool, joined: bool) -> Iterator[Start]:
     """`sockets`: internet addresses that it is handed; None: no socket unit starts it. Who gets only sockets
     in the file system listens on those. `timed`: a timer starts it, so a short one is there again and again."""
     stays = (unit.value("Service", "Type") != "oneshot" or timed) and sockets != []
@@ -158,27 +183,20 @@ def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool) 
                     handed = tuple(sockets or ()) if main else ()
                     name = unit.name + scope
                     alone = not privileged and (gains_nothing(unit) or (bool(scope) and _has_filter(unit)))
-                    closed = is_closed(unit, privileged=privileged)
+                    closed = is_closed(unit, privileged=privileged, joined=joined)
                     yield Start(name, tuple(words), handed, closed, main and stays, profile, alone)
 
 
-def _inetd(view: RootView) -> Iterator[Start]:
-    for line in _text(view, _INETD).splitlines():
+def _inetd(view: RootView, unread: dict[str, str]) -> Iterator[Start]:
+    for line in units.text_of(view, _INETD, unread).splitlines():
         words = line.partition("#")[0].split()
         # inetd(8): service, type, protocol, wait, user, program, arguments with the program's name.
         if len(words) >= 6 and words[5] != "internal":
             through = words[6:7] if words[5].endswith("/tcpd") else []
             yield Start(f"{_INETD}: {words[0]}", tuple(through or words[5:6]), (words[0],))
     for name in view.list_dir(_XINETD) or ():
-        text = _text(view, f"{_XINETD}/{name}")
+        text = units.text_of(view, f"{_XINETD}/{name}", unread)
         if re.search(r"^\s*disable\s*=\s*yes\b", text, re.M):
             continue
         for match in re.finditer(r"^\s*server\s*=\s*(\S+)", text, re.M):
             yield Start(f"{_XINETD}/{one_line(name)}", (match[1],), (name,))
-
-
-def _text(view: RootView, path: str) -> str:
-    try:
-        return (view.read(path, MAX_TEXT) or b"").decode("utf-8", "surrogateescape")
-    except ImageError:
-        return ""

@@ -14,8 +14,7 @@ from pytest_osgates import data
 from pytest_osgates.checks.apparmor_model import USERS
 from pytest_osgates.image import units
 from pytest_osgates.image.rootfs import RootView
-from pytest_osgates.image.units import parse_unit, split_command
-from pytest_osgates.vm.errors import ImageError
+from pytest_osgates.image.units import parse_unit, split_command, text_of
 from pytest_osgates.vm.text import one_line
 
 MAX_TEXT = 1 << 20
@@ -179,12 +178,12 @@ def simple_commands(text: str) -> Iterator[tuple[str, ...]]:
             yield tuple(words)
 
 
-def cron(view: RootView) -> Iterator[tuple[str, tuple[str, ...]]]:
+def cron(view: RootView, unread: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Command lines of cron's tables, each with the table's path."""
     for place, with_user in (*((path, True) for path in _TABLES), *((path, False) for path in _SPOOLS)):
         names = view.list_dir(place)
         for path in [place] if names is None else [f"{place}/{name}" for name in names]:
-            for line in _text(view, path).splitlines():
+            for line in text_of(view, path, unread).splitlines():
                 match = _JOB.fullmatch(line)
                 if match is None or line.lstrip().startswith("#"):
                     continue
@@ -193,11 +192,11 @@ def cron(view: RootView) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield one_line(path), ("/bin/sh", "-c", re.split(r"(?<!\\)%", command)[0])
 
 
-def buses(view: RootView) -> Iterator[tuple[str, tuple[str, ...]]]:
+def buses(view: RootView, unread: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Services that the message bus starts itself, not by a unit."""
     for directory, scope in _BUSES:
         for name in view.list_dir(directory) or ():
-            settings = parse_unit(_text(view, f"{directory}/{name}")) if name.endswith(".service") else {}
+            settings = parse_unit(text_of(view, f"{directory}/{name}", unread)) if name.endswith(".service") else {}
             if settings.get((_BUS, "SystemdService")):
                 continue
             for line in settings.get((_BUS, "Exec"), [])[-1:]:
@@ -206,19 +205,12 @@ def buses(view: RootView) -> Iterator[tuple[str, tuple[str, ...]]]:
                     yield f"{one_line(f'{directory}/{name}')}{scope}", tuple(words)
 
 
-def init_scripts(view: RootView) -> Iterator[tuple[str, tuple[str, ...]]]:
+def init_scripts(view: RootView, unread: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Programs that init scripts name, where no unit stands in for the script (systemd-sysv-generator(8))."""
     known = {name for directory in units.SYSTEM for name in view.list_dir(directory) or ()}
     for name in view.list_dir(_INIT) or ():
         if f"{name.removesuffix('.sh')}.service" in known:
             continue
-        found = dict.fromkeys(_PROGRAM.findall(_text(view, f"{_INIT}/{name}")))
+        found = dict.fromkeys(_PROGRAM.findall(text_of(view, f"{_INIT}/{name}", unread)))
         for program in list(found)[:MAX_COMMANDS]:
             yield one_line(f"{_INIT}/{name}"), (program,)
-
-
-def _text(view: RootView, path: str) -> str:
-    try:
-        return (view.read(path, MAX_TEXT) or b"").decode("utf-8", "surrogateescape")
-    except ImageError:
-        return ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from elf_builders import elf
-from memory_root import Entry, program
-from test_networked import UNIT, found, only, scanned
+from memory_root import Entry, Link, program
+from test_networked import UNIT, found, kinds, only, scanned
 
-from pytest_osgates.checks.apparmor_model import Tier
+from pytest_osgates.checks.apparmor_model import Kind, Tier
 from pytest_osgates.observers.confinement.observe import questions
 
 SERVER = program(elf(imports=("socket", "bind", "listen", "accept", "getaddrinfo")))
@@ -137,3 +137,103 @@ def test_what_another_process_starts_is_not_closed_with_the_unit() -> None:
     for line, tier in ((f"systemd-run {D}", Tier.A), (f"systemd-run --scope {D}", Tier.B)):
         unit = f"[Service]\nPrivateNetwork=yes\nExecStart={line}\n"
         assert found(by_unit(unit, **having("systemd-run")))[D].tier is tier
+
+
+QUIET = {"/usr/sbin/p": program(elf())}
+ETC = "/etc/systemd/system"
+P_UNIT = b"[Service]\nExecStart=/usr/sbin/p\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {f"{ETC}/d.service": P_UNIT + b"Sockets=web.socket\n", f"{ETC}/web.socket": b"[Socket]\nListenStream=80\n"},
+        {f"{ETC}/f@.service": P_UNIT, f"{ETC}/f@eth0.socket": b"[Socket]\nListenStream=80\n"},
+        {f"{ETC}/f@.service": P_UNIT, f"{ETC}/f@eth0.socket": b"[Socket]\nListenStream=80\nAccept=yes\n"},
+        {f"{ETC}/f@.service": P_UNIT, f"{ETC}/w.socket": b"[Socket]\nListenStream=80\nService=f@a.service\n"},
+        {
+            f"{ETC}/d.service": P_UNIT,
+            f"{ETC}/d.socket": b"[Socket]\nListenStream=/run/x\n",
+            f"{ETC}.control/d.socket.d/a.conf": b"[Socket]\nListenStream=80\n",
+        },
+        {f"{ETC}.attached/d.service": P_UNIT, f"{ETC}.attached/d.socket": b"[Socket]\nListenStream=80\n"},
+        {
+            f"{ETC}/f@.service": b"[Service]\nExecStart=/usr/bin/true\n",
+            f"{ETC}/f@a.service.d/x.conf": b"[Service]\nExecStart=\nExecStart=/usr/sbin/p\n",
+            f"{ETC}/w.socket": b"[Socket]\nListenStream=80\nService=f@a.service\n",
+        },
+    ],
+)
+def test_who_is_handed_sockets(files: dict[str, Entry]) -> None:
+    assert kinds(only({**files, **QUIET})) == {Kind.SOCKET_UNIT}
+
+
+def test_who_gets_sockets_of_the_file_system_beside_may_listen() -> None:
+    files = by_unit(UNIT.format(D) + "Sockets=web.socket\n")
+    assert only({**files, f"{ETC}/web.socket": b"[Socket]\nListenStream=/run/x\n"}).tier is Tier.A
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        by_unit(UNIT.format(D) + "PrivateNetwork=yes\nNetworkNamespacePath=/run/netns/wan\n"),
+        by_unit("[Unit]\nJoinsNamespaceOf=wan.service\n" + UNIT.format(D) + "PrivateNetwork=yes\n"),
+        # Whoever of the two comes second is in the namespace of the first.
+        by_unit(
+            UNIT.format(D) + "PrivateNetwork=yes\n",
+            **{f"{ETC}/wan.service": b"[Unit]\nJoinsNamespaceOf=d.service\n[Service]\nNetworkNamespacePath=/run/n\n"},
+        ),
+    ],
+)
+def test_a_network_that_may_be_that_of_others_is_not_closed(files: dict[str, Entry]) -> None:
+    assert only(files).tier is Tier.A
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("/usr/share/systemd/user", "/etc/xdg/systemd/user", "/etc/skel/.config/systemd/user"),
+        *("/home/a/.config/systemd/user", "/home/b/.local/share/systemd/user"),
+    ],
+)
+def test_units_of_users(place: str) -> None:
+    files: dict[str, Entry] = {f"{place}/d.service": UNIT.format(D).encode(), D: SERVER}
+    assert only(files).tier is Tier.A
+    assert [unit.name for unit in scanned(files).units] == ["d.service (user)"]
+
+
+def test_a_unit_that_one_user_masked_is_there_for_the_others() -> None:
+    files: dict[str, Entry] = {
+        "/usr/lib/systemd/user/d.service": UNIT.format(D).encode(),
+        "/home/a/.config/systemd/user/d.service": Link("/dev/null"),
+        D: SERVER,
+    }
+    assert only(files).tier is Tier.A
+
+
+LARGE = b"#\n" * 600_000
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (f"{ETC}/d.service", UNIT.format(D).encode()),
+        (f"{ETC}/d.service.d/a.conf", UNIT.format(D).encode()),
+        ("/etc/cron.d/d", f"* * * * * root {D}\n".encode()),
+        ("/etc/inetd.conf", f"x stream tcp nowait root {D}\n".encode()),
+        ("/usr/share/dbus-1/services/d.service", b"[D-BUS Service]\nExec=/usr/sbin/d\n"),
+        ("/etc/init.d/d", f"{D}\n".encode()),
+    ],
+)
+def test_what_is_too_large_to_be_read_is_told(path: str, text: bytes) -> None:
+    files: dict[str, Entry] = {f"{ETC}/d.service": b"[Service]\n", path: text + LARGE, D: SERVER}
+    if path.startswith("/etc/init.d"):
+        del files[f"{ETC}/d.service"]
+    seen = scanned(files)
+    assert [file.path for file in seen.unreadable] == [path]
+    assert "more than the" in seen.unreadable[0].why
+
+
+def test_directories_among_tables_are_no_tables() -> None:
+    files: dict[str, Entry] = {"/var/spool/cron/crontabs/a": b"", "/etc/cron.d/x/y": b"", "/etc/xinetd.d/x/y": b""}
+    assert scanned(files).unreadable == ()

@@ -16,7 +16,7 @@ from pytest_osgates.image.packages.sandboxed import installations
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.image.tree import resolved
 from pytest_osgates.observers.networked import binaries, flatpaks
-from pytest_osgates.observers.networked.files import Files, Identity, Item, collect
+from pytest_osgates.observers.networked.files import CAPABILITY, Files, Identity, Item, collect
 from pytest_osgates.observers.networked.knowledge import libraries
 from pytest_osgates.observers.networked.linking import Linker
 from pytest_osgates.observers.networked.scripts import (
@@ -40,7 +40,6 @@ MAX_UNFOLLOWED = 200
 _DEEP = 4
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _STDLIBS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
-_CAPABILITY = b"security.capability"
 # An x-bit on something that is neither ELF nor a script means something only where programs are.
 # Names of what others run on. Whether they do is known once all programs were looked at.
 _SERVES = re.compile(rf"{libraries().providers.pattern}|.*\.so$")
@@ -125,7 +124,7 @@ class _Scan:
             inode = draft.item.inode if draft.item is not None else None
             if inode is not None and inode.mode & 0o4000 and inode.mode & 0o111 and _counts(draft):
                 draft.add(Kind.SETUID, f"mode {inode.mode & 0o7777:o}, owner {inode.uid}")
-        for application in flatpaks.applications(self.view, self.places):
+        for application in (*flatpaks.applications(self.view, self.places), *flatpaks.snaps(self.view)):
             self.drafts[application.path] = Draft(
                 None, list(application.evidence), application.sha256, package=application.package
             )
@@ -243,7 +242,7 @@ class _Scan:
     # -- what makes a program one that must be confined --------------------------------------------------------------
 
     def _capabilities(self, item: Item) -> None:
-        raw = item.filesystem.xattrs(item.inode).get(_CAPABILITY)
+        raw = item.filesystem.xattrs(item.inode).get(CAPABILITY)
         if raw is None:
             return
         try:

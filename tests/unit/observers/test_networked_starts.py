@@ -140,6 +140,7 @@ def test_what_another_process_starts_is_not_closed_with_the_unit() -> None:
 
 
 QUIET = {"/usr/sbin/p": program(elf())}
+CAP_NET_RAW = bytes.fromhex("0100000200200000000000000000000000000000")
 ETC = "/etc/systemd/system"
 P_UNIT = b"[Service]\nExecStart=/usr/sbin/p\n"
 
@@ -237,3 +238,26 @@ def test_what_is_too_large_to_be_read_is_told(path: str, text: bytes) -> None:
 def test_directories_among_tables_are_no_tables() -> None:
     files: dict[str, Entry] = {"/var/spool/cron/crontabs/a": b"", "/etc/cron.d/x/y": b"", "/etc/xinetd.d/x/y": b""}
     assert scanned(files).unreadable == ()
+
+
+def test_an_installation_of_flatpaks_hides_nothing_else() -> None:
+    place, deployed = "/opt/flatpaks", "/opt/flatpaks/app/org.x.App/x86_64/stable/0a/files/bin"
+    files: dict[str, Entry] = {
+        "/etc/flatpak/installations.d/a.conf": f'[Installation "a"]\nPath={place}\n'.encode(),
+        f"{place}/nc": SERVER,
+        f"{deployed}/app": SERVER,
+        f"{deployed}/root": program(SERVER.data, mode=0o4755),
+        f"{deployed}/raw": program(elf(), xattrs={b"security.capability": CAP_NET_RAW}),
+    }
+    tiers = {path: entry.tier for path, entry in found(files).items() if entry.sha256}
+    assert tiers == {f"{place}/nc": Tier.B, f"{deployed}/root": Tier.A, f"{deployed}/raw": Tier.A}
+    assert scanned(files).flatpak_files == 3
+
+
+def test_snaps() -> None:
+    seeded = {"/var/lib/snapd/seed/snaps/firefox_1.snap": b"hsqs", "/snap/core22/current/x": b""}
+    entries = found(seeded)
+    assert set(entries) == {"/snap/firefox", "/snap/core22"}
+    entry = entries["/snap/firefox"]
+    assert (entry.tier, entry.package, kinds(entry)) == (Tier.B, "snap:firefox", {Kind.UNTOLD})
+    assert {question.path for question in questions(scanned(seeded))} == {"/usr/bin/python3.13"}

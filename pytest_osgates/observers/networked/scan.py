@@ -30,7 +30,13 @@ from pytest_osgates.observers.networked.scripts import (
     parse_shebang,
 )
 from pytest_osgates.observers.networked.services import Start, starts
-from pytest_osgates.observers.networked.starters import simple_commands, unwrapped
+from pytest_osgates.observers.networked.starters import (
+    MAX_COMMANDS,
+    last_lines,
+    loaded_by,
+    simple_commands,
+    unwrapped,
+)
 from pytest_osgates.observers.packages import Placed, read_databases
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
@@ -68,7 +74,8 @@ class Draft:
 
 class Started(NamedTuple):
     """What a command line starts: whether it serves others (None: its own code tells), by which way it is started,
-    and what is executed for that, where it is another program. `profile`, `apart`: see :class:`starters.Inner`."""
+    and what is executed for that, where it is another program. `profile`, `apart`: see :class:`starters.Inner`.
+    `named`: it is only among the words of a command."""
 
     item: Item
     serves: bool | None = None
@@ -76,6 +83,7 @@ class Started(NamedTuple):
     executed: str = ""
     profile: str | None = None
     apart: bool = False
+    named: bool = False
 
 
 def scan(view: RootView, progress: Progress = lambda stage, fraction: None) -> StaticScan:
@@ -102,6 +110,7 @@ class _Scan:
         self.unfollowed: dict[str, None] = {}
         self.done: dict[Identity, Draft] = {}
         self.elves = self.texts = self.others = 0
+        self.guessing = False
 
     def run(self) -> StaticScan:
         later: list[Item] = []
@@ -259,6 +268,8 @@ class _Scan:
     def _start(self, start: Start) -> Iterator[UnitSeen]:
         """What a unit starts, as far as it is a networked program; and note why that must be confined."""
         program = self._resolve(start.words[0])
+        if start.elsewhere or (program is None and ("%" in start.words[0] or "$" in start.words[0])):
+            self._lost(start, " ".join(start.words))
         if program is None:
             return
         self._program(program, also_providers=True)
@@ -267,6 +278,10 @@ class _Scan:
         for one in self._started(program, start.words, lost):
             item, serves, through, executed = one.item, one.serves, one.through, one.executed
             draft = self.drafts.get(item.path)
+            if one.named and not (
+                start.stays and draft is not None and (draft.listens if serves is None else serves)
+            ):
+                continue
             if start.sockets:
                 draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
                 listed = ", ".join(start.sockets[:5])
@@ -281,9 +296,35 @@ class _Scan:
                 seen.add(unit)
                 yield unit
         for command in lost:
-            self.unfollowed[f"{one_line(start.unit)}: {one_line(command, 200)}"] = None
+            self._lost(start, command)
+
+    def _lost(self, start: Start, command: str) -> None:
+        self.unfollowed[f"{one_line(start.unit)}: {one_line(command, 200)}"] = None
 
     def _started(self, program: Item, words: tuple[str, ...], lost: list[str], depth: int = 0) -> Iterator[Started]:
+        """What is followed; and programs among the words, which it may be there to run, though no row says so."""
+        given = set()
+        for one in self._followed(program, words, lost, depth):
+            given.add(one.item.path)
+            yield one
+        if self.guessing:
+            return
+        for at, word in enumerate(words[1:], 2):
+            path = word[word.find("=") + 1 :]
+            item = self.files.at(path) if path.startswith("/") else None
+            if item is None or not item.runs or item.path in given:
+                continue
+            self.guessing = True
+            try:
+                found = list(self._command((path, *words[at:]), [], depth, words[0].rpartition("/")[2]))
+            finally:
+                self.guessing = False
+            for one in found:
+                if one.item.path not in given:
+                    given.add(one.item.path)
+                    yield one._replace(named=True)
+
+    def _followed(self, program: Item, words: tuple[str, ...], lost: list[str], depth: int) -> Iterator[Started]:
         """The program, and what an interpreter is given: a script, a module, or a text. What an interpreter could do
         says nothing of that. `lost`: commands that cannot be followed.
         """
@@ -301,10 +342,16 @@ class _Scan:
         own = program.path.rpartition("/")[2]
         if libraries().providers.match(own):
             # The dynamic linker as a command (ld.so(8)): it runs what cannot run by itself as well.
-            loaded = next((item for word in words[1:] if (item := self.files.at(word)) is not None), None)
-            if loaded is not None:
-                self._program(loaded)
-                yield Started(loaded, None, f"through {own}", program.path)
+            command = loaded_by(words)
+            loaded = self.files.at(command[0]) if command else None
+            if loaded is None and command:
+                lost.append(" ".join(words))
+            elif loaded is not None:
+                # It need not be executable, and may be an interpreter.
+                for one in self._command((loaded.path, *command[1:]), lost, depth, own):
+                    executed = one.item.path == loaded.path or one.executed
+                    yield one._replace(executed=program.path if executed else "")
+            return
         elif language is None:
             yield Started(program)
             yield from self._becomes(program, lost, depth)
@@ -317,7 +364,10 @@ class _Scan:
             return
         text = _option(words, "-c")
         if text:
-            for command in simple_commands(text) if isinstance(language, Shell) and depth < _DEEP else ():
+            several = list(simple_commands(text)) if isinstance(language, Shell) and depth < _DEEP else []
+            if len(several) >= MAX_COMMANDS:
+                lost.append(" ".join(words))
+            for command in several:
                 yield from self._command(command, lost, depth, name)
             for known in commands(text) if isinstance(language, Shell) else ():
                 for word in known.detail.replace(",", " ").split():
@@ -342,7 +392,7 @@ class _Scan:
                 yield from self._becomes(item, lost, depth)
 
     def _becomes(self, script: Item, lost: list[str], depth: int) -> Iterator[Started]:
-        """What a shell's script becomes by ``exec``: what stays is that."""
+        """What a shell's script becomes by ``exec``, or stays with at its end: what stays is that."""
         if depth >= _DEEP or script.inode.size > MAX_SCRIPT:
             return
         try:
@@ -356,8 +406,11 @@ class _Scan:
         if b"\0" in raw or (shebang is not None and not isinstance(language_of(shebang.name), Shell)):
             return
         text = raw.decode("utf-8", "surrogateescape")
+        name = script.path.rpartition("/")[2]
         for command in simple_commands("\n".join(_EXEC.findall(text))):
-            yield from self._command(command, lost, depth, script.path.rpartition("/")[2])
+            yield from self._command(command, lost, depth, name)
+        for command in simple_commands("\n".join(last_lines(text))):
+            yield from self._command(command, [], depth, name)
 
     def _command(self, words: tuple[str, ...], lost: list[str], depth: int, through: str) -> Iterator[Started]:
         """What a command starts that another program runs."""

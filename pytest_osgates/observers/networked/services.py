@@ -33,6 +33,8 @@ _FILTERS = (
     *("ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectClock", "ProtectHostname"),
 )
 _INTERNET = frozenset({"AF_INET", "AF_INET6", "AF_PACKET"})
+# systemd.unit(5), SPECIFIERS, of the system's own units.
+_PLACES = {"E": "/etc", "S": "/var/lib", "C": "/var/cache", "L": "/var/log", "t": "/run"}
 _INETD = "/etc/inetd.conf"
 _XINETD = "/etc/xinetd.d"
 
@@ -41,7 +43,7 @@ _XINETD = "/etc/xinetd.d"
 class Start:
     """A command line that a unit or inetd starts, and why it counts: `sockets` are internet addresses that are handed
     to it; `closed`: it cannot open any of its own; `stays`: it goes on to run, or runs again and again, on sockets
-    that it opens itself."""
+    that it opens itself; `elsewhere`: its program is not where others are, but was not found there."""
 
     unit: str
     words: tuple[str, ...]
@@ -50,6 +52,7 @@ class Start:
     stays: bool = True
     apparmor_profile: str = ""
     no_new_privileges: bool = False
+    elsewhere: bool = False
 
     def seen(self, program: str, executes: str = "", profile: str | None = None, *, apart: bool = False) -> UnitSeen:
         """For the observation. `profile`: what it is given on the way, None: that of the unit; `apart`: another
@@ -103,7 +106,7 @@ def _units(view: RootView, directories: tuple[str, ...], scope: str, unread: dic
     for unit in found.values():
         if unit.name.endswith(".service"):
             sockets = handed.get(unit.name)
-            yield from _service(unit, scope, sockets, timed=unit.name in timed, joined=unit.name in joined)
+            yield from _service(view, unit, scope, sockets, timed=unit.name in timed, joined=unit.name in joined)
 
 
 def addresses(socket: Unit) -> list[str]:
@@ -167,7 +170,28 @@ def _has_filter(unit: Unit) -> bool:
     return any(value not in _FALSE for value in values)
 
 
-def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool, joined: bool) -> Iterator[Start]:
+def _placed(view: RootView, unit: Unit, words: list[str], scope: str) -> tuple[list[str], bool]:
+    """The words of a command, its program where it lies, as far as the unit tells: by specifiers (systemd.unit(5)),
+    ExecSearchPath= and RootDirectory=; and whether it is somewhere else, where it was not found."""
+    stem, _, _ = unit.name.rpartition(".")
+    prefix, at, instance = stem.partition("@")
+    known = {"%": "%", "n": unit.name, "N": stem, "p": prefix, "j": prefix.rpartition("-")[2]}
+    known |= {"i": instance} if instance or not at else {}
+    known |= {} if scope else _PLACES
+    words = [re.sub(r"%(.)", lambda match: known.get(match[1], match[0]), word) for word in words]
+    program = words[0]
+    root = unit.value("Service", "RootDirectory").rstrip("/")
+    paths = [path for value in unit.values("Service", "ExecSearchPath") for path in value.split(":")]
+    for path in [program] if program.startswith("/") else [f"{path}/{program}" for path in paths]:
+        if (root or path != program) and view.lookup(f"{root}{path}") is not None:
+            return [f"{root}{path}", *words[1:]], False
+    searched = bool(paths) and not program.startswith("/")
+    return words, searched or bool(root or unit.value("Service", "RootImage"))
+
+
+def _service(
+    view: RootView, unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool, joined: bool
+) -> Iterator[Start]:
     """`sockets`: internet addresses that it is handed; None: no socket unit starts it. Who gets only sockets
     in the file system listens on those. `timed`: a timer starts it, so a short one is there again and again."""
     stays = (unit.value("Service", "Type") != "oneshot" or timed) and sockets != []
@@ -178,13 +202,14 @@ def _service(unit: Unit, scope: str, sockets: list[str] | None, *, timed: bool, 
             for part in re.split(r"\s;\s", line):
                 words = units.split_command(part)
                 if words:
+                    words, elsewhere = _placed(view, unit, words, scope)
                     privileged = units.is_privileged(part)
                     profile = "" if privileged else unit.value("Service", "AppArmorProfile")
                     handed = tuple(sockets or ()) if main else ()
                     name = unit.name + scope
                     alone = not privileged and (gains_nothing(unit) or (bool(scope) and _has_filter(unit)))
                     closed = is_closed(unit, privileged=privileged, joined=joined)
-                    yield Start(name, tuple(words), handed, closed, main and stays, profile, alone)
+                    yield Start(name, tuple(words), handed, closed, main and stays, profile, alone, elsewhere)
 
 
 def _inetd(view: RootView, unread: dict[str, str]) -> Iterator[Start]:

@@ -18,12 +18,24 @@ from pytest_osgates.image.units import parse_unit, split_command, text_of
 from pytest_osgates.vm.text import one_line
 
 MAX_TEXT = 1 << 20
-MAX_COMMANDS = 200
+MAX_COMMANDS = 10_000
 _DEEP = 8
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 # Between simple commands of a shell (sh(1)); what is quoted is not told apart: too many commands are no harm.
 _BETWEEN = re.compile(r"&&|\|\||[;&|\n(){}`]")
 _BEFORE = frozenset({"exec", "command", "builtin", "eval", "!", "if", "then", "else", "elif", "while", "until", "do"})
+# What goes on in the background; not && and not a redirection.
+_BACKGROUND = re.compile(r"(?<![&>|<\\])&(?![&>])")
+_CLOSES = re.compile(r"(?:fi|done|esac)\b|[})]")
+_OPENS = re.compile(r"(?:if|for|while|until|select|case)\b|[{(]|(?:function\s+)?[\w-]+\s*\(\s*\)")
+_ONE_LINE = re.compile(r"(?:\bfi|\bdone|\besac|[})])\s*(?:[;&|<>].*)?$")
+_BRANCH = re.compile(r"(?:else|elif)\b|;;")
+_NOTHING = re.compile(r"(?:then|do|true|:|(?:wait|exit|return)\b.*|[^()\s]+\))")
+_LINKER_OPTIONS = frozenset(
+    {"--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0"}
+    | {"--glibc-hwcaps-prepend", "--glibc-hwcaps-mask"}
+)
+_LINKER_SHOWS = frozenset({"--list", "--verify", "--help", "--version", "--list-tunables", "--list-diagnostics"})
 _TABLES = ("/etc/crontab", "/etc/cron.d")
 _SPOOLS = ("/var/spool/cron/crontabs", "/var/spool/cron")
 # crontab(5): five fields or one word for the time, then in system tables the user.
@@ -178,6 +190,57 @@ def simple_commands(text: str) -> Iterator[tuple[str, ...]]:
             yield tuple(words)
 
 
+def last_lines(text: str) -> list[str]:
+    """The lines of a shell's script that it stays with, as far as they can be told without running it: what it puts
+    into the background, and the last one; of what ends there, the last one of each branch, and all of a loop."""
+    lines = [line for raw in text.replace("\\\n", " ").split("\n") if (line := raw.strip()) and line[0] != "#"]
+    found = [line for line in lines if _BACKGROUND.search(line)]
+    for _ in range(_DEEP):
+        ends = _ends(lines)
+        found += ends
+        name = ends[0].split()[0] if ends else ""
+        head = re.compile(rf"(?:function\s+)?{re.escape(name)}\s*(?:\(\s*\))?\s*\{{?")
+        start = next((at for at, line in enumerate(lines) if name and head.fullmatch(line)), None)
+        if start is None:
+            break
+        # A function, which ends with the brace that stands alone.
+        lines = lines[start + 1 :]
+        lines = lines[: lines.index("}")] if "}" in lines else lines
+    return found
+
+
+def _ends(lines: list[str]) -> list[str]:
+    found: list[str] = []
+    depth, take, loops = 0, True, 0
+    for line in reversed(lines):
+        if _CLOSES.match(line):
+            depth += 1
+            take = True
+            loops += line.startswith("done")
+        elif _OPENS.match(line) and not _ONE_LINE.search(line):
+            depth -= 1
+            loops -= bool(loops) and line.startswith(("for", "while", "until", "select"))
+            take = False
+        elif _BRANCH.match(line):
+            take = True
+        elif (take or loops) and not _NOTHING.fullmatch(line):
+            found.append(line)
+            take = False
+        if depth <= 0 and not take:
+            break
+    return found
+
+
+def loaded_by(words: tuple[str, ...]) -> tuple[str, ...]:
+    """What the dynamic linker is to run, with its arguments (ld.so(8)); empty: nothing."""
+    at = 1
+    while at < len(words) and words[at].startswith("-"):
+        if words[at] in _LINKER_SHOWS:
+            return ()
+        at += 1 + (words[at] in _LINKER_OPTIONS)
+    return words[at:]
+
+
 def cron(view: RootView, unread: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Command lines of cron's tables, each with the table's path."""
     for place, with_user in (*((path, True) for path in _TABLES), *((path, False) for path in _SPOOLS)):
@@ -212,5 +275,5 @@ def init_scripts(view: RootView, unread: dict[str, str]) -> Iterator[tuple[str, 
         if f"{name.removesuffix('.sh')}.service" in known:
             continue
         found = dict.fromkeys(_PROGRAM.findall(text_of(view, f"{_INIT}/{name}", unread)))
-        for program in list(found)[:MAX_COMMANDS]:
+        for program in [path for path in found if view.lookup(path) is not None][:MAX_COMMANDS]:
             yield one_line(f"{_INIT}/{name}"), (program,)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from elf_builders import elf
+from elf_builders import elf, library
+from hypothesis import given
+from hypothesis import strategies as st
 from memory_root import Entry, Link, program
 from test_networked import UNIT, found, kinds, only, scanned
 
 from pytest_osgates.checks.apparmor_model import Kind, Tier
 from pytest_osgates.observers.confinement.observe import questions
+from pytest_osgates.observers.networked.starters import last_lines
 
 SERVER = program(elf(imports=("socket", "bind", "listen", "accept", "getaddrinfo")))
 D = "/usr/sbin/d"
@@ -261,3 +264,116 @@ def test_snaps() -> None:
     entry = entries["/snap/firefox"]
     assert (entry.tier, entry.package, kinds(entry)) == (Tier.B, "snap:firefox", {Kind.UNTOLD})
     assert {question.path for question in questions(scanned(seeded))} == {"/usr/bin/python3.13"}
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "line"),
+    [
+        ("/srv/jail/usr/sbin/e", "RootDirectory=/srv/jail\n", "/usr/sbin/e"),
+        ("/opt/x/e", "ExecSearchPath=/opt/y:/opt/x\n", "e"),
+        ("/srv/jail/opt/x/e", "RootDirectory=/srv/jail/\nExecSearchPath=/opt/x\n", "e"),
+        ("/opt/d/e", "", "/opt/%p/e"),
+        ("/etc/d.service/e%", "", "%E/%n/e%%"),
+    ],
+)
+def test_where_a_program_lies(path: str, more: str, line: str) -> None:
+    files: dict[str, Entry] = {path: SERVER, f"{ETC}/d.service": (UNIT.format(line) + more).encode()}
+    assert only(files).tier is Tier.A
+    assert scanned(files).unfollowed == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("RootDirectory=/srv/jail\n", D),
+        ("RootImage=/srv/jail.raw\n", "/usr/sbin/gone"),
+        ("ExecSearchPath=/opt/x\n", "gone"),
+        ("", "%h/gone"),
+        ("", "/usr/lib/ld-linux-x86-64.so.2 --preload a.so gone"),
+    ],
+)
+def test_a_program_that_cannot_be_told_is_told(more: str, line: str) -> None:
+    linker = {"/usr/lib/ld-linux-x86-64.so.2": program(library("ld-linux-x86-64.so.2", (), ()))}
+    seen = scanned(by_unit(UNIT.format(line) + more, **linker))
+    assert [text.partition(": ")[2] for text in seen.unfollowed] == [line]
+
+
+def test_a_program_that_is_not_there_starts_nothing() -> None:
+    files = by_unit(UNIT.format("/usr/sbin/gone"), **{"/etc/init.d/x": b"/usr/sbin/gone\n"})
+    assert scanned(files).unfollowed == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "executes"),
+    [
+        ("--preload /opt/x/a.so /opt/x/prog --library-path /opt/x/a.so", True),
+        ("--argv0 x --library-path /opt/x:/usr/lib /opt/x/prog", True),
+        ("/usr/bin/sh -c 'exec /opt/x/prog'", False),
+    ],
+)
+def test_what_the_dynamic_linker_runs(line: str, executes: bool) -> None:
+    linker = "/usr/lib64/ld-linux-x86-64.so.2"
+    files: dict[str, Entry] = {
+        "/opt/x/a.so": library("a.so"),
+        "/opt/x/prog": SERVER.data if executes else SERVER,
+        f"{ETC}/d.service": UNIT.format(f"{linker} {line}").encode(),
+    }
+    assert found(files)["/opt/x/prog"].tier is Tier.A
+    (unit,) = (unit for unit in scanned(files).units if unit.program == "/opt/x/prog")
+    assert unit.executes == (linker if executes else "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/usr/bin/unknown --run /usr/sbin/d -x",
+        "/usr/bin/unknown --run=/usr/sbin/d",
+        "/usr/bin/python3 /opt/keep.py /usr/sbin/d",
+        "/bin/sh -c 'exec /usr/bin/unknown /usr/bin/true /usr/sbin/d'",
+        "/bin/sh -c '" + "true; " * 300 + "exec /usr/sbin/d'",
+        "/usr/bin/nice /usr/bin/unknown /usr/bin/sh -c d",
+    ],
+)
+def test_a_server_among_the_words_of_a_command(line: str) -> None:
+    tools = {**having("unknown", "nice"), "/opt/keep.py": b""}
+    assert found(by_unit(UNIT.format(line), **tools))[D].tier is Tier.A
+
+
+def test_what_is_among_the_words_and_no_server() -> None:
+    """An interpreter, a client, and a server of a short command."""
+    files = by_unit(
+        UNIT.format("/usr/bin/unknown /usr/bin/nc /usr/bin/python3") + f"ExecStartPre=/usr/bin/unknown -f {D}\n",
+        **{**having("unknown"), "/usr/bin/nc": program(elf(imports=("socket", "connect")))},
+    )
+    seen = scanned(files)
+    assert {entry.tier for entry in seen.entries} == {Tier.B}
+    assert seen.units == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "tier"),
+    [
+        ("set -e\nmkdir -p /run/d\n/usr/sbin/d --foreground\n", Tier.A),
+        ("/usr/sbin/d --foreground &\nwait $!\n", Tier.A),
+        ("d -f & echo $! >/run/pid\ntrue\nexit 0\n", Tier.A),
+        ("if [ -x /y ]; then\n  d -a\nelse\n  true -b\nfi\nexit 0\n", Tier.A),
+        ("case $1 in\n  start)\n    d \\\n -a\n    ;;\n  stop)\n    true x\n    ;;\nesac\n", Tier.A),
+        ("while sleep 1; do\n  d -a\n  sleep 1\ndone\n", Tier.A),
+        ("main() {\n  true x\n  d -f\n}\nother() {\n  true x\n}\nmain $@\n", Tier.A),
+        ("d --version\ntrue x\n", Tier.B),
+        ("if d --version; then\n  true x\nfi\n", Tier.B),
+        ("d --version\nif true; then\n  true x\nfi\n", Tier.B),
+        ("d --version && true 2>&1\n# d\ntrue x\n", Tier.B),
+    ],
+)
+def test_what_a_script_of_a_shell_stays_with(text: str, tier: Tier) -> None:
+    script = program(f"#!/bin/sh\n{text}".encode())
+    assert found(by_unit(UNIT.format("/opt/run.sh"), **{"/opt/run.sh": script}))[D].tier is tier
+
+
+@given(
+    st.text(max_size=300), st.lists(st.sampled_from(["fi", "}", "if x; then", "done", "a() {", "a", "esac", ";;"]))
+)
+def test_any_script_has_an_end(text: str, lines: list[str]) -> None:
+    for script in (text, "\n".join(lines)):
+        assert all(last_lines(script))

@@ -69,14 +69,14 @@ class Start:
 
 
 def starts(view: RootView, unread: dict[str, str] | None = None) -> Iterator[Start]:
-    """Every command line of every service of the system and of its users, and of inetd, cron, D-Bus and init.
+    """Every command line of every service of the system and of its users, of inetd, cron, D-Bus, init and desktops.
     `unread`: takes the paths of what could not be read, with the reason."""
     unread = {} if unread is None else unread
     yield from _units(view, units.SYSTEM, "", unread)
     for directories in units.users(view):
         yield from _units(view, directories, USERS, unread)
     yield from _inetd(view, unread)
-    for others in (starters.cron, starters.buses, starters.init_scripts):
+    for others in starters.OTHERS:
         for name, words in others(view, unread):
             yield Start(name, words)
 

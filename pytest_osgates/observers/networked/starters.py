@@ -1,5 +1,6 @@
 """What a command line starts in the end: behind programs that only run others, and in the text that a shell is given;
-and command lines that stand somewhere else than in systemd's units: tables of cron, services of D-Bus, init scripts.
+and command lines that stand somewhere else than in systemd's units: tables of cron, services of D-Bus, init scripts
+and what else starts programs.
 """
 
 from __future__ import annotations
@@ -48,6 +49,13 @@ _BUSES = (
 )
 _BUS = "D-BUS Service"
 _INIT = "/etc/init.d"
+_INITTAB = "/etc/inittab"
+# inittab(5): actions that start nothing.
+_IDLE = frozenset({"off", "initdefault"})
+# What supervisors besides systemd look into: runit and s6, each with a program `run` in a directory for a service.
+_SUPERVISED = ("/etc/sv", "/etc/service", "/etc/runit/sv", "/service", "/etc/s6/sv", "/etc/s6-overlay/s6-rc.d")
+_AUTOSTART = "/etc/xdg/autostart"
+_ENTRY = "Desktop Entry"
 _PROGRAM = re.compile(r"(?<![\w.$}/-])/(?:usr/)?(?:local/)?(?:s?bin|libexec|lib)/[\w.+/-]+")
 
 
@@ -277,3 +285,31 @@ def init_scripts(view: RootView, unread: dict[str, str]) -> Iterator[tuple[str, 
         found = dict.fromkeys(_PROGRAM.findall(text_of(view, f"{_INIT}/{name}", unread)))
         for program in [path for path in found if view.lookup(path) is not None][:MAX_COMMANDS]:
             yield one_line(f"{_INIT}/{name}"), (program,)
+
+
+def inittab(view: RootView, unread: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What an init that is not systemd starts, and programs that supervisors keep running (inittab(5), runsv(8))."""
+    for line in text_of(view, _INITTAB, unread).splitlines():
+        fields = line.strip().split(":", 3)
+        if len(fields) == 4 and not fields[0].startswith("#") and fields[2] not in _IDLE and fields[3].strip():
+            yield _INITTAB, ("/bin/sh", "-c", fields[3].lstrip("+- "))
+    for place in _SUPERVISED:
+        for name in view.list_dir(place) or ():
+            path = f"{place}/{name}/run"
+            if view.lookup(path) is not None:
+                yield one_line(path), (path,)
+
+
+def autostarted(view: RootView, unread: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What a user's desktop starts (Desktop Application Autostart Specification)."""
+    for name in view.list_dir(_AUTOSTART) or ():
+        path = f"{_AUTOSTART}/{name}"
+        settings = parse_unit(text_of(view, path, unread)) if name.endswith(".desktop") else {}
+        hidden = settings.get((_ENTRY, "Hidden"), [""])[-1:] == ["true"]
+        for line in settings.get((_ENTRY, "Exec"), [])[-1:]:
+            words = split_command(line)
+            if words and not hidden:
+                yield f"{one_line(path)}{USERS}", tuple(words)
+
+
+OTHERS = (cron, buses, init_scripts, inittab, autostarted)

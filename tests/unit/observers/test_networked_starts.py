@@ -377,3 +377,28 @@ def test_what_a_script_of_a_shell_stays_with(text: str, tier: Tier) -> None:
 def test_any_script_has_an_end(text: str, lines: list[str]) -> None:
     for script in (text, "\n".join(lines)):
         assert all(last_lines(script))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"/etc/inittab": b"# x\nid:3:initdefault:\nd:23:respawn:/usr/sbin/d -f\n"},
+        {"/etc/inittab": b"::respawn:-/usr/sbin/d\n"},
+        {"/etc/sv/d/run": program(b"#!/bin/sh\nexec /usr/sbin/d 2>&1\n")},
+        {"/etc/xdg/autostart/d.desktop": b"[Desktop Entry]\nType=Application\nExec=/usr/sbin/d %U\n"},
+    ],
+)
+def test_what_starts_programs_besides_units(files: dict[str, Entry]) -> None:
+    assert found(files, {D: SERVER})[D].tier is Tier.A
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"/etc/inittab": b"#d:23:respawn:/usr/sbin/d\nd:23:off:/usr/sbin/d\nid:3:initdefault:\n"},
+        {"/etc/xdg/autostart/d.desktop": b"[Desktop Entry]\nExec=/usr/sbin/d\nHidden=true\n"},
+        {"/etc/xdg/autostart/d.desktop": b"[Desktop Action x]\nExec=/usr/sbin/d\n"},
+    ],
+)
+def test_what_is_not_started(files: dict[str, Entry]) -> None:
+    assert found(files, {D: SERVER})[D].tier is Tier.B

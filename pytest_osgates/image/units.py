@@ -10,10 +10,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pytest_osgates.image.rootfs import RootView
+from pytest_osgates.image.tree import FileKind
 from pytest_osgates.vm.errors import ImageError
 
-SYSTEM = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-USER = ("/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user")
+# systemd.unit(5), UNIT FILE LOAD PATH, without /run, which is empty at boot.
+SYSTEM = (
+    "/etc/systemd/system.control",
+    "/etc/systemd/system",
+    "/etc/systemd/system.attached",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
+USER = (
+    "/etc/xdg/systemd/user",
+    "/etc/systemd/user",
+    "/usr/local/share/systemd/user",
+    "/usr/share/systemd/user",
+    "/usr/local/lib/systemd/user",
+    "/usr/lib/systemd/user",
+)
 SUFFIXES = (".service", ".socket", ".timer")
 MAX_UNIT = 1 << 20
 MAX_UNITS = 20_000
@@ -68,17 +84,32 @@ def parse_unit(text: str, settings: Settings | None = None) -> Settings:
     return found
 
 
-def read_units(view: RootView, directories: tuple[str, ...]) -> Iterator[Unit]:
-    """The services, sockets and timers that these directories hold, the first directory first, masked ones left out.
+def users(view: RootView) -> Iterator[tuple[str, ...]]:
+    """Where each user's units come from: first for those who have none of their own, then for each who has."""
+    yield USER
+    for home in ("/root", "/etc/skel", *(f"/home/{name}" for name in view.list_dir("/home") or ())):
+        own = tuple(f"{home}/.config/systemd/{name}" for name in ("user.control", "user"))
+        late = f"{home}/.local/share/systemd/user"
+        if any(view.list_dir(path) is not None for path in (*own, late)):
+            yield (*own, *USER[:2], late, *USER[2:])
 
-    A unit that cannot be read is given without settings.
+
+def read_units(view: RootView, directories: tuple[str, ...], unread: dict[str, str] | None = None) -> Iterator[Unit]:
+    """The services, sockets and timers that these directories hold, the first directory first, masked ones left out;
+    and instances of which only drop-ins are there.
+
+    A unit that cannot be read is given without settings. `unread`: takes the paths of such, with the reason.
     """
+    unread = {} if unread is None else unread
     listings = {directory: view.list_dir(directory) or () for directory in directories}
     seen: set[str] = set()
     for directory, names in listings.items():
         for name in names:
-            if name in seen or not name.endswith(SUFFIXES) or len(seen) > MAX_UNITS:
+            if name in seen or not name.endswith(SUFFIXES):
                 continue
+            if len(seen) > MAX_UNITS:
+                unread[f"{directory}/{name}"] = f"more than {MAX_UNITS} units"
+                return
             seen.add(name)
             path = f"{directory}/{name}"
             inode = view.lookup(path)
@@ -88,10 +119,31 @@ def read_units(view: RootView, directories: tuple[str, ...]) -> Iterator[Unit]:
                 continue
             if inode is None:
                 continue
-            settings = parse_unit(_text(view, path))
-            for drop_in in _drop_ins(view, name, listings):
-                parse_unit(_text(view, drop_in), settings)
-            yield Unit(name, path, settings)
+            yield _unit(view, name, path, listings, unread)
+    for folder in dict.fromkeys(name for names in listings.values() for name in names):
+        name = folder.removesuffix(".d")
+        template = template_of(name)
+        if folder == name or not template or name in seen or not name.endswith(SUFFIXES):
+            continue
+        seen.add(name)
+        path = next((f"{directory}/{template}" for directory, names in listings.items() if template in names), "")
+        inode = view.lookup(path) if path else None
+        if inode is not None and not inode.is_dir and inode.size:
+            yield _unit(view, name, path, listings, unread)
+
+
+def template_of(name: str) -> str:
+    """``foo@.service`` for ``foo@eth0.service``; empty: that is no instance."""
+    stem, dot, suffix = name.rpartition(".")
+    prefix, at, instance = stem.partition("@")
+    return f"{prefix}@{dot}{suffix}" if at and instance and prefix else ""
+
+
+def _unit(view: RootView, name: str, path: str, listings: dict[str, tuple[str, ...]], unread: dict[str, str]) -> Unit:
+    settings = parse_unit(text_of(view, path, unread))
+    for drop_in in _drop_ins(view, name, listings):
+        parse_unit(text_of(view, drop_in, unread), settings)
+    return Unit(name, path, settings)
 
 
 def _drop_ins(view: RootView, name: str, listings: dict[str, tuple[str, ...]]) -> Iterator[str]:
@@ -118,12 +170,23 @@ def _drop_ins(view: RootView, name: str, listings: dict[str, tuple[str, ...]]) -
         yield chosen[file]
 
 
-def _text(view: RootView, path: str) -> str:
-    """A file's text; empty: it cannot be read."""
+def text_of(view: RootView, path: str, unread: dict[str, str], limit: int = MAX_UNIT) -> str:
+    """A file's text; empty: there is no file, or it cannot be read, and `unread` says why."""
     try:
-        return (view.read(path, MAX_UNIT) or b"").decode("utf-8", "surrogateescape")
-    except ImageError:
+        inode = view.lookup(path)
+        if inode is None or inode.kind is not FileKind.FILE:
+            return ""
+        return (view.read(path, limit) or b"").decode("utf-8", "surrogateescape")
+    except ImageError as error:
+        unread[path] = error.what
         return ""
+
+
+def is_privileged(text: str) -> bool:
+    """Whether a command line has the prefix ``+`` (systemd.service(5)): what its unit says of AppArmor, of filters of
+    system calls and of no_new_privs is not applied to it. With ``!`` and ``!!`` it is, only the user is not."""
+    match = re.match(r"[@:!|+-]*", text.strip().lstrip("\"'"))
+    return match is not None and "+" in match[0]
 
 
 def split_command(text: str) -> list[str]:

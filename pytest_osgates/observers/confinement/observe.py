@@ -47,7 +47,7 @@ BETWEEN = 30.0
 MORE = 3
 _READ, _WRITE = 4, 2
 _CHANGE_PROFILE = 0x80000000
-FLATPAK = "a Flatpak application: what starts it decides about its label, not its path"
+FLATPAK = "a Flatpak application or a snap: what starts it decides about its label, not its path"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def questions(scan: StaticScan) -> tuple[Question, ...]:
 
 def _is_flatpak(entry: Networked) -> bool:
     kinds = {reason.kind for reason in entry.evidence}
-    return entry.package.startswith("flatpak:") and kinds <= {Kind.FLATPAK, Kind.UNTOLD}
+    return entry.package.startswith(("flatpak:", "snap:")) and kinds <= {Kind.FLATPAK, Kind.UNTOLD}
 
 
 def confinement(

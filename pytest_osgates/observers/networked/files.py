@@ -16,6 +16,9 @@ from pytest_osgates.observers.networked.knowledge import libraries
 
 # dlopen: a program that loads libraries by names of its own; syscall: one that may call the kernel through libc.
 _BESIDE = frozenset({b"dlopen", b"dlmopen", b"syscall"})
+CAPABILITY = b"security.capability"
+# flatpak(1): what an installation consists of.
+_FLATPAKS = ("app", "runtime", "repo")
 Identity = tuple[int, int]
 
 
@@ -115,14 +118,19 @@ def _item(node: Node) -> Item | None:
     return Item(node.path, node.filesystem, node.inode) if node.inode.kind is FileKind.FILE else None
 
 
+def _has_capabilities(item: Item) -> bool:
+    return item.inode.xattr is not None and CAPABILITY in item.filesystem.xattrs(item.inode)
+
+
 def collect(view: RootView, flatpaks: Iterable[str]) -> Files:
-    """Walk `view` once. What is below one of `flatpaks`, the installations of Flatpak, runs on the libraries of
-    another system: it is counted, and looked at as a whole elsewhere.
+    """Walk `view` once. What Flatpak keeps below one of `flatpaks`, its installations, runs on the libraries of
+    another system: it is counted, and looked at as a whole elsewhere. What else lies there is nothing of Flatpak's;
+    and a set-uid bit or a capability counts for whoever finds the file.
 
     :raise ImageError: the file system is damaged.
     """
     files = Files(view)
-    below = tuple(f"{path}/" for path in flatpaks)
+    below = tuple(f"{path.rstrip('/')}/{name}/" for path in flatpaks for name in _FLATPAKS)
     for node in walk(view):
         if node.inode.is_dir:
             files.directories.add(node.path)
@@ -135,7 +143,8 @@ def collect(view: RootView, flatpaks: Iterable[str]) -> Files:
         files._located[item.path] = item
         if below and item.path.startswith(below):
             files.flatpak_files += item.runs
-            continue
+            if not item.inode.mode & 0o4000 and not _has_capabilities(item):
+                continue
         if item.runs:
             files.programs.append(item)
         name = item.path.rpartition("/")[2]

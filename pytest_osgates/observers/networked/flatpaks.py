@@ -1,4 +1,5 @@
-"""Flatpak applications that may talk on the network: by their metadata, and its overrides (flatpak-metadata(5))."""
+"""Flatpak applications that may talk on the network: by their metadata, and its overrides (flatpak-metadata(5)). And
+snaps, of which nobody looks into the images."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 
 from pytest_osgates.checks.apparmor_model import Evidence, Kind, Networked
 from pytest_osgates.image.packages import Trouble
-from pytest_osgates.image.packages.sandboxed import MAX_TEXT, Deployed, deployed
+from pytest_osgates.image.packages.sandboxed import MAX_TEXT, Deployed, deployed, read_snap
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
@@ -30,6 +31,14 @@ def applications(view: RootView, places: tuple[str, ...]) -> Iterator[Networked]
             evidence=(reason,),
             sha256=hashlib.sha256(raw).hexdigest() if raw is not None else "",
         )
+
+
+def snaps(view: RootView) -> Iterator[Networked]:
+    """One entry for each snap, by the place that it is mounted on, whatever its revision."""
+    database = read_snap(view)
+    for name in dict.fromkeys(package.name for package in database.packages) if database is not None else ():
+        untold = Evidence(kind=Kind.UNTOLD, detail="a snap, whose image nobody looked into")
+        yield Networked(path=one_line(f"/snap/{name}", 4096), package=f"snap:{one_line(name)}", evidence=(untold,))
 
 
 def _reason(view: RootView, found: Deployed, raw: bytes | None) -> Evidence:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pytest_osgates.checks.apparmor_model import Evidence, Kind, Networked, StaticScan, UnitSeen, Unreadable, tier_of
 from pytest_osgates.checks.settings.capabilities import decode
@@ -15,7 +16,7 @@ from pytest_osgates.image.packages.sandboxed import installations
 from pytest_osgates.image.rootfs import RootView
 from pytest_osgates.image.tree import resolved
 from pytest_osgates.observers.networked import binaries, flatpaks
-from pytest_osgates.observers.networked.files import Files, Identity, Item, collect
+from pytest_osgates.observers.networked.files import CAPABILITY, Files, Identity, Item, collect
 from pytest_osgates.observers.networked.knowledge import libraries
 from pytest_osgates.observers.networked.linking import Linker
 from pytest_osgates.observers.networked.scripts import (
@@ -30,7 +31,14 @@ from pytest_osgates.observers.networked.scripts import (
     started,
 )
 from pytest_osgates.observers.networked.services import Start, starts
-from pytest_osgates.observers.networked.starters import MAX_COMMANDS, has_more, simple_commands, unwrapped
+from pytest_osgates.observers.networked.starters import (
+    MAX_COMMANDS,
+    has_more,
+    last_lines,
+    loaded_by,
+    simple_commands,
+    unwrapped,
+)
 from pytest_osgates.observers.packages import Placed, read_databases
 from pytest_osgates.vm.errors import ImageError
 from pytest_osgates.vm.text import one_line
@@ -40,7 +48,6 @@ MAX_UNFOLLOWED = 200
 _DEEP = 4
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _STDLIBS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
-_CAPABILITY = b"security.capability"
 # An x-bit on something that is neither ELF nor a script means something only where programs are.
 # Names of what others run on. Whether they do is known once all programs were looked at.
 _SERVES = re.compile(rf"{libraries().providers.pattern}|.*\.so$")
@@ -65,6 +72,20 @@ class Draft:
         reason = Evidence(kind=kind, detail=one_line(detail, 400))
         if reason not in self.evidence:
             self.evidence.append(reason)
+
+
+class Started(NamedTuple):
+    """What a command line starts: whether it serves others (None: its own code tells), by which way it is started,
+    and what is executed for that, where it is another program. `profile`, `apart`: see :class:`starters.Inner`.
+    `named`: it is only among the words of a command."""
+
+    item: Item
+    serves: bool | None = None
+    through: str = ""
+    executed: str = ""
+    profile: str | None = None
+    apart: bool = False
+    named: bool = False
 
 
 def scan(view: RootView, progress: Progress = lambda stage, fraction: None) -> StaticScan:
@@ -96,6 +117,7 @@ class _Scan:
         self.plain: set[Identity] = set()
         self.names: set[str] = set()
         self.elves = self.texts = self.others = 0
+        self.guessing = False
 
     def run(self) -> StaticScan:
         later: list[Item] = []
@@ -111,12 +133,14 @@ class _Scan:
                 self._program(item, also_providers=True)
         for item in self.files.attributed:
             self._capabilities(item)
-        seen = tuple(unit for start in starts(self.view) for unit in self._start(start))
+        unread: dict[str, str] = {}
+        seen = tuple(dict.fromkeys(unit for start in starts(self.view, unread) for unit in self._start(start)))
+        self.unreadable |= {path: f"what it starts: {one_line(why, 300)}" for path, why in unread.items()}
         for draft in self.drafts.values():
             inode = draft.item.inode if draft.item is not None else None
             if inode is not None and inode.mode & 0o4000 and inode.mode & 0o111 and _counts(draft):
                 draft.add(Kind.SETUID, f"mode {inode.mode & 0o7777:o}, owner {inode.uid}")
-        for application in flatpaks.applications(self.view, self.places):
+        for application in (*flatpaks.applications(self.view, self.places), *flatpaks.snaps(self.view)):
             self.drafts[application.path] = Draft(
                 None, list(application.evidence), application.sha256, package=application.package
             )
@@ -262,7 +286,7 @@ class _Scan:
     # -- what makes a program one that must be confined --------------------------------------------------------------
 
     def _capabilities(self, item: Item) -> None:
-        raw = item.filesystem.xattrs(item.inode).get(_CAPABILITY)
+        raw = item.filesystem.xattrs(item.inode).get(CAPABILITY)
         if raw is None:
             return
         try:
@@ -279,13 +303,20 @@ class _Scan:
     def _start(self, start: Start) -> Iterator[UnitSeen]:
         """What a unit starts, as far as it is a networked program; and note why that must be confined."""
         program = self._resolve(start.words[0])
+        if start.elsewhere or (program is None and ("%" in start.words[0] or "$" in start.words[0])):
+            self._lost(start, " ".join(start.words))
         if program is None:
             return
         self._program(program, also_providers=True)
         lost: list[str] = []
-        seen: set[tuple[str, str]] = set()
-        for item, serves, through, executed in self._started(program, start.words, lost):
+        seen: set[UnitSeen] = set()
+        for one in self._started(program, start.words, lost):
+            item, serves, through, executed = one.item, one.serves, one.through, one.executed
             draft = self.drafts.get(item.path)
+            if one.named and not (
+                start.stays and draft is not None and (draft.listens if serves is None else serves)
+            ):
+                continue
             if start.sockets:
                 draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
                 listed = ", ".join(start.sockets[:5])
@@ -293,26 +324,52 @@ class _Scan:
             if draft is None:
                 continue
             listens = draft.listens if serves is None else serves
-            if start.stays and not start.closed and _counts(draft) and listens:
+            if start.stays and (one.apart or not start.closed) and _counts(draft) and listens:
                 draft.add(Kind.LISTENING_SERVICE, f"{start.unit}{f' ({through})' if through else ''}")
-            if _counts(draft) and (item.path, executed) not in seen:
-                seen.add((item.path, executed))
-                yield start.seen(item.path, one_line(executed, 4096))
+            unit = start.seen(item.path, one_line(executed, 4096), one.profile, apart=one.apart)
+            if _counts(draft) and unit not in seen:
+                seen.add(unit)
+                yield unit
         for command in lost:
-            self.unfollowed[f"{one_line(start.unit)}: {one_line(command, 200)}"] = None
+            self._lost(start, command)
 
-    def _started(
-        self, program: Item, words: tuple[str, ...], lost: list[str], depth: int = 0
-    ) -> Iterator[tuple[Item, bool | None, str, str]]:
-        """The program, and what an interpreter is given: a script, a module, or a text; whether that serves others
-        (None: its own code tells); by which way it is started; and what is executed for that, where it is another
-        program. What an interpreter could do says nothing of that. `lost`: commands that cannot be followed.
+    def _lost(self, start: Start, command: str) -> None:
+        self.unfollowed[f"{one_line(start.unit)}: {one_line(command, 200)}"] = None
+
+    def _started(self, program: Item, words: tuple[str, ...], lost: list[str], depth: int = 0) -> Iterator[Started]:
+        """What is followed; and programs among the words, which it may be there to run, though no row says so."""
+        given = set()
+        for one in self._followed(program, words, lost, depth):
+            given.add(one.item.path)
+            yield one
+        if self.guessing:
+            return
+        for at, word in enumerate(words[1:], 2):
+            path = word[word.find("=") + 1 :]
+            item = self.files.at(path) if path.startswith("/") else None
+            if item is None or not item.runs or item.path in given:
+                continue
+            self.guessing = True
+            try:
+                found = list(self._command((path, *words[at:]), [], depth, words[0].rpartition("/")[2]))
+            finally:
+                self.guessing = False
+            for one in found:
+                if one.item.path not in given:
+                    given.add(one.item.path)
+                    yield one._replace(named=True)
+
+    def _followed(self, program: Item, words: tuple[str, ...], lost: list[str], depth: int) -> Iterator[Started]:
+        """The program, and what an interpreter is given: a script, a module, or a text. What an interpreter could do
+        says nothing of that. `lost`: commands that cannot be followed.
         """
         inner = unwrapped(words)
-        if inner != words and depth < _DEEP:
+        if inner.words != words and depth < _DEEP:
             # Who runs another program is a program, too.
-            yield program, None, "", ""
-            yield from self._command(inner, lost, depth, words[0].rpartition("/")[2])
+            yield Started(program)
+            for one in self._command(inner.words, lost, depth, words[0].rpartition("/")[2]):
+                profile = inner.profile if one.profile is None else one.profile
+                yield one._replace(profile=profile, apart=one.apart or inner.apart)
             return
         name = words[0].rpartition("/")[2]
         language = language_of(name)
@@ -320,18 +377,25 @@ class _Scan:
         own = program.path.rpartition("/")[2]
         if libraries().providers.match(own):
             # The dynamic linker as a command (ld.so(8)): it runs what cannot run by itself as well.
-            loaded = next((item for word in words[1:] if (item := self.files.at(word)) is not None), None)
-            if loaded is not None:
+            command = loaded_by(words)
+            loaded = self.files.at(command[0]) if command else None
+            if loaded is None and command:
+                lost.append(" ".join(words))
+            elif loaded is not None:
                 self._program(loaded, also_providers=True, loaded=True)
-                yield loaded, None, f"through {own}", program.path
+                # It need not be executable, and may be an interpreter.
+                for one in self._command((loaded.path, *command[1:]), lost, depth, own):
+                    executed = one.item.path == loaded.path or one.executed
+                    yield one._replace(executed=program.path if executed else "")
+            return
         elif language is None:
-            yield program, None, "", ""
+            yield Started(program)
             yield from self._becomes(program, lost, depth)
         elif name == "busybox":
-            yield program, any(commands(" ".join(words))), " ".join(words[:2]), ""
+            yield Started(program, any(commands(" ".join(words))), " ".join(words[:2]))
         else:
             serves = bool(listener) and self._module_listens((name, own), listener)
-            yield program, serves, f"-m {listener}" if serves else "", ""
+            yield Started(program, serves, f"-m {listener}" if serves else "")
         if language is None:
             return
         text = _option(words, "-c")
@@ -344,7 +408,7 @@ class _Scan:
                 item = self._resolve(word)
                 if item is not None:
                     self._program(item)
-                    yield item, None, f"through {name}", ""
+                    yield Started(item, None, f"through {name}")
             return
         if listener:
             return
@@ -357,12 +421,12 @@ class _Scan:
             self.done[item.identity] = draft = self._script(item, name, program.path)
             self._keep(item, draft)
         if item is not None:
-            yield item, None, "", program.path
+            yield Started(item, executed=program.path)
             if isinstance(language, Shell):
                 yield from self._becomes(item, lost, depth)
 
-    def _becomes(self, script: Item, lost: list[str], depth: int) -> Iterator[tuple[Item, bool | None, str, str]]:
-        """What a shell's script becomes by ``exec``: what stays is that."""
+    def _becomes(self, script: Item, lost: list[str], depth: int) -> Iterator[Started]:
+        """What a shell's script becomes by ``exec``, or stays with at its end: what stays is that."""
         if depth >= _DEEP or script.inode.size > MAX_SCRIPT:
             return
         try:
@@ -375,10 +439,14 @@ class _Scan:
         shebang = parse_shebang(raw[:256])
         if b"\0" in raw or (shebang is not None and not isinstance(language_of(shebang.name), Shell)):
             return
-        text = "\n".join(_EXEC.findall(raw.decode("utf-8", "surrogateescape")))
-        self._told(script, text)
-        for command in simple_commands(text):
-            yield from self._command(command, lost, depth, script.path.rpartition("/")[2])
+        text = raw.decode("utf-8", "surrogateescape")
+        name = script.path.rpartition("/")[2]
+        becomes = "\n".join(_EXEC.findall(text))
+        self._told(script, becomes)
+        for command in simple_commands(becomes):
+            yield from self._command(command, lost, depth, name)
+        for command in simple_commands("\n".join(last_lines(text))):
+            yield from self._command(command, [], depth, name)
 
     def _told(self, item: Item, text: str) -> None:
         """Note it where a text has more commands than are followed."""
@@ -386,9 +454,7 @@ class _Scan:
             draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
             draft.add(Kind.UNTOLD, f"it is given more than {MAX_COMMANDS} commands, and not all are followed")
 
-    def _command(
-        self, words: tuple[str, ...], lost: list[str], depth: int, through: str
-    ) -> Iterator[tuple[Item, bool | None, str, str]]:
+    def _command(self, words: tuple[str, ...], lost: list[str], depth: int, through: str) -> Iterator[Started]:
         """What a command starts that another program runs."""
         item = self._resolve(words[0])
         if item is None:
@@ -397,8 +463,8 @@ class _Scan:
                 lost.append(" ".join(words))
             return
         self._program(item, also_providers=True)
-        for found, serves, way, executed in self._started(item, words, lost, depth + 1):
-            yield found, serves, way or f"through {through}", executed
+        for one in self._started(item, words, lost, depth + 1):
+            yield one._replace(through=one.through or f"through {through}")
 
     def _module_listens(self, interpreters: tuple[str, ...], name: str) -> bool:
         """Whether ``-m NAME`` is the network, as far as it can be told: who cannot be found may be anything."""

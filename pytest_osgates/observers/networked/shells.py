@@ -76,7 +76,7 @@ def behind(words: tuple[str, ...]) -> Iterator[str]:
             option, is_assigned, value = word.partition("=")
             if option in inner.after:
                 yield _text((value,) if is_assigned else words[index + 1 + inner.operands :])
-    run = unwrapped(words)
+    run = unwrapped(words).words
     if run != words:
         yield _text(run)
 

@@ -109,7 +109,9 @@ def named_protocols(ruleset: Ruleset, family: Family) -> tuple[str, ...]:
     that are swept, and of IPv6 without the headers that come before a protocol's."""
     spans = {ends for value in _values(ruleset, set(PROTOCOLS)) if (ends := protocol_ends(value)) is not None}
     numbers = [number for name in OTHERS if (number := protocol_number(name)) is not None]
-    numbers += sorted({end for ends in spans for end in ends})
+    # Of a range another rule may have taken the ends.
+    inner = {one for first, last in spans for one in (first, first + 1, last - 1, last) if first <= one <= last}
+    numbers += sorted(inner)
     free = (one for one in _FREE if not any(first <= one <= last for first, last in spans))
     numbers += [one for one in (next(free, None),) if one is not None]
     left_out = _SWEPT | (frozenset({*EXTENSIONS, 59}) if family == "ipv6" else frozenset())

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pytest_osgates.checks.firewall.rules import Family
 from pytest_osgates.checks.firewall.seen import Origin
+from pytest_osgates.checks.firewall.words import protocol_number
 from pytest_osgates.model import Acceptance, Policy
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -36,10 +37,16 @@ class Allowed(Acceptance):
         """Whether it is about this."""
         return (
             protocol == self.protocol
-            and what in (self.ports if isinstance(what, int) else self.kinds)
+            and (what in (self.ports if isinstance(what, int) else self.kinds) or self._spells(what))
             and self.family in (family, "any")
             and self.origin in (origin, "any")
         )
+
+    def _spells(self, what: int | str) -> bool:
+        """Whether a protocol is named otherwise here: by its number, or another name."""
+        if self.protocol != "other" or isinstance(what, int) or protocol_number(what) is None:
+            return False
+        return protocol_number(what) in {protocol_number(kind) for kind in self.kinds}
 
 
 class FirewallPolicy(Policy):

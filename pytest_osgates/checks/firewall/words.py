@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 
 # Of a set: its element for whatever no other one is for.
 ALL = "*"
@@ -106,10 +108,17 @@ def protocol_ends(value: str) -> tuple[int, int] | None:
 
 def has_protocol(values: tuple[str, ...], number: int) -> bool | None:
     """Whether it is among them; None: nobody knows."""
-    ends = [(0, 255) if value == ALL else protocol_ends(value) for value in values]
-    if any(one is not None and one[0] <= number <= one[1] for one in ends):
-        return True
-    return None if None in ends else False
+    return _among([(0, 255) if value == ALL else protocol_ends(value) for value in values], number)
+
+
+def _among(ends: Iterable[tuple[int, int] | None], number: int) -> bool | None:
+    unknown = False
+    for one in ends:
+        if one is None:
+            unknown = True
+        elif one[0] <= number <= one[1]:
+            return True
+    return None if unknown else False
 
 
 def port_ends(value: str) -> tuple[int, int] | None:
@@ -122,12 +131,16 @@ def port_ends(value: str) -> tuple[int, int] | None:
 
 def has_port(values: tuple[str, ...], port: int) -> bool | None:
     """Whether it is among them; None: nobody knows."""
-    ends = [(0, 65535) if value == ALL else port_ends(value) for value in values]
-    if any(one is not None and one[0] <= port <= one[1] for one in ends):
-        return True
-    return None if None in ends else False
+    return _among(_port_ends(values), port)
 
 
+@lru_cache(maxsize=1024)
+def _port_ends(values: tuple[str, ...]) -> tuple[tuple[int, int] | None, ...]:
+    """The same values are asked for many ports."""
+    return tuple((0, 65535) if value == ALL else port_ends(value) for value in values)
+
+
+@lru_cache(maxsize=16384)
 def address_ends(value: str) -> tuple[str, str] | None:
     """First and last of one, a network or a range; None: not understood."""
     first, _, last = value.partition("-")
@@ -142,19 +155,20 @@ def address_ends(value: str) -> tuple[str, str] | None:
 
 def has_address(values: tuple[str, ...], address: str) -> bool | None:
     """Whether it is among them; None: nobody knows."""
+    if ALL in values:
+        return True
     own = ipaddress.ip_address(address)
-    unknown = False
-    for value in values:
-        if value == ALL:
-            return True
-        ends = address_ends(value)
-        if ends is None:
-            unknown = True
-            continue
-        low, high = (ipaddress.ip_address(end) for end in ends)
-        if low.version == own.version == high.version and int(low) <= int(own) <= int(high):
-            return True
-    return None if unknown else False
+    return _among((_address_numbers(value, own.version) for value in values), int(own))
+
+
+@lru_cache(maxsize=16384)
+def _address_numbers(value: str, version: int) -> tuple[int, int] | None:
+    """Of the other family: none at all."""
+    ends = address_ends(value)
+    if ends is None:
+        return None
+    low, high = (ipaddress.ip_address(end) for end in ends)
+    return (int(low), int(high)) if low.version == version == high.version else (1, 0)
 
 
 def has_name(values: tuple[str, ...], name: str) -> bool:

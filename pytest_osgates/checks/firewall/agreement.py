@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_osgates.checks.firewall.named import (
@@ -77,8 +77,12 @@ def agreement(
     if seen.ruleset.problem:
         return
     sweeps = [one for one in seen.sweeps if one.protocol != "kinds" and one.family not in bare and one.full]
-    turned = {text for sweep in sweeps for text in _turned(seen, policy, sweep)}
-    if turned:
+    turned = {text for sweep in sweeps for text in _turned(seen, policy, sweep, [None])}
+    # For other targets, too; but nobody answered there who could be compared.
+    others = {text for sweep in sweeps for text in _turned(seen, policy, sweep, _aims(seen, sweep))}
+    if turned or any(text.endswith("!") for text in others):
+        compared = not turned
+        turned |= others
         unknown = sorted(text.removesuffix("!") for text in turned if text.endswith("!"))
         unknown = [text for text in unknown if text not in named]
         yield finding(
@@ -90,7 +94,8 @@ def agreement(
             "rules that can be compared",
             Severity.UNPROVEN if unknown else Severity.REMARK,
         )
-        return
+        if not compared:
+            return
     told: set[tuple[str, str]] = set()
     ways = _heard_ways(seen)
     for sweep in sweeps:
@@ -101,16 +106,18 @@ def agreement(
                 yield found
 
 
-def _turned(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[str]:
+def _turned(
+    seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep, aims: Sequence[Aim | None]
+) -> Iterator[str]:
     """Ports whose address or number rules change on the way in; with ``!`` where they are not allowed."""
     rules = seen.ruleset
     if not any(rule.translates for chain in reached(rules, sweep.family, card_of(seen)) for rule in chain.rules):
         return
     ranges = named_ports(rules, sweep.protocol)
     ports = {port for first, last in ranges for port in (first, last)} | {unnamed_port(rules, sweep.protocol)}
-    aims = [None, *_aims(seen, sweep)[:MAX_ADDRESSES]]
-    for port in sorted(ports):
-        if any(is_translated(rules, packet_for(seen, sweep, sweep.protocol, port, aim)) for aim in aims):
+    for port in sorted(ports)[: 2 * MAX_PORTS + 1]:
+        packets = (packet_for(seen, sweep, sweep.protocol, port, aim) for aim in aims[:MAX_ADDRESSES])
+        if any(is_translated(rules, packet) for packet in packets):
             allowed = policy.documented(sweep.protocol, port, sweep.family, sweep.origin)
             yield f"{sweep.protocol}/{port}{'' if allowed else '!'}"
 

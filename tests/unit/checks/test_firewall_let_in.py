@@ -409,6 +409,22 @@ def test_the_addresses_on_which_somebody_waits_are_targets() -> None:
     assert set(found(rules(ends, drops, near), listeners=waits)) == {("accepts", "tcp/22")}
 
 
+def test_another_target_whose_packets_go_elsewhere_is_told() -> None:
+    nat = {"family": "inet", "table": "filter", "name": "n", "type": "nat", "hook": "prerouting", "prio": -100}
+    to = [
+        match(field("ip", "daddr"), "10.0.2.16"),
+        match(field("udp", "dport"), 5000),
+        {"dnat": {"addr": "172.17.0.2"}},
+    ]
+    more = [{"chain": {**nat, "policy": "accept"}}]
+    more += [{"rule": {"family": "inet", "table": "filter", "chain": "n", "expr": to}}]
+    seen = read([*table(LOOPBACK, ESTABLISHED, NEIGHBOURS), *more])
+    assert found(seen) == {("not-compared", "ruleset"): Severity.UNPROVEN}
+    # What answers is compared all the same.
+    closed = found(seen, sweeps=answering("open", 80))
+    assert set(closed) == {("not-compared", "ruleset"), ("open", "tcp/80"), ("unexplained", "tcp/80")}
+
+
 def test_a_group_between_those_that_rules_drop() -> None:
     ends = [match(field("ip", "daddr"), {"set": ["224.0.0.0", "239.255.255.255"]}), DROP]
     groups = [match(field("ip", "daddr"), {"prefix": {"addr": "224.0.0.0", "len": 4}}), *port(4123, "udp")]

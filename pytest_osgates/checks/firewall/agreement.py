@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from pytest_osgates.checks.firewall.policy import FirewallPolicy
-from pytest_osgates.checks.firewall.rules import (
-    ACCEPT,
+from pytest_osgates.checks.firewall.named import (
     EVERYBODY,
-    OTHERS,
-    Cast,
-    Family,
-    Packet,
-    is_translated,
+    MAX_ADDRESSES,
+    MAX_PORTS,
+    elsewhere,
+    is_host,
     named_groups,
+    named_hosts,
     named_ports,
+    named_protocols,
     not_understood,
-    outcomes,
     reached,
     unnamed_port,
 )
+from pytest_osgates.checks.firewall.policy import FirewallPolicy
+from pytest_osgates.checks.firewall.rules import ACCEPT, Cast, Family, Packet, is_translated, outcomes
 from pytest_osgates.checks.firewall.said import finding, unproven
 from pytest_osgates.checks.firewall.seen import FirewallObservation, Sweep, datagram
 from pytest_osgates.model import Finding, Severity
@@ -31,7 +32,14 @@ NOISE = 100
 # Packets that nobody explains and that prove nothing: a sound machine has none, or a few of its own.
 STRAY = 20
 # Conditions of which a datagram for many fulfils others than one for this machine.
-_OF_MANY = frozenset({"ip daddr", "ip6 daddr", "meta pkttype", "fib daddr type"})
+_TARGETS = frozenset({"ip daddr", "ip6 daddr"})
+_OF_MANY = frozenset({*_TARGETS, "meta pkttype", "fib daddr type"})
+# Addresses and groups that are nobody's (RFC 5737, RFC 3849, RFC 6676): for all that no rule names.
+_NOBODYS = {"ipv4": "198.51.100.77", "ipv6": "2001:db8:ffff::77"}
+_NO_GROUP = {"ipv4": "233.252.0.77", "ipv6": "ff0e::db8:0:77"}
+# As many questions to the rules a sweep, and as many sockets that wait, as are looked at.
+MAX_ASKED = 20_000
+MAX_LISTENERS = 500
 
 
 def card_of(seen: FirewallObservation) -> str:
@@ -39,11 +47,28 @@ def card_of(seen: FirewallObservation) -> str:
     return next((one.interface for one in seen.addresses if one.interface), "eth0")
 
 
-def packet_for(seen: FirewallObservation, sweep: Sweep, protocol: str, port: int, group: str = "") -> Packet:
-    """As a sweep sends it; `group`: to an address of many."""
-    cast: Cast = "host" if not group else "broadcast" if group == EVERYBODY else "multicast"
+@dataclass(frozen=True)
+class Aim:
+    """Another target than the one that is swept. ``frame``: whom the frame is for, if that is somebody else."""
+
+    address: str
+    cast: Cast = "host"
+    frame: Cast | None = None
+
+    @property
+    def name(self) -> str:
+        """For findings."""
+        return (self.frame or self.cast) if (self.frame or self.cast) != "host" else self.address
+
+
+def packet_for(seen: FirewallObservation, sweep: Sweep, protocol: str, port: int, aim: Aim | None = None) -> Packet:
+    """As a sweep sends it; `aim`: to another target."""
+    to = aim or Aim(sweep.target)
     return Packet(
-        sweep.family, protocol, port, sweep.source, card_of(seen), group or sweep.target, icmp_type="", cast=cast
+        *(sweep.family, protocol, port, sweep.source, card_of(seen), to.address),
+        icmp_type="",
+        cast=to.cast,
+        frame=to.frame,
     )
 
 
@@ -54,8 +79,12 @@ def agreement(
     if seen.ruleset.problem:
         return
     sweeps = [one for one in seen.sweeps if one.protocol != "kinds" and one.family not in bare and one.full]
-    turned = {text for sweep in sweeps for text in _turned(seen, policy, sweep)}
-    if turned:
+    turned = {text for sweep in sweeps for text in _turned(seen, policy, sweep, [None])}
+    # For other targets, too; but nobody answered there who could be compared.
+    others = {text for sweep in sweeps for text in _turned(seen, policy, sweep, _aims(seen, sweep))}
+    if turned or any(text.endswith("!") for text in others):
+        compared = not turned
+        turned |= others
         unknown = sorted(text.removesuffix("!") for text in turned if text.endswith("!"))
         unknown = [text for text in unknown if text not in named]
         yield finding(
@@ -67,7 +96,8 @@ def agreement(
             "rules that can be compared",
             Severity.UNPROVEN if unknown else Severity.REMARK,
         )
-        return
+        if not compared:
+            return
     told: set[tuple[str, str]] = set()
     ways = _heard_ways(seen)
     for sweep in sweeps:
@@ -78,16 +108,19 @@ def agreement(
                 yield found
 
 
-def _turned(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[str]:
+def _turned(
+    seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep, aims: Sequence[Aim | None]
+) -> Iterator[str]:
     """Ports whose address or number rules change on the way in; with ``!`` where they are not allowed."""
     rules = seen.ruleset
     if not any(rule.translates for chain in reached(rules, sweep.family, card_of(seen)) for rule in chain.rules):
         return
     ranges = named_ports(rules, sweep.protocol)
     ports = {port for first, last in ranges for port in (first, last)} | {unnamed_port(rules, sweep.protocol)}
-    for port in sorted(ports):
-        if is_translated(rules, packet_for(seen, sweep, sweep.protocol, port)):
-            allowed = policy.allows(sweep.protocol, port, sweep.family, sweep.origin)
+    for port in sorted(ports)[: 2 * MAX_PORTS + 1]:
+        packets = (packet_for(seen, sweep, sweep.protocol, port, aim) for aim in aims[:MAX_ADDRESSES])
+        if any(is_translated(rules, packet) for packet in packets):
+            allowed = policy.documented(sweep.protocol, port, sweep.family, sweep.origin)
             yield f"{sweep.protocol}/{port}{'' if allowed else '!'}"
 
 
@@ -140,9 +173,9 @@ def _unheard(seen: FirewallObservation, sweep: Sweep, heard: bytearray) -> Itera
 # -- doors that are open though nobody stands behind them today ------------------------------------------------------
 
 
-def accepts(seen: FirewallObservation, sweep: Sweep, port: int, protocol: str = "", group: str = "") -> bool:
+def accepts(seen: FirewallObservation, sweep: Sweep, port: int, protocol: str = "", aim: Aim | None = None) -> bool:
     """Whether the rules may let a port in, without those rules that are not understood."""
-    packet = packet_for(seen, sweep, protocol or sweep.protocol, port, group)
+    packet = packet_for(seen, sweep, protocol or sweep.protocol, port, aim)
     return ACCEPT in outcomes(seen.ruleset, packet, guess=False)
 
 
@@ -159,6 +192,23 @@ def doors(seen: FirewallObservation, policy: FirewallPolicy, bare: set[Family], 
             if one.subject not in told and one.subject not in named:
                 told.add(one.subject)
                 yield one
+    yield from _narrow(seen, bare)
+    if len(seen.listeners) >= MAX_LISTENERS:
+        yield unproven(
+            *("too-many", "listeners", f"{MAX_LISTENERS} or more sockets wait"),
+            "as many as are looked at: the rest was not tried by name",
+        )
+
+
+def _narrow(seen: FirewallObservation, bare: set[Family]) -> Iterator[Finding]:
+    """Rules for sources and cards that nobody tries."""
+    for family in dict.fromkeys(sweep.family for sweep in seen.sweeps if sweep.family not in bare):
+        packets = [packet_for(seen, sweep, "udp", 0) for sweep in seen.sweeps if sweep.family == family]
+        for text in elsewhere(seen.ruleset, family, packets)[:20]:
+            yield finding(
+                *("accepts-elsewhere", family, f"a rule lets in another source, or by another card: {text}"),
+                *("no rule for what is not in gate.firewall.allowed", Severity.REMARK),
+            )
 
 
 def _door(subject: str, what: str) -> Finding:
@@ -167,26 +217,43 @@ def _door(subject: str, what: str) -> Finding:
     )
 
 
+def _many(subject: str, what: str) -> Finding:
+    return unproven("too-many", subject, what, "as many as can be asked about one by one")
+
+
 def _ports(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[Finding]:
-    groups = _groups(seen, sweep) if sweep.protocol == "udp" else []
+    every = _aims(seen, sweep)
+    aims = every[:MAX_ADDRESSES]
+    if len(every) > len(aims):
+        yield _many(f"{sweep.protocol} targets", f"the rules name {len(every)} targets, {sweep.where}")
     free = unnamed_port(seen.ruleset, sweep.protocol)
-    # Where a group is let in whatever the port, that is the finding.
-    whole = [group for group in groups if accepts(seen, sweep, free, "", group)]
-    for group in whole:
-        yield _door("udp/broadcast" if group == EVERYBODY else "udp/multicast", f"{sweep.where}, to {group}")
-    targets = ["", *(group for group in groups if group not in whole)]
-    ranges = named_ports(seen.ruleset, sweep.protocol)
+    # Where a target is let in whatever the port, that is the finding.
+    whole = [aim for aim in aims if accepts(seen, sweep, free, "", aim)]
+    for aim in whole:
+        yield _door(f"{sweep.protocol}/{aim.name}", f"{sweep.where}, to {aim.address}")
+    targets = [None, *(aim for aim in aims if aim not in whole)]
+    named = named_ports(seen.ruleset, sweep.protocol)
+    ranges = named[:MAX_PORTS]
+    if len(named) > len(ranges):
+        yield _many(f"{sweep.protocol} ports", f"the rules name {len(named)} ranges of ports")
     points = _points(ranges, policy)
+    left = MAX_ASKED
     for first, last in ranges:
         ports = [
             port
             for port in points[bisect_left(points, first) : bisect_right(points, last)]
-            if policy.allows(sweep.protocol, port, sweep.family, sweep.origin) is None
+            if not policy.documented(sweep.protocol, port, sweep.family, sweep.origin)
         ]
-        by = next((one for one in targets if any(accepts(seen, sweep, port, "", one) for port in ports)), None)
+        left -= len(ports) * len(targets)
+        if left < 0:
+            yield _many(f"{sweep.protocol} ports", f"the rules name {len(ranges)} ranges, for {len(targets)} targets")
+            return
+        by = next(
+            (one or Aim("") for one in targets if any(accepts(seen, sweep, port, "", one) for port in ports)), None
+        )
         if by is not None:
             text = str(first) if first == last else f"{first}-{last}"
-            yield _door(f"{sweep.protocol}/{text}", f"{sweep.where}{f', to {by}' if by else ''}")
+            yield _door(f"{sweep.protocol}/{text}", f"{sweep.where}{f', to {by.address}' if by.address else ''}")
 
 
 def _points(ranges: Iterable[tuple[int, int]], policy: FirewallPolicy) -> list[int]:
@@ -196,8 +263,9 @@ def _points(ranges: Iterable[tuple[int, int]], policy: FirewallPolicy) -> list[i
     return sorted(port for port in found if 0 < port < 65536)
 
 
-def _groups(seen: FirewallObservation, sweep: Sweep) -> list[str]:
-    """Addresses of many to which a datagram may fare otherwise than one to this machine alone."""
+def _aims(seen: FirewallObservation, sweep: Sweep) -> list[Aim]:
+    """Targets for which a packet may fare otherwise than for the one that is swept: those that rules name, groups,
+    everybody, other addresses of the machine, one that is nobody's; and frames for many."""
     rules = seen.ruleset
     keys = {
         key
@@ -208,18 +276,46 @@ def _groups(seen: FirewallObservation, sweep: Sweep) -> list[str]:
     if not keys & _OF_MANY:
         return []
     six = sweep.family == "ipv6"
-    known = [group for group in seen.groups if (":" in group) == six]
-    return list(dict.fromkeys((*named_groups(rules, sweep.family), *known)))
+    found: list[Aim] = []
+    hosts: list[str] = []
+    if keys & _TARGETS:
+        own = (*(one.address for one in seen.addresses), *(one.address for one in seen.listeners))
+        own = tuple(one.partition("%")[0] for one in own if (":" in one) == six)
+        hosts = [one for one in (*named_hosts(rules, sweep.family), *own) if is_host(one)]
+        hosts = [one for one in dict.fromkeys((*hosts, _NOBODYS[sweep.family])) if one != sweep.target]
+    if sweep.protocol != "tcp":
+        known = [group for group in seen.groups if (":" in group) == six]
+        for group in dict.fromkeys((*named_groups(rules, sweep.family), *known, _NO_GROUP[sweep.family])):
+            found.append(Aim(group, "broadcast" if group == EVERYBODY else "multicast"))
+        if not six and keys & {"meta pkttype", "fib daddr type"}:
+            # That of the network, of which nobody told how large it is; any that a rule names may be it.
+            nets = [f"{sweep.target.rpartition('.')[0]}.255", *hosts]
+            found += [Aim(one, "broadcast") for one in dict.fromkeys(nets) if one != _NOBODYS["ipv4"]]
+        if "meta pkttype" in keys:
+            found += [Aim(sweep.target, "host", "broadcast"), Aim(sweep.target, "host", "multicast")]
+    return [*found, *(Aim(one) for one in hosts)]
 
 
 def _others(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> Iterator[Finding]:
     """Protocols that are in no sweep."""
-    for protocol in OTHERS:
-        if policy.allows("other", protocol, sweep.family, sweep.origin) is None:
-            ports = {port for ends in named_ports(seen.ruleset, protocol) for port in ends}
-            ports.add(unnamed_port(seen.ruleset, protocol))
-            if any(accepts(seen, sweep, port, protocol) for port in sorted(ports)):
-                yield _door(f"other/{protocol}", sweep.where)
+    every = _aims(seen, sweep)
+    # Where a target is let in with whatever protocol, the finding is that of UDP.
+    free = unnamed_port(seen.ruleset, "udp")
+    aims = [None, *(aim for aim in every[:MAX_ADDRESSES] if not accepts(seen, sweep, free, "udp", aim))]
+    left = MAX_ASKED
+    for protocol in named_protocols(seen.ruleset, sweep.family):
+        if policy.documented("other", protocol, sweep.family, sweep.origin):
+            continue
+        ports = {port for ends in named_ports(seen.ruleset, protocol) for port in ends}
+        ports.add(unnamed_port(seen.ruleset, protocol))
+        left -= len(ports) * len(aims)
+        if left < 0 or len(every) > MAX_ADDRESSES:
+            yield _many("other protocols", f"the rules name {len(every)} targets and {len(ports)} ports")
+            return
+        for aim in aims:
+            if any(accepts(seen, sweep, port, protocol, aim) for port in sorted(ports)):
+                yield _door(f"other/{protocol}", f"{sweep.where}{f', to {aim.address}' if aim else ''}")
+                break
 
 
 # -- by the guest's own counters -------------------------------------------------------------------------------------

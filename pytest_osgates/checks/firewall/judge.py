@@ -6,16 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from pytest_osgates.checks.firewall.agreement import accepts, agreement, card_of, doors, let_in, packet_for
+from pytest_osgates.checks.firewall.named import Opaque, not_understood, unnamed_port
 from pytest_osgates.checks.firewall.policy import Allowed, FirewallPolicy
 from pytest_osgates.checks.firewall.proof import forwards, losses, vacuity
-from pytest_osgates.checks.firewall.rules import (
-    ACCEPT,
-    Family,
-    input_chains,
-    not_understood,
-    outcomes,
-    unnamed_port,
-)
+from pytest_osgates.checks.firewall.rules import ACCEPT, Family, input_chains, outcomes
 from pytest_osgates.checks.firewall.said import finding, places, unproven
 from pytest_osgates.checks.firewall.seen import Answers, BootAnswer, FirewallObservation, Sweep, datagram, place
 from pytest_osgates.model import Finding, Severity
@@ -99,20 +93,30 @@ def _ruleset(seen: FirewallObservation, policy: FirewallPolicy) -> Iterator[Find
 
 
 def _not_understood(seen: FirewallObservation, policy: FirewallPolicy, family: Family) -> Iterator[Finding]:
-    """All ports of TCP are tried, and of UDP few: what a rule may let in there, only the rule can tell."""
-    allowed = {
-        port
-        for entry in policy.allowed
-        if entry.protocol == "udp" and entry.family in (family, "any")
-        for port in entry.ports
-    }
+    """Of UDP few ports are tried, and of TCP all, but once: what a rule may let in there, or later, or for others,
+    only the rule can tell."""
     found = []
     for opaque in not_understood(seen.ruleset, family, card_of(seen)):
-        free = any(last - first + 1 > sum(first <= port <= last for port in allowed) for first, last in opaque.ports)
-        wanted = "a rule that can be read: it may let datagrams in" if free else "the sweep says what it lets in"
+        free = _not_allowed(opaque, policy, family)
+        may = "datagrams" if free == "udp" else "connections, later or from others" if free == "tcp" else free
+        wanted = f"a rule that can be read: it may let in {may}" if free else "the sweep says what it lets in"
         severity = Severity.UNPROVEN if free else Severity.REMARK
         found.append(finding("not-understood", family, opaque.text, wanted, severity))
     yield from sorted(found, key=lambda one: one.severity is Severity.REMARK)[:20]
+
+
+def _not_allowed(opaque: Opaque, policy: FirewallPolicy, family: Family) -> str:
+    """A protocol of which such a rule may let in what no entry with a reason allows, from somewhere."""
+    for origin in policy.origins:
+        for protocol, ranges in (("udp", opaque.ports), ("tcp", opaque.segments)):
+            ports = {port for entry in policy.allowed if entry.protocol == protocol for port in entry.ports}
+            allowed = {port for port in ports if policy.documented(protocol, port, family, origin)}
+            if any(last - first + 1 > sum(first <= port <= last for port in allowed) for first, last in ranges):
+                return protocol
+        for protocol in opaque.others:
+            if not policy.documented("other", protocol, family, origin):
+                return protocol
+    return ""
 
 
 def _default_deny(seen: FirewallObservation, policy: FirewallPolicy, family: Family) -> Iterator[Finding]:
@@ -183,7 +187,7 @@ def _open(seen: FirewallObservation, policy: FirewallPolicy, used: set[int]) -> 
         yield finding("open", f"{protocol}/{text}", f"all of them answer, by {place_}", "no answer")
     for sweep in seen.sweeps:
         for port in sweep.elsewhere:
-            if policy.allows("udp", port, sweep.family, sweep.origin) is None:
+            if not policy.documented("udp", port, sweep.family, sweep.origin):
                 yield finding(
                     *("open", f"udp/{port}", f"it answered a datagram to another port, by {sweep.where}"),
                     "no answer",
@@ -237,7 +241,8 @@ def _not_accepted(
         entry = policy.allows(sweep.protocol, port, sweep.family, sweep.origin)
         if entry is not None:
             _note(policy, entry, used)
-            continue
+            if entry.documented:
+                continue
         let = answer.how == "closed" and sweep.family not in bare and not seen.ruleset.problem
         if not let or not accepts(seen, sweep, port):
             yield Answers(how=answer.how, first=port, last=port, code=answer.code)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pytest_osgates.checks.firewall.rules import Family
 from pytest_osgates.checks.firewall.seen import Origin
+from pytest_osgates.checks.firewall.words import protocol_number
 from pytest_osgates.model import Acceptance, Policy
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -16,8 +17,8 @@ Protocol = Literal["tcp", "udp", "icmp", "icmpv6", "other"]
 
 class Allowed(Acceptance):
     """``[[gate.firewall.allowed]]``: what may answer. ``ports`` of TCP or UDP, ``kinds`` of ICMP and other protocols
-    (the names in vm/network/probes.toml), or protocols that a rule lets in (``other``: ah, dccp, esp, gre, sctp,
-    udplite); in a family, from the link or from beyond the gateway, or both."""
+    (the names in vm/network/probes.toml), or protocols that a rule lets in (``other``: by its name in
+    /etc/protocols, or its number); in a family, from the link or from beyond the gateway, or both."""
 
     protocol: Protocol
     ports: tuple[Port, ...] = ()
@@ -36,10 +37,16 @@ class Allowed(Acceptance):
         """Whether it is about this."""
         return (
             protocol == self.protocol
-            and what in (self.ports if isinstance(what, int) else self.kinds)
+            and (what in (self.ports if isinstance(what, int) else self.kinds) or self._spells(what))
             and self.family in (family, "any")
             and self.origin in (origin, "any")
         )
+
+    def _spells(self, what: int | str) -> bool:
+        """Whether a protocol is named otherwise here: by its number, or another name."""
+        if self.protocol != "other" or isinstance(what, int) or protocol_number(what) is None:
+            return False
+        return protocol_number(what) in {protocol_number(kind) for kind in self.kinds}
 
 
 class FirewallPolicy(Policy):
@@ -58,5 +65,12 @@ class FirewallPolicy(Policy):
     boot_probes: int = Field(default=20, ge=1, le=100_000)
 
     def allows(self, protocol: str, what: int | str, family: Family, origin: Origin) -> Allowed | None:
-        """The entry that does."""
-        return next((entry for entry in self.allowed if entry.covers(protocol, what, family, origin)), None)
+        """The entry that does; one with a reason, if there is one. Without a reason it allows nothing: `documented`
+        is to be asked by whoever leaves a finding out."""
+        found = [entry for entry in self.allowed if entry.covers(protocol, what, family, origin)]
+        return next((entry for entry in found if entry.documented), next(iter(found), None))
+
+    def documented(self, protocol: str, what: int | str, family: Family, origin: Origin) -> bool:
+        """Whether an entry that has a reason allows it."""
+        entry = self.allows(protocol, what, family, origin)
+        return entry is not None and entry.documented

@@ -7,47 +7,44 @@ what surely comes in, such a rule neither lets in nor keeps out, but may end its
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from pytest_osgates.checks.firewall.words import (
+    ALL,
+    EXTENSIONS,
+    address_ends,
+    has_address,
+    has_name,
+    has_port,
+    has_protocol,
+    has_word,
+    is_word,
+    port_ends,
+    protocol_ends,
+    protocol_number,
+)
 from pytest_osgates.model import Model
 
 Family = Literal["ipv4", "ipv6"]
 # Hooks that a packet for this machine passes before a program gets it.
 HOOKS = ("ingress", "prerouting", "input")
 _FAMILIES: dict[str, frozenset[str]] = {"ipv4": frozenset({"ip", "inet"}), "ipv6": frozenset({"ip6", "inet"})}
-_PORTS = ("tcp dport", "udp dport", "th dport", "sctp dport", "dccp dport", "udplite dport")
+PORTS = ("tcp dport", "udp dport", "th dport", "sctp dport", "dccp dport", "udplite dport")
 _TYPES = ("icmp type", "icmpv6 type")
-_ADDRESSES = ("ip saddr", "ip6 saddr", "ip daddr", "ip6 daddr")
+ADDRESSES = ("ip saddr", "ip6 saddr", "ip daddr", "ip6 daddr")
+# Of IP's protocol. The first asks for the last header, whatever is before it; the others for the next one, in their
+# own family alone.
+PROTOCOLS = ("meta l4proto", "ip protocol", "ip6 nexthdr")
+CARDS = ("iif", "iifname")
 _FACTS = (
-    *("iif", "iifname", "ct state", "ct status", "ct direction", "meta l4proto", "ip protocol", "ip6 nexthdr"),
-    *("meta nfproto", "meta protocol", "meta pkttype", "fib daddr type"),
+    *("ct state", "ct status", "ct direction", "meta nfproto", "meta protocol", "meta pkttype", "fib daddr type"),
 )
-_UNDERSTOOD = frozenset({*_PORTS, *_TYPES, *_ADDRESSES, *_FACTS})
-_PORT = re.compile(r"[0-9]{1,5}")
+_UNDERSTOOD = frozenset({*PORTS, *_TYPES, *ADDRESSES, *PROTOCOLS, *CARDS, *_FACTS})
 DEPTH = 16
 BUDGET = 200_000
-# IP protocols by number, where a rule names them so (IANA, protocol-numbers).
-_NUMBERS = {
-    "1": "icmp",
-    "6": "tcp",
-    "17": "udp",
-    "33": "dccp",
-    "47": "gre",
-    "50": "esp",
-    "51": "ah",
-    "58": "icmpv6",
-    "132": "sctp",
-    "136": "udplite",
-    "ipv6-icmp": "icmpv6",
-}
-# Those that no sweep asks about, and that a kernel gives to programs or tunnels.
-OTHERS = ("ah", "dccp", "esp", "gre", "sctp", "udplite")
 Cast = Literal["host", "multicast", "broadcast"]
-EVERYBODY = "255.255.255.255"
 
 
 class Match(Model):
@@ -72,13 +69,16 @@ class Branch(Model):
 class Rule(Model):
     """Conditions, all of which must hold, and what follows; of a verdict map ``key`` and its branches, each with its
     values. ``translates``: it changes address or port. ``foreign``: a part of it is iptables', of which nft tells the
-    name alone. ``text``: for people."""
+    name alone. ``untracks``: the connection table does not follow what comes by. ``expects``: it opens the way for
+    another connection. ``text``: for people."""
 
     matches: tuple[Match, ...] = ()
     branches: tuple[Branch, ...] = ()
     key: str = ""
     translates: bool = False
     foreign: bool = False
+    untracks: bool = False
+    expects: bool = False
     text: str = ""
 
 
@@ -115,8 +115,8 @@ class Ruleset(Model):
 
 @dataclass(frozen=True)
 class Packet:
-    """An unsolicited packet. ``protocol``: tcp, udp, icmp, icmpv6, or one of `OTHERS`; ``port``: to which, 0: it has
-    none. ``cast``: whom the frame is for."""
+    """An unsolicited packet. ``protocol``: tcp, udp, icmp, icmpv6, or another by its name or number; ``port``: to
+    which, 0: it has none. ``cast``: whom it is for. ``frame``: whom its frame is for, if that is somebody else."""
 
     family: Family
     protocol: str
@@ -126,6 +126,7 @@ class Packet:
     target: str = ""
     icmp_type: str = ""
     cast: Cast = "host"
+    frame: Cast | None = None
 
 
 ACCEPT, DENY = "accept", frozenset({"drop", "reject"})
@@ -147,7 +148,7 @@ def base_chains(ruleset: Ruleset, family: Family, interface: str = "") -> list[C
 
 def _passes(chain: Chain, family: Family, interface: str) -> bool:
     if chain.hook == "ingress":
-        mine = bool(interface) and any(_fits(interface, device) for device in chain.devices)
+        mine = bool(interface) and has_name(chain.devices, interface)
         return mine and chain.family in _FAMILIES[family] | {"netdev"}
     return chain.family in _FAMILIES[family]
 
@@ -176,7 +177,7 @@ def is_translated(ruleset: Ruleset, packet: Packet) -> bool:
 
 
 def _walk(ruleset: Ruleset, packet: Packet, guess: bool | None) -> tuple[frozenset[str], bool]:
-    reader = _Reader(ruleset, packet, guess)
+    reader = Reader(ruleset, packet, guess)
     found: set[str] = set()
     for chain in base_chains(ruleset, packet.family, packet.interface):
         ends = reader.base(chain)
@@ -186,105 +187,33 @@ def _walk(ruleset: Ruleset, packet: Packet, guess: bool | None) -> tuple[frozens
     return frozenset(found | {ACCEPT}), reader.translated
 
 
-def _ranges(ruleset: Ruleset, protocol: str) -> Iterator[tuple[int, int]]:
-    """Of ports that rules speak of."""
-    keys = {f"{protocol} dport", "th dport"}
-    for chain in ruleset.chains:
-        for rule in chain.rules:
-            lists = [match.values for match in rule.matches if match.key in keys]
-            lists += [branch.values for branch in rule.branches if rule.key in keys]
-            for value in (value for values in lists for value in values):
-                ends = [int(end) for end in value.split("-")[:2] if _PORT.fullmatch(end)]
-                if ends:
-                    yield ends[0], ends[-1]
+def is_readable(key: str, values: tuple[str, ...]) -> bool:
+    """Whether it can be told for every packet whether a condition holds."""
+    if key in PORTS:
+        return all(value == ALL or port_ends(value) is not None for value in values)
+    if key in ADDRESSES:
+        return all(value == ALL or address_ends(value) is not None for value in values)
+    if key in PROTOCOLS:
+        return all(value == ALL or protocol_ends(value) is not None for value in values)
+    if key in _FACTS:
+        return all(is_word(value) for value in values)
+    return key == CHOSEN or key in _UNDERSTOOD
 
 
-def named_ports(ruleset: Ruleset, protocol: str) -> tuple[tuple[int, int], ...]:
-    """Ranges of ports that rules speak of."""
-    found = {(max(first, 1), last) for first, last in _ranges(ruleset, protocol) if first <= last < 65536 and last}
-    return tuple(sorted(found)[:4096])
+LETS = ("accept", "queue", "jump", "goto")
+EVERY = (1, 65535)
 
 
-def unnamed_port(ruleset: Ruleset, protocol: str) -> int:
-    """One that no rule speaks of, but for ranges that leave none out."""
-    port = 1
-    for first, last in sorted(_ranges(ruleset, protocol)):
-        if first > port:
-            break
-        port = max(port, last + 1)
-    return port if port < 65536 else 47001
+class Reader:
+    """Follows one packet. ``translated``: a rule may change its address or port."""
 
-
-def named_groups(ruleset: Ruleset, family: Family) -> tuple[str, ...]:
-    """Addresses of groups, and that of everybody, that rules speak of as a packet's target."""
-    key = "ip daddr" if family == "ipv4" else "ip6 daddr"
-    found: dict[str, None] = {}
-    for chain in ruleset.chains:
-        for rule in chain.rules:
-            lists = [match.values for match in rule.matches if match.key == key]
-            lists += [branch.values for branch in rule.branches if rule.key == key]
-            for value in (value for values in lists for value in values):
-                found |= dict.fromkeys(_groups(value))
-    return tuple(found)[:64]
-
-
-def _groups(value: str) -> Iterator[str]:
-    """Of an address, a network or a range: its first and last that are groups."""
-    first, _, last = value.partition("-")
-    try:
-        network = ipaddress.ip_network(first, strict=False)
-        ends = [network[0], network[-1], *([ipaddress.ip_address(last)] if last else [])]
-    except ValueError:
-        return
-    yield from (str(end) for end in ends if end.is_multicast or str(end) == EVERYBODY)
-
-
-def reached(ruleset: Ruleset, family: Family, interface: str = "") -> list[Chain]:
-    """Chains that an incoming packet may pass: base chains, and where they jump to."""
-    known = {(chain.family, chain.table, chain.name): chain for chain in ruleset.chains}
-    found = {(one.family, one.table, one.name): one for one in base_chains(ruleset, family, interface)}
-    open_ends = list(found.values())
-    while open_ends:
-        chain = open_ends.pop()
-        for target in {branch.target for rule in chain.rules for branch in rule.branches if branch.target}:
-            key = (chain.family, chain.table, target)
-            if key in known and key not in found:
-                found[key] = known[key]
-                open_ends.append(known[key])
-    return [chain for chain in ruleset.chains if (chain.family, chain.table, chain.name) in found]
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """A rule in the way of what comes in that is not understood, and that could let something in. ``ports``: of UDP,
-    those that it may let in: ranges; empty: none."""
-
-    text: str
-    ports: tuple[tuple[int, int], ...]
-
-
-def not_understood(ruleset: Ruleset, family: Family, interface: str) -> Iterator[Opaque]:
-    """Such rules."""
-    reader = _Reader(ruleset, Packet(family, "udp", 0, "", interface), None)
-    for chain in reached(ruleset, family, interface):
-        for rule in chain.rules:
-            lets = [branch for branch in rule.branches if branch.action in _LETS]
-            keys = {match.key for match in rule.matches} | ({rule.key} if rule.key else set())
-            asks = any(branch.action == "queue" for branch in lets)
-            if lets and (asks or not keys - {CHOSEN} <= _UNDERSTOOD):
-                yield Opaque(f"{chain.subject}: {rule.text}", tuple(reader.datagrams(chain, rule)))
-
-
-_LETS = ("accept", "queue", "jump", "goto")
-_ALL = (1, 65535)
-
-
-class _Reader:
-    def __init__(self, ruleset: Ruleset, packet: Packet, guess: bool | None) -> None:
+    def __init__(self, ruleset: Ruleset, packet: Packet, guess: bool | None, *, untracked: bool = False) -> None:
         self._chains = {(chain.family, chain.table, chain.name): chain for chain in ruleset.chains}
         self._packet = packet
         self._guess = guess
         self._left = BUDGET
+        # Of its connection. Behind a rule that has it not followed it may be another.
+        self._states = frozenset({"new", "untracked"} if untracked else {"new"})
         self.translated = False
 
     def base(self, chain: Chain) -> set[str]:
@@ -304,9 +233,11 @@ class _Reader:
             if holds is False:
                 continue
             self.translated = self.translated or rule.translates
+            if rule.untracks and (holds or self._guess is None):
+                self._states |= {"untracked"}
             taken = self._branches(chain, rule, depth, unsure=holds is None and self._guess is False)
             ends |= taken - {"continue"}
-            sure = holds and not any(match.key == CHOSEN for match in rule.matches)
+            sure = holds and not any(self._chosen(match) for match in rule.matches)
             if sure and "continue" not in taken:
                 return ends - {"return"} | ({"continue"} if "return" in ends else set())
         return ends - {"return"} | {"continue"}
@@ -316,12 +247,15 @@ class _Reader:
             return self._follow(chain, rule.branches[0], depth, unsure) if rule.branches else {"continue"}
         ends: set[str] = set()
         sure = False
-        for branch in rule.branches:
-            holds = True if branch.values == ("*",) else self._holds(Match(key=rule.key, values=branch.values))
+        # The element for all others is asked last, wherever it is listed.
+        for branch in sorted(rule.branches, key=lambda one: ALL in one.values):
+            match = Match(key=rule.key, values=branch.values)
+            chosen = self._chosen(match)
+            holds = chosen or self._holds(match)
             if holds is not False:
                 ends |= self._follow(chain, branch, depth, unsure or (holds is None and self._guess is False))
-                sure = sure or bool(holds)
-            if holds:
+                sure = sure or (bool(holds) and not chosen)
+            if holds and not chosen:
                 break
         return ends if sure else ends | {"continue"}
 
@@ -342,45 +276,65 @@ class _Reader:
             return ends - {"continue"} | {"return"}
         return ends
 
-    def datagrams(self, chain: Chain, rule: Rule, depth: int = 0) -> Iterator[tuple[int, int]]:
-        """Ports of UDP that a rule may let in, whatever addresses it speaks of: an unsolicited datagram to one of
-        them, or to a group."""
+    def lets(self, chain: Chain, rule: Rule, depth: int = 0) -> Iterator[tuple[int, int]]:
+        """Ports that a rule may let in, whatever addresses it speaks of: an unsolicited packet to one of them, or to
+        a group."""
         self._left -= 1
         if depth > DEPTH or self._left < 0:
-            yield _ALL
+            yield EVERY
             return
         named: list[tuple[int, int]] = []
         for match in rule.matches:
             if not self._can(match):
                 return
-            if match.key in _PORTS:
-                named += [_ALL] if match.negated else _spans(match.values)
-        by_port = rule.key in ("udp dport", "th dport")
-        found: list[tuple[int, int]] = []
+            if match.key in PORTS:
+                named += [EVERY] if match.negated else _spans(match.values)
+        by_port = rule.key in PORTS
+        found: list[tuple[int, int]] = [EVERY] if rule.untracks or rule.expects else []
         for branch in rule.branches:
-            if rule.key and branch.values != ("*",) and not self._can(Match(key=rule.key, values=branch.values)):
+            if rule.key and not self._can(Match(key=rule.key, values=branch.values)):
                 continue
             if branch.action in ("accept", "queue"):
-                found += _spans(branch.values) if by_port else [_ALL]
+                found += _spans(branch.values) if by_port else [EVERY]
             elif branch.action in ("jump", "goto"):
                 target = self._chains.get((chain.family, chain.table, branch.target), chain)
                 for inner in target.rules if target is not chain else ():
-                    if any(one.action in _LETS for one in inner.branches):
-                        found += self.datagrams(target, inner, depth + 1)
-        yield from named if found and named and not by_port else found
+                    if inner.untracks or any(one.action in LETS for one in inner.branches):
+                        found += self.lets(target, inner, depth + 1)
+        yield from named if found and named and not by_port and not rule.expects else found
 
     def _can(self, match: Match) -> bool:
-        """Whether it may hold of some datagram, to whatever port and address."""
-        if match.key in _PORTS:
-            return match.key.startswith(("th ", "udp "))
-        if match.key in _ADDRESSES:
+        """Whether it may hold of some packet of this protocol, to whatever port and address."""
+        if match.key in PORTS:
+            return match.key.startswith(("th ", f"{self._packet.protocol} "))
+        if match.key in ADDRESSES:
             return (match.key[:3] == "ip6") == (self._packet.family == "ipv6")
-        return match.key in (CHOSEN, "meta pkttype", "fib daddr type") or self._holds(match) is not False
+        # Rules before may have had its connection not followed.
+        if match.key in (CHOSEN, "meta pkttype", "fib daddr type"):
+            return True
+        return self._chosen(match) or self._holds(match) is not False
+
+    def elsewhere(self, rule: Rule) -> bool:
+        """Whether a rule lets in, but for another source or card than the packet's."""
+        if rule.key or not any(branch.action == "accept" for branch in rule.branches):
+            return False
+        kept_out = False
+        for match in rule.matches:
+            if match.key in CARDS and not match.negated and set(match.values) == {"lo"}:
+                return False
+            own = match.key in CARDS or (match.key in ADDRESSES and match.key.endswith("saddr"))
+            if own and match.key in ADDRESSES and not self._can(match):
+                return False
+            if own:
+                kept_out = kept_out or self._holds(match) is False
+            elif not self._can(match):
+                return False
+        return kept_out
 
     def _all(self, matches: Iterable[Match]) -> bool | None:
         known: bool | None = True
         for match in matches:
-            holds = match.key == CHOSEN or self._holds(match)
+            holds = self._chosen(match) or self._holds(match)
             if holds is False:
                 return False
             if holds is None:
@@ -393,87 +347,58 @@ class _Reader:
             return self._guess or None
         return not holds if match.negated else holds
 
+    def _chosen(self, match: Match) -> bool:
+        """Whether the sender chooses whether it holds."""
+        return match.key == CHOSEN or {True, False} <= self._answers(match)
+
     def _any(self, match: Match) -> bool | None:
         packet = self._packet
-        if match.key in _PORTS:
+        if match.key in PORTS:
             if not match.key.startswith(("th ", packet.protocol + " ")) or packet.protocol.startswith("icmp"):
                 return _never(match)
-            return _has_port(match.values, packet.port)
+            return has_port(match.values, packet.port)
         if match.key in _TYPES:
             if match.key.split()[0] != packet.protocol:
                 return _never(match)
-            return packet.icmp_type in match.values if packet.icmp_type else None
-        if match.key in _ADDRESSES:
-            if (match.key[:3] == "ip6") != (packet.family == "ipv6"):
-                return _never(match)
+            return (ALL in match.values or packet.icmp_type in match.values) if packet.icmp_type else None
+        if match.key.startswith(("ip ", "ip6 ")) and (match.key[:3] == "ip6") != (packet.family == "ipv6"):
+            return _never(match)
+        if match.key in ADDRESSES:
             address = packet.source if match.key.endswith("saddr") else packet.target
-            return _has_address(match.values, address) if address else None
-        facts = {
-            "iif": packet.interface,
-            "iifname": packet.interface,
-            "ct state": "new",
-            "ct status": "",
-            "ct direction": "original",
-            "meta l4proto": packet.protocol,
-            "ip protocol": packet.protocol if packet.family == "ipv4" else "",
-            "ip6 nexthdr": packet.protocol if packet.family == "ipv6" else "",
-            "meta nfproto": packet.family,
-            "meta protocol": "ip" if packet.family == "ipv4" else "ip6",
-            "meta pkttype": packet.cast,
-            "fib daddr type": "local" if packet.cast == "host" else packet.cast,
-        }
-        if match.key not in facts:
-            return None
-        values = [_NUMBERS.get(value, value) for value in match.values]
+            return has_address(match.values, address) if address else None
+        if match.key in CARDS:
+            return has_name(match.values, packet.interface)
         if match.key == "ct status":
             return False
-        return any(_fits(facts[match.key], value) for value in values)
+        found = self._answers(match)
+        return next(iter(found)) if len(found) == 1 else None
+
+    def _answers(self, match: Match) -> set[bool | None]:
+        """Of a condition on a fact: whether it holds, for each that may be one of this packet."""
+        packet = self._packet
+        if match.key in PROTOCOLS:
+            own = protocol_number(packet.protocol)
+            if own is None:
+                return {None}
+            before = EXTENSIONS if match.key == "ip6 nexthdr" and packet.family == "ipv6" else ()
+            return {has_protocol(match.values, one) for one in (own, *before)}
+        if match.key == "ct state":
+            return {has_word(match.values, state) for state in self._states}
+        facts = {
+            "ct direction": "original",
+            "meta nfproto": packet.family,
+            "meta protocol": "ip" if packet.family == "ipv4" else "ip6",
+            "meta pkttype": packet.frame or packet.cast,
+            "fib daddr type": "local" if packet.cast == "host" else packet.cast,
+        }
+        return {has_word(match.values, facts[match.key]) if match.key in facts else None}
 
 
 def _spans(values: tuple[str, ...]) -> list[tuple[int, int]]:
     """Ports as ranges; what is none is all of them."""
-    found = []
-    for value in values:
-        first, _, last = value.partition("-")
-        known = _PORT.fullmatch(first) and (not last or _PORT.fullmatch(last))
-        found.append((int(first), int(last or first)) if known else _ALL)
-    return found
+    return [port_ends(value) or EVERY for value in values]
 
 
 def _never(match: Match) -> bool:
     """A field that the packet has not: the rule does not apply, negated or not."""
     return match.negated
-
-
-def _fits(fact: str, value: str) -> bool:
-    return fact.startswith(value[:-1]) if value.endswith("*") else fact == value
-
-
-def _has_port(values: tuple[str, ...], port: int) -> bool | None:
-    unknown = False
-    for value in values:
-        first, _, last = value.partition("-")
-        if not _PORT.fullmatch(first) or (last and not _PORT.fullmatch(last)):
-            unknown = True
-        elif int(first) <= port <= int(last or first):
-            return True
-    return None if unknown else False
-
-
-def _has_address(values: tuple[str, ...], address: str) -> bool | None:
-    unknown = False
-    own = ipaddress.ip_address(address)
-    for value in values:
-        first, _, last = value.partition("-")
-        try:
-            if last:
-                low, high = ipaddress.ip_address(first), ipaddress.ip_address(last)
-                if low.version == own.version and int(low) <= int(own) <= int(high):
-                    return True
-            else:
-                network = ipaddress.ip_network(value, strict=False)
-                if own.version == network.version and own in network:
-                    return True
-        except ValueError:
-            unknown = True
-    return None if unknown else False

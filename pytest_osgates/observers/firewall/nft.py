@@ -17,7 +17,7 @@ MAX_ELEMENTS = 10_000
 _VERDICTS = frozenset({"accept", "drop", "continue", "return", "jump", "goto"})
 # Statements that neither ask nor decide.
 _HARMLESS = frozenset(
-    {"counter", "log", "comment", "mangle", "notrack", "ct helper", "ct timeout", "secmark", "flow"}
+    {"counter", "log", "comment", "mangle", "notrack", "ct helper", "ct timeout", "ct expectation", "secmark", "flow"}
 )
 # They put something into a set: harmless but for what they do with it.
 _UPDATES = frozenset({"set", "map", "meter"})
@@ -27,6 +27,10 @@ _PROTOCOLS = frozenset({"ip", "ip6", "tcp", "udp", "th", "icmp", "icmpv6", "sctp
 _FIELDS = frozenset({"dport", "type", "saddr", "daddr", "protocol", "nexthdr"})
 
 
+# Those that a table may have.
+_FLAGS = frozenset({"dormant", "owner", "persist"})
+# Hooks of what the machine itself sends, or passes on.
+_AWAY = frozenset({"output", "postrouting", "forward", "egress"})
 _PORTS = frozenset({"tcp dport", "udp dport", "th dport", "sctp dport", "dccp dport", "udplite dport"})
 
 
@@ -49,16 +53,27 @@ def ruleset(data: bytes) -> Ruleset:
 class _Tables:
     def __init__(self, objects: list[Any]) -> None:
         self._objects = [entry for entry in objects if isinstance(entry, dict)]
+        flags = {(str(one["family"]), str(one["name"])): _words(one.get("flags")) for one in self._of("table")}
         # Rules of a dormant table are not asked (nft(8), "Tables").
-        self._dormant = {
-            (str(table["family"]), str(table["name"]))
-            for table in self._of("table")
-            if "dormant" in _list(table.get("flags", ()))
-        }
+        self._dormant = {table for table, words in flags.items() if "dormant" in words}
+        # nft 1.0.6 writes a table's name, of any one, where the flags should be.
+        names = {name for _, name in flags}
+        self._unknown = sorted(name for (_, name), words in flags.items() if not words <= _FLAGS - names)
         self._sets: dict[tuple[str, str, str], Any] = {}
         for kind in ("set", "map"):
             for entry in self._of(kind):
                 self._sets[str(entry["family"]), str(entry["table"]), str(entry["name"])] = entry
+        self._hooks = {
+            (str(one["family"]), str(one["table"]), str(one["name"])): str(one.get("hook", ""))
+            for one in self._of("chain")
+        }
+        # Sets that packets fill: those that come in, and others.
+        self._filled: dict[tuple[str, str, str], bool] = {}
+        for rule in self._of("rule"):
+            place = (str(rule["family"]), str(rule["table"]))
+            comes_in = self._hooks.get((*place, str(rule["chain"])), "") not in _AWAY
+            for name in _filled(rule["expr"]):
+                self._filled[*place, name] = self._filled.get((*place, name), False) or comes_in
 
     def _of(self, kind: str) -> Iterator[dict[str, Any]]:
         for entry in self._objects:
@@ -95,13 +110,14 @@ class _Tables:
             return Ruleset(
                 source="nft", chains=tuple(chains), problem="it is cut short: nft does not tell its version"
             )
-        return Ruleset(source="nft", chains=tuple(chains))
+        problem = f"whether tables are dormant is not told: {', '.join(self._unknown)}" if self._unknown else ""
+        return Ruleset(source="nft", chains=tuple(chains), problem=one_line(problem, 200))
 
     def _rule(self, place: tuple[str, str], statements: Json) -> Rule:
         if not isinstance(statements, list):
             raise _Odd("a rule without statements")
         matches: list[Match] = []
-        translates = False
+        translates = untracks = expects = False
         key = ""
         branches: tuple[Branch, ...] = ()
         for statement in statements:
@@ -109,7 +125,8 @@ class _Tables:
                 raise _Odd("a statement that is none")
             ((name, value),) = statement.items()
             if name == "match":
-                matches.append(self._match(place, value))
+                one = self._match(place, value)
+                matches += [*(_needs(_key(value["left"])) if one.key == CHOSEN else ()), one]
             elif name == "vmap":
                 key, branches = self._map(place, value)
                 break
@@ -119,6 +136,9 @@ class _Tables:
             elif name == "xt":
                 action, known = _foreign(value)
                 translates = translates or action == "translate"
+                untracks = untracks or action == "untrack"
+                if action == "untrack" and value.get("name") != "NOTRACK":
+                    matches.append(Match(key=""))
                 matches += [] if known or action else [Match(key="")]
                 if action in ("accept", "drop", "reject", "queue", "return"):
                     branches = (Branch(action=action),)
@@ -126,12 +146,16 @@ class _Tables:
             elif name in _TRANSLATES:
                 translates = True
             else:
+                untracks = untracks or name == "notrack"
+                expects = expects or name == "ct expectation"
                 matches += _choices(name, value)
         return Rule(
             matches=xt.settled(matches, branches),
             branches=branches,
             key=key,
             translates=translates,
+            untracks=untracks,
+            expects=expects,
             foreign=any("xt" in statement for statement in statements),
             text=one_line(json.dumps(statements), 300),
         )
@@ -139,12 +163,23 @@ class _Tables:
     def _match(self, place: tuple[str, str], value: Json) -> Match:
         operator = str(value["op"])
         key = _key(value["left"])
+        by = self._filled_by(place, value["right"])
+        if by is not None:
+            # What comes in may have put itself there; of what else does, nobody knows whom it lets in.
+            return Match(key=CHOSEN if by and (key or _is_chosen(value["left"])) else "")
         values = self._values(place, value["right"], key)
         if key in _PORTS and values is not None and operator in _COMPARES and len(values) == 1:
             return _compared(key, operator, values[0])
         if not key or values is None or operator not in ("==", "in", "!="):
             return Match(key=CHOSEN if not key and _is_chosen(value["left"]) else "")
         return Match(key=key, values=values, negated=operator == "!=")
+
+    def _filled_by(self, place: tuple[str, str], right: Json) -> bool | None:
+        """Of a set: whether packets that come in fill it; None: no packets do."""
+        if not isinstance(right, str) or not right.startswith("@"):
+            return None
+        named = self._sets.get((*place, right[1:]), {})
+        return self._filled.get((*place, right[1:]), False if "dynamic" in _words(named.get("flags")) else None)
 
     def _values(self, place: tuple[str, str], right: Json, key: str) -> tuple[str, ...] | None:
         """None: not understood."""
@@ -170,7 +205,7 @@ class _Tables:
         if isinstance(data, str) and data.startswith("@"):
             named = self._sets.get((*place, data[1:]))
             pairs = [] if named is None else named.get("elem", [])
-            key = "?" if named is None else key
+            key = "?" if named is None or self._filled_by(place, data) is not None else key
         else:
             pairs = data["set"] if isinstance(data, dict) else data
         branches = []
@@ -182,6 +217,14 @@ class _Tables:
             branches.append(verdict.model_copy(update={"values": (wanted,) if known else ("",)}))
             key = key if known else "?"
         return ("?" if len(pairs) > MAX_ELEMENTS else key), tuple(branches)
+
+
+def _needs(key: str) -> list[Match]:
+    """What a packet must be that has this field at all, which is not listed."""
+    protocol = key.split(" ")[0]
+    if protocol in ("ip", "ip6"):
+        return [Match(key="meta nfproto", values=("ipv6" if protocol == "ip6" else "ipv4",))]
+    return [Match(key="meta l4proto", values=(protocol,))] if key in _PORTS and protocol != "th" else []
 
 
 _COMPARES = frozenset({"<", ">", "<=", ">="})
@@ -235,10 +278,25 @@ def _is_chosen(left: Json) -> bool:
         ((name, value),) = left.items()
         if name in ("&", "|", "^", "<<", ">>") and isinstance(value, list) and value:
             return _is_chosen(value[0])
+        if name == "payload" and isinstance(value, dict) and "tunnel" in value:
+            return False
         return name in ("payload", "tcp option", "ip option", "exthdr", "sctp chunk") or (
             name == "meta" and isinstance(value, dict) and value.get("key") == "length"
         )
     return False
+
+
+def _filled(statements: Json) -> Iterator[str]:
+    """Names of sets and maps into which a rule puts something."""
+    for statement in statements if isinstance(statements, list) else []:
+        for name, value in statement.items() if isinstance(statement, dict) else []:
+            target = value.get(name) if name in ("set", "map") and isinstance(value, dict) else None
+            if isinstance(target, str) and value.get("op") != "delete":
+                yield target.removeprefix("@")
+
+
+def _words(flags: Json) -> set[str]:
+    return {str(one) for one in _list(flags)}
 
 
 def _list(value: Json) -> list[Any]:
@@ -263,7 +321,10 @@ def _key(left: Json) -> str:
         return word if word in ("iif", "iifname") else f"meta {word}"
     if name == "ct" and "family" not in value:
         return f"ct {value['key']}"
-    if name == "payload" and value.get("protocol") in _PROTOCOLS and value.get("field") in _FIELDS:
+    # With more it is another field: that of a packet in a tunnel.
+    if name == "payload" and set(value) == {"protocol", "field"} and value["protocol"] in _PROTOCOLS:
+        if value["field"] not in _FIELDS:
+            return ""
         return f"{value['protocol']} {value['field']}"
     if name == "fib" and value.get("result") == "type" and _list(value.get("flags")) == ["daddr"]:
         return "fib daddr type"

@@ -103,12 +103,20 @@ def _rule(text: str, family: str, line: str) -> Rule:
         negated = False
     jump, name = (words[at], words[at + 1]) if at + 1 < len(words) else ("", "")
     does = target(name)
-    if does in ("", "translate", "continue"):
+    if does == "untrack" and name != "NOTRACK" and "--notrack" not in words[at:]:
+        does = "continue"
+    if does in ("", "translate", "continue", "untrack"):
         branch = Branch(action="goto" if jump == "-g" else "jump", target=one_line(name, 60))
         branches = (branch,) if name and not does else ()
     else:
         branches = (Branch(action=does),)
-    return Rule(matches=settled(matches, branches), branches=branches, translates=does == "translate", text=shown)
+    return Rule(
+        matches=settled(matches, branches),
+        branches=branches,
+        translates=does == "translate",
+        untracks=does == "untrack",
+        text=shown,
+    )
 
 
 def _match(key: str, value: str, family: str, protocol: str, *, negated: bool) -> list[Match]:
@@ -144,11 +152,15 @@ _MODULES = frozenset(
 
 
 def settled(matches: list[Match], branches: tuple[Branch, ...]) -> tuple[Match, ...]:
-    """With conditions that the sender chooses: of a rule that lets in they hold, of another they may."""
+    """With conditions that the sender chooses: of a rule that does nothing but let in they hold, of another they
+    may."""
     kept = [match for match in matches if match.key != CHOSEN]
     if len(kept) == len(matches):
         return tuple(kept)
     actions = {branch.action for branch in branches}
-    if actions & {"jump", "goto"}:
-        return (*kept, Match(key=CHOSEN))
-    return tuple(kept if actions & {"accept", "queue"} else [*kept, Match(key="")])
+    lets = actions & {"accept", "queue"}
+    if lets == actions and lets:
+        return tuple(kept)
+    # Of one that only keeps out nothing is sure.
+    either = lets or not actions or actions & {"jump", "goto"}
+    return (*kept, Match(key=CHOSEN if either else ""))

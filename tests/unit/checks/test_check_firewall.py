@@ -322,8 +322,13 @@ def test_conditions_that_are_not_understood_are_told() -> None:
     # One datagram that got past the filter may be what such a rule lets in.
     seen = observed(ruleset=rules, **_accounts(reached={"tcp": 0, "udp": 6}))
     assert keys(seen, allowed) == {("let-in", "udp")}
-    # What is of TCP, was tried.
+    # What is of TCP, was tried, but not with that mark.
     marked[0] = match(field("tcp", "dport"), 9999)
+    seen = observed(ruleset=read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, marked)))
+    assert keys(seen, severity=Severity.UNPROVEN) == keys(seen) == both
+    assert keys(seen, allowing(protocol="tcp", ports=(9999,))) == set()
+    # What the card is, it stays.
+    marked[1] = match({"meta": {"key": "iiftype"}}, "ether")
     seen = observed(ruleset=read(table(LOOPBACK, ESTABLISHED, NEIGHBOURS, marked)))
     assert keys(seen) == set()
     assert keys(seen, severity=Severity.REMARK) == both
@@ -334,12 +339,12 @@ def test_conditions_that_are_not_understood_are_told() -> None:
     [
         ([match({"ct": {"key": "state"}}, "established", "in"), {"xt": None}, {"accept": None}], Severity.REMARK),
         ([match({"meta": {"key": "iifname"}}, "lo"), {"xt": None}, {"accept": None}], Severity.REMARK),
-        ([match({"meta": {"key": "l4proto"}}, "tcp"), {"xt": None}, {"accept": None}], Severity.REMARK),
+        ([match({"meta": {"key": "l4proto"}}, "tcp"), {"xt": None}, {"accept": None}], Severity.UNPROVEN),
         ([match({"meta": {"key": "l4proto"}}, "udp"), {"xt": None}, {"accept": None}], Severity.UNPROVEN),
         ([{"xt": None}, {"jump": {"target": "more"}}], Severity.UNPROVEN),
         ([{"xt": None}, {"jump": {"target": "drops"}}], Severity.REMARK),
         ([{"queue": {}}], Severity.UNPROVEN),
-        ([match(field("tcp", "dport"), 5), {"queue": {}}], Severity.REMARK),
+        ([match(field("tcp", "dport"), 5), {"queue": {}}], Severity.UNPROVEN),
         ([{"xt": None}, {"drop": None}], None),
         ([{"xt": None}, {"return": None}], None),
     ],
@@ -434,7 +439,7 @@ def test_rules_for_groups_are_doors() -> None:
         (match({"fib": {"result": "type", "flags": ["daddr"]}}, "multicast"), {"udp/multicast"}),
         (match(field("ip", "daddr"), "255.255.255.255"), {"udp/broadcast"}),
         (match(field("ip", "daddr"), {"prefix": {"addr": "224.0.0.0", "len": 4}}), {"udp/multicast"}),
-        (match(field("ip", "daddr"), "10.0.2.99"), set()),
+        (match(field("ip", "daddr"), "10.0.2.99"), {"tcp/10.0.2.99", "udp/10.0.2.99"}),
     ],
 )
 def test_rules_for_whatever_is_for_many(condition: dict[str, Any], subjects: set[str]) -> None:

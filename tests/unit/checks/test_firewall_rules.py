@@ -10,8 +10,11 @@ from firewall_samples import ESTABLISHED, LOOPBACK, clean_rules, field, match, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_osgates.checks.firewall.named import named_ports, unnamed_port
 from pytest_osgates.checks.firewall.rules import (
     _UNDERSTOOD,
+    PORTS,
+    PROTOCOLS,
     Branch,
     Chain,
     Match,
@@ -20,9 +23,7 @@ from pytest_osgates.checks.firewall.rules import (
     Ruleset,
     input_chains,
     is_translated,
-    named_ports,
     outcomes,
-    unnamed_port,
 )
 
 SSH = Packet("ipv4", "tcp", 22, "192.0.43.70", "eth0", "10.0.2.15")
@@ -173,7 +174,8 @@ def test_all_base_chains_are_asked_and_those_of_other_hooks_are_not() -> None:
 
 def test_what_is_said_to_be_understood_is() -> None:
     for key in _UNDERSTOOD:
-        values = {"ip saddr": "10.0.0.1", "ip daddr": "10.0.0.1", "ct state": "new"}.get(key, "1")
+        address = {"ip saddr": "10.0.0.1", "ip daddr": "10.0.0.1"}
+        values = address.get(key, "1" if key in (*PORTS, *PROTOCOLS) else "new")
         one = Rule(matches=(Match(key=key, values=(values,)),), branches=(Branch(action="accept"),))
         chain = Chain(family="inet", table="t", name="i", hook="input", policy="drop", rules=(one,))
         typed = replace(SSH, icmp_type="echo-request")

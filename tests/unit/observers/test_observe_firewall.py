@@ -15,7 +15,8 @@ from local_shell import local_shell
 
 from pytest_osgates.checks.apparmor_running import ProcessSeen, RunningSeen, SocketSeen
 from pytest_osgates.checks.firewall import FirewallPolicy
-from pytest_osgates.checks.firewall.rules import Packet, not_understood, outcomes
+from pytest_osgates.checks.firewall.named import not_understood
+from pytest_osgates.checks.firewall.rules import Packet, outcomes
 from pytest_osgates.checks.firewall.seen import Answers
 from pytest_osgates.model import State
 from pytest_osgates.observers import firewall

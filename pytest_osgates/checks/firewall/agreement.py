@@ -22,7 +22,7 @@ from pytest_osgates.checks.firewall.named import (
     unnamed_port,
 )
 from pytest_osgates.checks.firewall.policy import FirewallPolicy
-from pytest_osgates.checks.firewall.rules import ACCEPT, Cast, Family, Packet, is_translated, outcomes
+from pytest_osgates.checks.firewall.rules import ACCEPT, Cast, Family, Packet, is_translated, outcomes, steps
 from pytest_osgates.checks.firewall.said import finding, unproven
 from pytest_osgates.checks.firewall.seen import FirewallObservation, Sweep, datagram
 from pytest_osgates.model import Finding, Severity
@@ -39,7 +39,13 @@ _NOBODYS = {"ipv4": "198.51.100.77", "ipv6": "2001:db8:ffff::77"}
 _NO_GROUP = {"ipv4": "233.252.0.77", "ipv6": "ff0e::db8:0:77"}
 # As many questions to the rules a sweep, and as many sockets that wait, as are looked at.
 MAX_ASKED = 20_000
+_WORK = 20_000_000
 MAX_LISTENERS = 500
+
+
+def _most_asked(seen: FirewallObservation) -> int:
+    """As many questions as can be answered in a minute or so."""
+    return min(MAX_ASKED, _WORK // max(1, steps(seen.ruleset)))
 
 
 def card_of(seen: FirewallObservation) -> str:
@@ -117,8 +123,12 @@ def _turned(
         return
     ranges = named_ports(rules, sweep.protocol)
     ports = {port for first, last in ranges for port in (first, last)} | {unnamed_port(rules, sweep.protocol)}
-    for port in sorted(ports)[: 2 * MAX_PORTS + 1]:
-        packets = (packet_for(seen, sweep, sweep.protocol, port, aim) for aim in aims[:MAX_ADDRESSES])
+    aims = aims[:MAX_ADDRESSES]
+    most = _most_asked(seen) // max(1, len(aims))
+    if len(ports) > most:
+        yield f"{sweep.protocol}/more ports than are asked about!"
+    for port in sorted(ports)[:most]:
+        packets = (packet_for(seen, sweep, sweep.protocol, port, aim) for aim in aims)
         if any(is_translated(rules, packet) for packet in packets):
             allowed = policy.documented(sweep.protocol, port, sweep.family, sweep.origin)
             yield f"{sweep.protocol}/{port}{'' if allowed else '!'}"
@@ -237,7 +247,7 @@ def _ports(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> I
     if len(named) > len(ranges):
         yield _many(f"{sweep.protocol} ports", f"the rules name {len(named)} ranges of ports")
     points = _points(ranges, policy)
-    left = MAX_ASKED
+    left = _most_asked(seen)
     for first, last in ranges:
         ports = [
             port
@@ -302,7 +312,7 @@ def _others(seen: FirewallObservation, policy: FirewallPolicy, sweep: Sweep) -> 
     # Where a target is let in with whatever protocol, the finding is that of UDP.
     free = unnamed_port(seen.ruleset, "udp")
     aims = [None, *(aim for aim in every[:MAX_ADDRESSES] if not accepts(seen, sweep, free, "udp", aim))]
-    left = MAX_ASKED
+    left = _most_asked(seen)
     for protocol in named_protocols(seen.ruleset, sweep.family):
         if policy.documented("other", protocol, sweep.family, sweep.origin):
             continue

@@ -9,7 +9,7 @@ from pytest_osgates.checks.firewall.agreement import accepts, agreement, card_of
 from pytest_osgates.checks.firewall.named import Opaque, not_understood, unnamed_port
 from pytest_osgates.checks.firewall.policy import Allowed, FirewallPolicy
 from pytest_osgates.checks.firewall.proof import forwards, losses, vacuity
-from pytest_osgates.checks.firewall.rules import ACCEPT, Family, input_chains, outcomes
+from pytest_osgates.checks.firewall.rules import ACCEPT, MOST_STEPS, Family, Ruleset, input_chains, outcomes, steps
 from pytest_osgates.checks.firewall.said import finding, places, unproven
 from pytest_osgates.checks.firewall.seen import Answers, BootAnswer, FirewallObservation, Sweep, datagram, place
 from pytest_osgates.model import Finding, Severity
@@ -23,6 +23,7 @@ CANARIES = range(0x8000, 0x10000)
 
 def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
     """First whether what was tried can be believed, then the rules, then what answered, then whether they agree."""
+    seen = _bounded(seen)
     findings = [*vacuity(seen, policy), *losses(seen, policy), *_ruleset(seen, policy)]
     # Whatever holds of the rules before must hold of those after.
     later = None if seen.again is None else seen.model_copy(update={"ruleset": seen.again})
@@ -58,6 +59,16 @@ def judge(seen: FirewallObservation, policy: FirewallPolicy) -> list[Finding]:
                 )
             )
     return findings
+
+
+def _bounded(seen: FirewallObservation) -> FirewallObservation:
+    """Rules that take too long to follow count as not read: a guest may write chains that jump at each other."""
+    changes: dict[str, Ruleset] = {}
+    for name, rules in (("ruleset", seen.ruleset), ("again", seen.again)):
+        if rules is not None and not rules.problem and (count := steps(rules)) > MOST_STEPS:
+            what = f"following one packet may take {count} steps: more than {MOST_STEPS} are not followed"
+            changes[name] = rules.model_copy(update={"problem": what})
+    return seen.model_copy(update=changes) if changes else seen
 
 
 def _wrong(findings: list[Finding]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ what surely comes in, such a rule neither lets in nor keeps out, but may end its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +44,10 @@ _FACTS = (
 _UNDERSTOOD = frozenset({*PORTS, *_TYPES, *ADDRESSES, *PROTOCOLS, *CARDS, *_FACTS})
 DEPTH = 16
 BUDGET = 200_000
+# Steps that one packet may take at most: more are not followed for thousands of packets.
+MOST_STEPS = 50_000
+# Values of a condition that are looked at in the time of one step.
+_VALUES = 16
 Cast = Literal["host", "multicast", "broadcast"]
 
 
@@ -133,6 +137,34 @@ ACCEPT, DENY = "accept", frozenset({"drop", "reject"})
 # Whoever attacks writes all of a packet, and as many or as few as he likes: such a condition keeps nobody out. In a
 # rule that lets in it is left out; where a rule jumps, the sender chooses.
 CHOSEN = "the sender's choice"
+
+
+def steps(ruleset: Ruleset) -> int:
+    """The most that one packet may take through all its base chains, however often chains lead back to themselves."""
+    chains = {(chain.family, chain.table, chain.name): chain for chain in ruleset.chains}
+    own = {
+        key: [(1 + _values(rule), _targets(chain, rule, chains)) for rule in chain.rules]
+        for key, chain in chains.items()
+    }
+    beyond = dict.fromkeys(chains, 1)
+    for _ in range(DEPTH + 1):
+        beyond = {
+            key: min(sum(cost + sum(beyond[target] for target in targets) for cost, targets in rules), 10**9)
+            for key, rules in own.items()
+        }
+    return sum(beyond[chain.family, chain.table, chain.name] for chain in ruleset.chains if chain.hook in HOOKS)
+
+
+def _values(rule: Rule) -> int:
+    of_matches = sum(len(match.values) for match in rule.matches)
+    return (of_matches + sum(len(branch.values) for branch in rule.branches)) // _VALUES
+
+
+def _targets(chain: Chain, rule: Rule, chains: Mapping[tuple[str, str, str], Chain]) -> list[tuple[str, str, str]]:
+    keys = (
+        (chain.family, chain.table, branch.target) for branch in rule.branches if branch.action in ("jump", "goto")
+    )
+    return [key for key in keys if key in chains]
 
 
 def base_chains(ruleset: Ruleset, family: Family, interface: str = "") -> list[Chain]:

@@ -305,7 +305,8 @@ def _metadata(copy: _Copy, size: int, faults: tuple[str, ...]) -> Header:
     if first + area > size:
         config.wrong("the area of the keyslots reaches beyond the partition")
     segments = _segments(root["segments"], first + area, size)
-    volume, known = _digests(root["digests"], {segment.name for segment in segments})
+    encrypted = {segment.name for segment in segments if segment.type == "crypt" and segment.in_use}
+    volume, known = _digests(root["digests"], {segment.name for segment in segments}, encrypted)
     keyslots = _keyslots(root["keyslots"], first, first + area, volume)
     numbers = {slot.number for slot in keyslots}
     if known - numbers:
@@ -397,8 +398,8 @@ def _segments(segments: _Json, first: int, size: int) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def _digests(digests: _Json, segments: set[str]) -> tuple[set[int], set[int]]:
-    """Keyslots that open a segment, and all that a digest names."""
+def _digests(digests: _Json, segments: set[str], encrypted: set[str]) -> tuple[set[int], set[int]]:
+    """Keyslots that open a segment, and all that a digest names. Each that is `encrypted` has one."""
     volume: set[int] = set()
     known: set[int] = set()
     covered: set[str] = set()
@@ -413,6 +414,8 @@ def _digests(digests: _Json, segments: set[str]) -> tuple[set[int], set[int]]:
             covered |= of
     if not covered:
         digests.wrong("none of a segment")
+    if encrypted - covered:
+        digests.wrong(f"none of segment {', '.join(sorted(encrypted - covered))}")
     return volume, known
 
 

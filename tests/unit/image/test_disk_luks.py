@@ -184,6 +184,7 @@ def contradictions() -> dict[str, dict[str, Any] | bytes]:
         "keyslots that are not there": metadata(digests={"0": {"keyslots": ["4"], "segments": ["0"]}}),
         "a segment that is not there": metadata(digests=covering("3")),
         "none of a segment": metadata(digests={}),
+        "none of segment 1": metadata(segments=segments((DATA, 4096), (DATA + 4096, 4096)), digests=covering("0")),
         "outside the partition": metadata(segments=segments((DATA, 1 << 40))),
         "in the metadata": metadata(segments=segments((4096, "dynamic"))),
         "0 and 1 overlap": metadata(segments=segments((DATA, 8192), (DATA + 4096, 512))),

@@ -26,6 +26,7 @@ from pytest_osgates.judging import judge
 from pytest_osgates.model import Verdict
 from pytest_osgates.observers import tpm
 from pytest_osgates.observers.tpm import Row, observe
+from pytest_osgates.observers.tpm_slots import Slots
 from pytest_osgates.observers.tpm_talk import Login, Phrases
 from pytest_osgates.vm.errors import GuestFailed, MachineDied, UsageError
 from pytest_osgates.vm.home import Home
@@ -190,7 +191,7 @@ def play(tmp_path: Path, original: Home, monkeypatch: pytest.MonkeyPatch) -> Pla
         monkeypatch.setattr(tpm, "Machine", machine)
         monkeypatch.setattr(tpm, "Talk", type("Now", (ScriptedTalk,), {"script": script}))
         monkeypatch.setattr(tpm, "type_at_grub", lambda *given: script.grub)
-        monkeypatch.setattr(tpm, "slots", lambda disk: (slot,))
+        monkeypatch.setattr(tpm, "slots", lambda disk: Slots((slot,)))
         monkeypatch.setattr("pytest_osgates.vm.home.create_overlay", lambda base, overlay: overlay.touch())
 
         def spec(name: str, home: Home, with_tpm: bool) -> MachineSpec:

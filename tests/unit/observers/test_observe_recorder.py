@@ -20,6 +20,8 @@ from pytest_osgates.vm.guest.channel import GuestShell, ShellResult
 
 # Five columns of flags since Linux 5.17, four before.
 LINE = "          {comm}-{pid}   [001] {flags} 55830.{at:06}: {text}"
+# The kernel of this host, and one instance of its trace.
+ONE_AT_A_TIME = pytest.mark.xdist_group("trace")
 
 
 def line(pid: int, text: str, *, at: int = 1, flags: str = ".....", comm: str = "sh") -> str:
@@ -158,6 +160,7 @@ def test_any_text_is_read(text: str, at: int) -> None:
     told(text)
 
 
+@ONE_AT_A_TIME
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may record")
 def test_a_record_made_here(tmp_path: Path) -> None:
     shell = local_shell(tmp_path)
@@ -179,6 +182,7 @@ def test_a_record_made_here(tmp_path: Path) -> None:
     assert not os.path.ismount(tmp_path / "tracing")
 
 
+@ONE_AT_A_TIME
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may record")
 @pytest.mark.parametrize("way", ["os.dup2(s.fileno(), 0); sent(0)", "os.set_inheritable(s.fileno(), True); become()"])
 def test_a_copied_descriptor_and_an_inherited_one_here(tmp_path: Path, way: str) -> None:

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -16,12 +18,18 @@ from local_shell import local_shell
 
 from pytest_osgates.observers.confinement import recorder
 from pytest_osgates.observers.confinement.recorder import Recorded, Recording, attribute
+from pytest_osgates.paths import alone
 from pytest_osgates.vm.guest.channel import GuestShell, ShellResult
 
 # Five columns of flags since Linux 5.17, four before.
 LINE = "          {comm}-{pid}   [001] {flags} 55830.{at:06}: {text}"
-# The kernel of this host, and one instance of its trace.
-ONE_AT_A_TIME = pytest.mark.xdist_group("trace")
+
+
+@pytest.fixture
+def alone_here() -> Iterator[None]:
+    """There is one kernel here, and one instance of its trace."""
+    with alone(Path(tempfile.gettempdir(), "osgates-tests-trace.lock"), 300.0):
+        yield
 
 
 def line(pid: int, text: str, *, at: int = 1, flags: str = ".....", comm: str = "sh") -> str:
@@ -160,9 +168,8 @@ def test_any_text_is_read(text: str, at: int) -> None:
     told(text)
 
 
-@ONE_AT_A_TIME
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may record")
-def test_a_record_made_here(tmp_path: Path) -> None:
+def test_a_record_made_here(tmp_path: Path, alone_here: None) -> None:
     shell = local_shell(tmp_path)
     recording = recorder.start(shell)
     if recording.problem:
@@ -182,10 +189,9 @@ def test_a_record_made_here(tmp_path: Path) -> None:
     assert not os.path.ismount(tmp_path / "tracing")
 
 
-@ONE_AT_A_TIME
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may record")
 @pytest.mark.parametrize("way", ["os.dup2(s.fileno(), 0); sent(0)", "os.set_inheritable(s.fileno(), True); become()"])
-def test_a_copied_descriptor_and_an_inherited_one_here(tmp_path: Path, way: str) -> None:
+def test_a_copied_descriptor_and_an_inherited_one_here(tmp_path: Path, alone_here: None, way: str) -> None:
     shell = local_shell(tmp_path)
     recording = recorder.start(shell)
     if recording.problem:
@@ -205,7 +211,7 @@ s = socket.socket(2, 2)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     seen = recorder.stop(shell, recording, os.path.realpath)
-    assert "inet datagram, sent" in seen.programs[os.path.realpath(sys.executable)]
+    assert "inet datagram, sent" in seen.programs.get(os.path.realpath(sys.executable), ()), seen
     assert str(copy) not in seen.programs
 
 

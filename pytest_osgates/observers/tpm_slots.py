@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ TYPE = "systemd-tpm2"
 # By which no TPM opens anything: systemd-cryptenroll(1), cryptsetup-token(8).
 _WITHOUT_TPM = frozenset({"systemd-recovery", "systemd-fido2", "systemd-pkcs11", "luks2-keyring"})
 # In which a LUKS volume may lie, and is not looked for.
-_AROUND = frozenset({"LVM2_member", "linux_raid_member", "bcache", "DM_integrity", "DM_verity_hash"})
+_AROUND = frozenset({"LVM2_member", "linux_raid_member", "bcache", "DM_integrity"})
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ def slots(disk: Path) -> Slots:
                 subject = f"partition {part.number}, token {token.number}"
                 if token.type == TYPE:
                     found.append(_slot(subject, token))
-                    keys += _keys(token)
+                    if token.pubkey:
+                        keys.append(token.pubkey)
                 elif token.type not in _WITHOUT_TPM:
                     others.append(f"{subject}: of the type {one_line(token.type, 60)!r}")
     return Slots(tuple(found), tuple(others), tuple(keys))
@@ -64,8 +64,3 @@ def _slot(subject: str, token: luks.Token) -> TpmSlot:
         pin=token.pin,
         pcrlock=token.pcrlock,
     )
-
-
-def _keys(token: luks.Token) -> Iterator[bytes]:
-    if token.pubkey:
-        yield token.pubkey

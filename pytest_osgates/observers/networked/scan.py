@@ -449,10 +449,12 @@ class _Scan:
             yield from self._command(command, [], depth, name)
 
     def _told(self, item: Item, text: str) -> None:
-        """Note it where a text has more commands than are followed."""
+        """Note it where a text has more commands than are followed. That a shell is documented is no word on them."""
         if has_more(text):
+            what = f"it is given more than {MAX_COMMANDS} commands, and not all are followed"
             draft = self.drafts.setdefault(item.path, Draft(item, sha256=_digest(item)))
-            draft.add(Kind.UNTOLD, f"it is given more than {MAX_COMMANDS} commands, and not all are followed")
+            draft.add(Kind.UNTOLD, what)
+            self.unreadable[item.path] = what
 
     def _command(self, words: tuple[str, ...], lost: list[str], depth: int, through: str) -> Iterator[Started]:
         """What a command starts that another program runs."""

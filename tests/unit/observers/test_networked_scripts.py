@@ -502,3 +502,7 @@ def test_more_commands_than_are_followed() -> None:
         found = entry_of(files, "/usr/bin/dash")
         assert found is not None
         assert (found[0], Kind.UNTOLD in found[1]) == (wanted, wanted is Tier.B)
+        # That the shell is documented must not excuse what it starts.
+        unread = [(file.path, file.why) for file in scan(root(BASE | files)).unreadable]
+        told = "it is given more than 10000 commands, and not all are followed"
+        assert unread == ([("/usr/bin/dash", told)] if wanted is Tier.B else [])
